@@ -1,0 +1,96 @@
+"""Errors: one base; each knows its exit code and what the person at the terminal does next. Pure: no I/O."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+# sysexits.h, as in DESIGN.md, "Exit codes".
+EXIT_OK = 0
+EXIT_BUG = 1
+EXIT_UNAVAILABLE = 69
+EXIT_MIGRATION = 70
+EXIT_LOCKED = 75
+EXIT_CONFIG = 78
+
+
+class OrchestratorError(Exception):
+    """Something that the program foresaw and can explain.
+
+    `message` says what and where, `remedy` what to do next, `facts` are keys for the log line. None of the three ever
+    holds a secret. `restart_helps` is False where starting again changes nothing.
+    """
+
+    exit_code: ClassVar[int] = EXIT_BUG
+    restart_helps: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, remedy: str = "", facts: Mapping[str, object] | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+        self.facts: dict[str, object] = dict(facts or {})
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong with the configuration. `found` is never the value, only its shape where that helps."""
+
+    variable: str
+    problem: str
+    expected: str
+    example: str
+
+
+class ConfigurationError(OrchestratorError):
+    """The settings cannot be used; every problem is in `problems`."""
+
+    exit_code = EXIT_CONFIG
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        lines = [f"{p.variable}: {p.problem}; expected {p.expected}, e.g. {p.example}" for p in self.problems]
+        super().__init__(
+            "; ".join(lines),
+            remedy="Set the variables named above, then start again; `orchestrator config` shows what would be used.",
+            facts={
+                "problems": [
+                    {"variable": p.variable, "problem": p.problem, "expected": p.expected, "example": p.example}
+                    for p in self.problems
+                ]
+            },
+        )
+
+
+class DatabaseUnavailableError(OrchestratorError):
+    """No usable database within `DB_WAIT_TIMEOUT`."""
+
+    exit_code = EXIT_UNAVAILABLE
+    restart_helps = True
+
+
+class ConnectionRefusedForeverError(OrchestratorError):
+    """The server answered in a way that no retry can change: an unknown parameter, a server that is too old."""
+
+    exit_code = EXIT_CONFIG
+
+
+class ListenError(OrchestratorError):
+    """The HTTP port cannot be bound."""
+
+    exit_code = EXIT_CONFIG
+
+
+class LockTimeoutError(OrchestratorError):
+    """Another migrator held the lock for longer than `MIGRATION_LOCK_TIMEOUT`."""
+
+    exit_code = EXIT_LOCKED
+    restart_helps = True
+
+
+class MigrationError(OrchestratorError):
+    """A migration failed, or files and ledger disagree. The database is as it was before the file that is named."""
+
+    exit_code = EXIT_MIGRATION

@@ -1,0 +1,192 @@
+"""The state of a start: its phase, the history of phases, its facts, and who listens. Pure: no I/O, no clock of its own.
+
+Everything below the supervisor speaks through `Lifecycle.emit`; logs, `/health` and the event stream are listeners. The
+phase is the only truth about readiness: nothing else says whether the service serves.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+Level = Literal["debug", "info", "warning", "error"]
+
+
+class Phase(StrEnum):
+    """Where a start is. The order is the only safe one."""
+
+    STARTING = "starting"
+    CONNECTING = "connecting"
+    LOCKING = "locking"
+    EXTENSIONS = "extensions"
+    MIGRATING = "migrating"
+    LAUNCHING = "launching"
+    READY = "ready"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+
+_ENDINGS = frozenset({Phase.STOPPING, Phase.FAILED})
+_NEXT: Mapping[Phase, frozenset[Phase]] = {
+    Phase.STARTING: frozenset({Phase.CONNECTING}) | _ENDINGS,
+    Phase.CONNECTING: frozenset({Phase.LOCKING, Phase.READY, Phase.STOPPED}) | _ENDINGS,
+    # A connection that is lost under the lock, or a standby, sends the start back to CONNECTING.
+    Phase.LOCKING: frozenset({Phase.EXTENSIONS, Phase.CONNECTING, Phase.STOPPED}) | _ENDINGS,
+    Phase.EXTENSIONS: frozenset({Phase.MIGRATING, Phase.CONNECTING}) | _ENDINGS,
+    Phase.MIGRATING: frozenset({Phase.LAUNCHING, Phase.CONNECTING, Phase.STOPPED}) | _ENDINGS,
+    Phase.LAUNCHING: frozenset({Phase.READY, Phase.CONNECTING}) | _ENDINGS,
+    # A database that is lost after READY is CONNECTING again, then READY again, in the same process.
+    Phase.READY: frozenset({Phase.CONNECTING}) | _ENDINGS,
+    Phase.STOPPING: frozenset({Phase.STOPPED, Phase.FAILED}),
+    Phase.STOPPED: frozenset(),
+    Phase.FAILED: frozenset(),
+}
+
+_HISTORY_LIMIT = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One thing that happened: a dotted name in the past tense, and facts. `at` is in Unix seconds."""
+
+    name: str
+    level: Level
+    at: float
+    phase: Phase
+    facts: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseEntry:
+    """One stay in a phase; `entered_at` in Unix seconds, `duration_s` None while it lasts."""
+
+    phase: Phase
+    entered_at: float
+    duration_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What is known of one thing that the service depends on. `at` is in Unix seconds."""
+
+    status: Literal["ok", "pending", "warning", "failed"]
+    at: float
+    facts: Mapping[str, object]
+
+
+@dataclass(slots=True)
+class MigrationCounts:
+    """How far the migrations are. `started_at` is a monotonic time in seconds, None before the first one."""
+
+    applied: int = 0
+    total: int = 0
+    current: str | None = None
+    statement: int = 0
+    statements: int = 0
+    started_at: float | None = None
+    elapsed_s: float | None = None
+
+
+@dataclass(slots=True)
+class Lifecycle:
+    """The state of one process, from exec to exit.
+
+    `now` gives Unix seconds and `monotonic` monotonic seconds; both are handed in, so that a table of cases can test this.
+    Not thread-safe: all calls come from the event loop's thread.
+    """
+
+    now: Callable[[], float]
+    monotonic: Callable[[], float]
+    checks: dict[str, Check] = field(default_factory=dict)
+    migrations: MigrationCounts = field(default_factory=MigrationCounts)
+    warnings: list[dict[str, object]] = field(default_factory=list)
+    was_ready: bool = False
+    connect_attempts: int = 0
+    _phase: Phase = Phase.STARTING
+    _entered_at: float = 0.0
+    _entered_monotonic: float = 0.0
+    _born_monotonic: float = 0.0
+    _history: deque[PhaseEntry] = field(default_factory=lambda: deque(maxlen=_HISTORY_LIMIT))
+    _listeners: list[Callable[[Event], None]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._entered_at = self.now()
+        self._entered_monotonic = self._born_monotonic = self.monotonic()
+
+    @property
+    def phase(self) -> Phase:
+        """The phase now."""
+        return self._phase
+
+    @property
+    def uptime_s(self) -> float:
+        """Seconds since this object was made, which is the start of the process for all a prober can see."""
+        return self.monotonic() - self._born_monotonic
+
+    @property
+    def history(self) -> list[PhaseEntry]:
+        """The phases so far, the present one last; bounded to the newest 200."""
+        present = PhaseEntry(self._phase, self._entered_at, None)
+        return [*self._history, present]
+
+    def durations_s(self) -> dict[str, float]:
+        """Seconds spent in each phase until now, the present one included."""
+        total: dict[str, float] = {}
+        for entry in self._history:
+            total[entry.phase] = total.get(entry.phase, 0.0) + (entry.duration_s or 0.0)
+        total[self._phase] = total.get(self._phase, 0.0) + self.monotonic() - self._entered_monotonic
+        return total
+
+    def listen(self, listener: Callable[[Event], None]) -> Callable[[], None]:
+        """Call `listener` for each event, at once and in order; returns what ends it. A listener must not raise."""
+        self._listeners.append(listener)
+
+        def end() -> None:
+            if listener in self._listeners:
+                self._listeners.remove(listener)
+
+        return end
+
+    def emit(self, name: str, *, level: Level = "info", **facts: object) -> None:
+        """Tell every listener that `name` happened."""
+        event = Event(name=name, level=level, at=self.now(), phase=self._phase, facts=facts)
+        for listener in tuple(self._listeners):
+            listener(event)
+
+    def enter(self, phase: Phase, **facts: object) -> None:
+        """Go to `phase` and emit `phase.entered` with the name and duration of the one that ended.
+
+        Raises:
+            AssertionError: the step is not one of the order of a start; that is a bug of ours.
+        """
+        if phase is self._phase:
+            return
+        assert phase in _NEXT[self._phase], f"illegal phase step {self._phase} → {phase}"  # noqa: S101
+        ended, duration_s = self._phase, self.monotonic() - self._entered_monotonic
+        self._history.append(PhaseEntry(ended, self._entered_at, duration_s))
+        self._phase, self._entered_at, self._entered_monotonic = phase, self.now(), self.monotonic()
+        self.was_ready = self.was_ready or phase is Phase.READY
+        self.emit(
+            "phase.entered",
+            level="error" if phase is Phase.FAILED else "info",
+            previous=str(ended),
+            previous_duration_s=round(duration_s, 3),
+            **facts,
+        )
+
+    def check(self, name: str, status: Literal["ok", "pending", "warning", "failed"], **facts: object) -> None:
+        """Remember the newest outcome of the check `name`; `/health` shows it."""
+        self.checks[name] = Check(status=status, at=self.now(), facts=facts)
+
+    def warn(self, name: str, **facts: object) -> None:
+        """Emit a warning that also stands on `/health` until the process ends; the same warning is kept once."""
+        entry: dict[str, object] = {"event": name, **facts}
+        if entry not in self.warnings:
+            self.warnings.append(entry)
+        self.emit(name, level="warning", **facts)

@@ -1,0 +1,311 @@
+"""Logs: one line an event, for machines off a terminal and for people on one. Touches the logging of the whole process.
+
+Logs go to the stream that the caller gives: stderr by convention, so that the results of commands own stdout. What the
+standard library's loggers say (asyncpg, aiohttp, asyncio, warnings) takes the same way. No secret leaves: exact secrets
+that the caller names, and whatever looks like the password of a URL, are replaced last of all.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence, Set
+from datetime import UTC, datetime
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import TextIO
+
+    from structlog.typing import EventDict, Processor, WrappedLogger
+
+    from orchestrator.lifecycle import Event
+
+
+def _import_structlog() -> Any:
+    """Import structlog without rich.
+
+    structlog.dev and structlog.tracebacks import rich where it is installed: 65 of 120 ms here, for tracebacks with
+    local variables that we never show. `None` in sys.modules is Python's own word for "not to be imported"; what was
+    there before is put back, so that the commands that draw tables get rich as usual.
+    """
+    if "structlog" not in sys.modules and "rich" not in sys.modules:
+        sys.modules["rich"] = None  # type: ignore[assignment]
+        try:
+            import structlog
+        finally:
+            del sys.modules["rich"]
+    import structlog
+    import structlog.dev
+    import structlog.stdlib
+    import structlog.tracebacks
+
+    return structlog
+
+
+structlog = _import_structlog()
+
+HIDDEN = "***"
+LEVELS = ("debug", "info", "warning", "error")
+_KEYS = ("timestamp", "level", "event", "logger", "version", "phase")
+_SECRET_LENGTH_MIN = 4
+_DEPTH_MAX = 8
+# Words that the lines hold anyway. To hide one would show where the password stands, and garble every other line; the
+# passwords of first runs (POSTGRES_PASSWORD=postgres) are such words.
+_COMMON_WORDS = frozenset(
+    {"postgres", "postgresql", "password", "orchestrator", "database", "localhost", "drizzle", "public"}
+)
+# scheme://user:password@ up to the last @ of the run, since an unescaped password may hold one.
+_URL_PASSWORD = re.compile(r"(?P<head>[A-Za-z][A-Za-z0-9+.\-]*://[^\s/:@]*:)[^\s]*@")
+# password=… and sslpassword=… in a query or a keyword/value string, PASSWORD '…' in SQL.
+_NAMED_PASSWORD = re.compile(
+    r"""(?P<head>password\s*=\s*)(?:'(?:[^'\\]|\\.)*'|[^\s&"',;]+)|(?P<sql>password\s+)'(?:[^']|'')*'""", re.IGNORECASE
+)
+
+
+def _redactor(secrets: Iterable[str]) -> Callable[[str], str]:
+    """What takes every secret out of a text."""
+    # The longest first: a secret that holds another one must not leave its rest behind.
+    exact = sorted(
+        {s for s in secrets if len(s) >= _SECRET_LENGTH_MIN and s not in _COMMON_WORDS}, key=len, reverse=True
+    )
+    # repr() and JSON inside a text write some characters otherwise.
+    spellings = [spelling for s in exact for spelling in {s, repr(s)[1:-1], _percent_encoded(s)}]
+    exact_pattern = re.compile("|".join(map(re.escape, spellings))) if spellings else None
+
+    def redact(text: str) -> str:
+        if exact_pattern is not None:
+            text = exact_pattern.sub(HIDDEN, text)
+        if "://" in text:
+            text = _URL_PASSWORD.sub(rf"\g<head>{HIDDEN}@", text)
+        if "assword" in text or "ASSWORD" in text:
+            text = _NAMED_PASSWORD.sub(_hide_named, text)
+        return text
+
+    return redact
+
+
+def _hide_named(match: re.Match[str]) -> str:
+    return f"{match['head'] or match['sql']}{HIDDEN}"
+
+
+def _percent_encoded(text: str) -> str:
+    return "".join(
+        c
+        if c.isascii() and (c.isalnum() or c in "-._~")
+        else "".join(f"%{b:02X}" for b in c.encode("utf-8", "replace"))
+        for c in text
+    )
+
+
+def _plain(value: object, redact: Callable[[str], str], depth: int = 0) -> Any:
+    """`value` made of JSON's own types only, with every text redacted.
+
+    Anything else is its `str`: an object's own fields (a DSN's, for one) are never looked into.
+    """
+    if value is None or isinstance(value, (bool, float)):
+        return value
+    if isinstance(value, Enum):
+        return _plain(value.value, redact, depth + 1)
+    if isinstance(value, int):
+        return int(value) if abs(value) < 2**63 else str(value)
+    if isinstance(value, str):
+        # Lone surrogates (a file name that is no UTF-8) cannot be written to a stream.
+        return redact(str(value)).encode("utf-8", "backslashreplace").decode("utf-8")
+    if depth < _DEPTH_MAX:
+        if isinstance(value, Mapping):
+            return {str(_plain(str(k), redact, depth)): _plain(v, redact, depth + 1) for k, v in value.items()}
+        if isinstance(value, (Sequence, Set)) and not isinstance(value, (bytes, bytearray, memoryview)):
+            return [_plain(item, redact, depth + 1) for item in value]
+    if isinstance(value, datetime):
+        return value.isoformat()
+    try:
+        text = str(value)
+    except Exception as error:  # noqa: BLE001 - a fact that cannot be shown must not cost the line
+        text = f"<{type(value).__name__}: {type(error).__name__} in its str()>"
+    return _plain(text, redact, depth)
+
+
+def _timestamp(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+class _Shape:
+    """Gives every line its keys, in their order. A fact that bears the name of a key becomes `fact_…`."""
+
+    def __init__(self, version: str, phase: Callable[[], str]) -> None:
+        self._version = version
+        self._phase = phase
+
+    def __call__(self, _logger: WrappedLogger, _method: str, event_dict: EventDict) -> EventDict:
+        record: logging.LogRecord = event_dict.pop("_record")
+        event_dict.pop("_from_structlog")
+        of_lifecycle: Event | None = event_dict.pop("_lifecycle_event", None)
+        shaped: dict[str, Any] = {
+            "timestamp": _timestamp(record.created if of_lifecycle is None else of_lifecycle.at),
+            "level": "error" if record.levelno >= logging.ERROR else record.levelname.lower(),
+            "event": event_dict.pop("event", ""),
+            "logger": record.name,
+            "version": self._version,
+            "phase": str(self._phase() if of_lifecycle is None else of_lifecycle.phase),
+        }
+        facts = event_dict if of_lifecycle is None else {**of_lifecycle.facts, **event_dict}
+        for key, value in facts.items():
+            shaped[f"fact_{key}" if key in _KEYS else key] = value
+        return shaped
+
+
+def _exception(show: Callable[[Any], Any]) -> Processor:
+    """Turns `exc_info` into `exception` by `show`, which gets the triple."""
+
+    def process(_logger: WrappedLogger, _method: str, event_dict: EventDict) -> EventDict:
+        info = event_dict.pop("exc_info", None)
+        if isinstance(info, BaseException):
+            info = (type(info), info, info.__traceback__)
+        elif info and not isinstance(info, tuple):
+            info = sys.exc_info()
+        if info and info[1] is not None:
+            event_dict["exception"] = show(info)
+        return event_dict
+
+    return process
+
+
+def _traceback_text(info: Any) -> str:
+    """A traceback as Python prints it: without local variables."""
+    import traceback  # late: loaded with the first exception that is shown
+
+    return "".join(traceback.format_exception(*info)).rstrip()
+
+
+class _Lines(logging.Handler):
+    """Writes lines to a stream, and outlives it: a reader that is gone must not end a service."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream = stream
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = self.format(record)
+        except Exception as error:  # noqa: BLE001 - a line that cannot be made is told, and never raised to who logged
+            line = (
+                f'{{"level":"error","event":"logs.line_lost","logger":"{__name__}","error":"{type(error).__name__}"}}'
+            )
+        try:
+            self._stream.write(f"{line}\n")
+            self._stream.flush()
+        except BrokenPipeError:
+            self._abandon()
+        except (OSError, ValueError):
+            # A full non-blocking stream (BlockingIOError), a full disk, a stream that was closed: the line is lost.
+            return
+
+    def _abandon(self) -> None:
+        """Point the dead pipe at /dev/null, else Python's own flush at exit turns the exit code into 120."""
+        try:
+            null = os.open(os.devnull, os.O_WRONLY)
+            try:
+                os.dup2(null, self._stream.fileno())
+            finally:
+                os.close(null)
+        except (OSError, ValueError):
+            return
+
+
+def configure(
+    *,
+    level: str,
+    log_format: str,
+    stream: TextIO,
+    version: str,
+    phase: Callable[[], str],
+    secrets: Iterable[str] = (),
+    colour: bool = True,
+) -> None:
+    """Send every logger of the process, structlog's and the standard library's, to `stream`.
+
+    `level` is one of LEVELS; `log_format` is "json", "console", or "auto": console on a terminal, else JSON. `phase` is asked for
+    each line that is not a Lifecycle event's. `colour=False` keeps a terminal's lines plain. `secrets` (of 4 characters or more) never appear in any line, in whatever
+    spelling. May be called again: the last call counts.
+    """
+    redact = _redactor(secrets)
+    on_terminal = _is_terminal(stream)
+    as_json = log_format == "json" or (log_format == "auto" and not on_terminal)
+
+    def clean(_logger: WrappedLogger, _method: str, event_dict: EventDict) -> EventDict:
+        plain: EventDict = _plain(event_dict, redact)
+        return plain
+
+    if as_json:
+        show_exception = structlog.tracebacks.ExceptionDictTransformer(show_locals=False, max_frames=30)
+        last: list[Any] = [clean, _to_json]
+    else:
+        show_exception = _traceback_text
+        last = [clean, _for_people, _console_renderer(colours=on_terminal and colour)]
+
+    handler = _Lines(stream)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(processors=[_Shape(version, phase), _exception(show_exception), *last])
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    # warnings.warn() of a library (asyncpg's about a password file, for one) is a line like every other.
+    logging.captureWarnings(True)
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            structlog.stdlib.PositionalArgumentsFormatter(),
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=False,
+    )
+
+
+def event_logger(name: str = "orchestrator") -> Callable[[Event], None]:
+    """A listener for `Lifecycle.listen` that writes each event as a line of the logger `name`.
+
+    Time and phase are the event's own. A fact `exc_info` (an exception) becomes the line's `exception`. Never raises.
+    """
+    logger = structlog.stdlib.get_logger(name)
+
+    def log(event: Event) -> None:
+        logger.log(logging.getLevelNamesMapping()[event.level.upper()], event.name, _lifecycle_event=event)
+
+    return log
+
+
+def _is_terminal(stream: TextIO) -> bool:
+    try:
+        return stream.isatty()
+    except ValueError:  # closed
+        return False
+
+
+def _to_json(_logger: WrappedLogger, _method: str, event_dict: EventDict) -> str:
+    return msgspec.json.encode(event_dict).decode()
+
+
+def _for_people(_logger: WrappedLogger, _method: str, event_dict: EventDict) -> EventDict:
+    """The time of day instead of a date, no version, and no control character that a server's text may carry."""
+    event_dict.pop("version", None)
+    event_dict["timestamp"] = event_dict["timestamp"][11:-1]
+    event_dict["event"] = _CONTROL.sub(lambda match: repr(match[0])[1:-1], str(event_dict["event"]))
+    return event_dict
+
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+def _console_renderer(*, colours: bool) -> Any:
+    return structlog.dev.ConsoleRenderer(
+        colors=colours, sort_keys=False, pad_event_to=28, exception_formatter=structlog.dev.plain_traceback
+    )

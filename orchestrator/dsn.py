@@ -1,0 +1,613 @@
+"""Connection strings: what libpq accepts, made into what asyncpg understands. Pure: no I/O.
+
+The rules are libpq's (PostgreSQL manual, 34.1.1 "Connection Strings"), written anew for two reasons. asyncpg sends every
+parameter that it does not know to the server, which then ends the session (42704: `schema`, `pgbouncer`,
+`connect_timeout`, …). And both asyncpg and urllib put parts of the password into their errors where it holds an unescaped
+`#`, `/`, `?` or `@`. Here no problem ever holds a part of the value: where an URL can be read in two ways, so that a piece
+of the password could pass for a host, a database or a parameter's name, it is refused as a whole.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from orchestrator.errors import ConfigurationError, Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+EXPECTED = "a URL postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
+EXAMPLE = "postgresql://app:p%40ss@db:5432/app"
+DEFAULT_PORT = 5432
+_PORT_MAX = 65535
+_NOTHING: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Dsn:
+    """Where the database is and who asks. Its `str` and `repr` are `redacted()`: safe to log.
+
+    A host that starts with "/" is the directory of a Unix socket. `options` holds what asyncpg understands, by libpq's names;
+    `server_settings` what the session begins with. `connect_timeout_s` is None where the text names none (or 0, libpq's
+    "for ever"). `statement_cache` is False behind a pooler. `dropped` names what other clients know and we need not.
+    """
+
+    hosts: tuple[tuple[str, int], ...]
+    user: str | None = None
+    database: str | None = None
+    password: str | None = None
+    options: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
+    connect_timeout_s: float | None = None
+    server_settings: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
+    statement_cache: bool = True
+    dropped: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"Dsn({self.redacted()})"
+
+    __str__ = __repr__
+
+    def redacted(self) -> str:
+        """`user@host:port/database`: for people and logs; no parameter and no password is in it."""
+        hosts = ",".join(f"[{h}]:{p}" if ":" in h and h[0] != "/" else f"{h}:{p}" for h, p in self.hosts)
+        user = "" if self.user is None else f"{self.user}@"
+        return f"{user}{hosts}" if self.database is None else f"{user}{hosts}/{self.database}"
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What must not be seen. A password that is also the user's or the database's name hides nothing: left out."""
+        seen = {self.user, self.database, *(host for host, _ in self.hosts)}
+        return tuple(s for s in (self.password, self.options.get("sslpassword")) if s and s not in seen)
+
+    def connect_arguments(self) -> dict[str, Any]:
+        """Keyword arguments for `asyncpg.connect`; the caller adds `timeout`.
+
+        asyncpg fills what it is not told from PG* variables of the environment. Told here, always: hosts, ports, database,
+        sslmode (libpq's default, prefer), TLS negotiation, target_session_attrs, Kerberos names; so that a stray PGHOST, PGPORT,
+        PGDATABASE, PGSSLMODE or PGTARGETSESSIONATTRS never mixes with a URL. Left to it, as in libpq, is what proves who we
+        or they are: without a password PGPASSWORD, then the password file (`passfile`, PGPASSFILE, ~/.pgpass); without a
+        user PGUSER, then the user of the process; without TLS files PGSSLROOTCERT, PGSSLCERT, PGSSLKEY, PGSSLCRL, then
+        those in ~/.postgresql.
+        """
+        options = self.options
+        on_sockets = all(host.startswith("/") for host, _ in self.hosts)
+        arguments: dict[str, Any] = {
+            "host": [host for host, _ in self.hosts],
+            "port": [port for _, port in self.hosts],
+            "database": self.database,
+            # True, asyncpg's word for the system's certificates with the host verified, is libpq's sslrootcert=system.
+            "ssl": options.get("sslrootcert") == "system"
+            or options.get("sslmode", "disable" if on_sockets else "prefer"),
+            "direct_tls": options.get("sslnegotiation") == "direct",
+            "target_session_attrs": options.get("target_session_attrs", "any"),
+            "krbsrvname": options.get("krbsrvname", "postgres"),
+            "gsslib": options.get("gsslib", "gssapi"),
+            "server_settings": dict(self.server_settings),
+        }
+        for name, value in (("user", self.user), ("password", self.password), ("passfile", options.get("passfile"))):
+            if value is not None:
+                arguments[name] = value
+        if not self.statement_cache:
+            arguments["statement_cache_size"] = 0
+        # asyncpg takes the names of TLS files from a DSN alone.
+        tls = [f"{name}={percent_encoded(options[name])}" for name in _TLS_FILES if name in options]
+        if tls and options.get("sslrootcert") != "system":
+            arguments["dsn"] = f"postgresql://?{'&'.join(tls)}"
+        return arguments
+
+    def with_database(self, name: str) -> Dsn:
+        """The same server and user, another database."""
+        return replace(self, database=name)
+
+
+def parse(text: str, *, variable: str = "DATABASE_URL") -> Dsn:
+    """Read a URL (`postgres://`, `postgresql://`, also with `+asyncpg` and the like) or `host=… dbname=…`.
+
+    A host is required: an empty one would mean whatever server happens to be near. The database defaults to the user's
+    name. Of a host in the URL and a parameter `host` the latter counts, as in libpq. `+` stands for itself.
+
+    Raises:
+        ConfigurationError: names `variable`, and never holds any part of the value but names of known parameters, and of
+            unknown ones where these cannot be a piece of a password.
+    """
+    draft = _Draft(variable=variable)
+    _refuse_wrapping(text, draft)
+    if "://" in text:
+        names_are_safe = _read_url(text, draft)
+    elif re.match(r"[a-z_]+\s*=", text):
+        names_are_safe = _read_keywords(text, draft)
+    else:
+        draft.refuse("is no URL: `://` is missing")
+    return draft.finish(names_are_safe=names_are_safe)
+
+
+PG_VARIABLES: Mapping[str, str] = MappingProxyType(
+    {
+        "PGHOST": "host",
+        "PGPORT": "port",
+        "PGUSER": "user",
+        "PGPASSWORD": "password",
+        "PGDATABASE": "dbname",
+        "PGPASSFILE": "passfile",
+        "PGSSLMODE": "sslmode",
+        "PGSSLROOTCERT": "sslrootcert",
+        "PGSSLCERT": "sslcert",
+        "PGSSLKEY": "sslkey",
+        "PGSSLCRL": "sslcrl",
+        "PGSSLNEGOTIATION": "sslnegotiation",
+        "PGCHANNELBINDING": "channel_binding",
+        "PGGSSENCMODE": "gssencmode",
+        "PGAPPNAME": "application_name",
+        "PGOPTIONS": "options",
+        "PGCONNECT_TIMEOUT": "connect_timeout",
+        "PGTARGETSESSIONATTRS": "target_session_attrs",
+    }
+)
+
+
+def from_pg_variables(mapping: Mapping[str, str]) -> Dsn:
+    """Read libpq's variables (PG_VARIABLES; the manual's 34.15), an empty one being as good as none.
+
+    Raises:
+        ConfigurationError: each problem names its own variable; PGHOST is required.
+    """
+    draft = _Draft(variable="PGHOST", names={keyword: name for name, keyword in PG_VARIABLES.items()})
+    for name, keyword in PG_VARIABLES.items():
+        if mapping.get(name):
+            draft.given.append((keyword, mapping[name]))
+    return draft.finish(names_are_safe=True)
+
+
+def percent_encoded(text: str) -> str:
+    """`text` with all but RFC 3986's unreserved characters as %XX."""
+    return "".join(
+        c if c.isascii() and (c.isalnum() or c in "-._~") else "".join(f"%{b:02X}" for b in c.encode("utf-8"))
+        for c in text
+    )
+
+
+_SSLMODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+_TLS_VERSIONS = ("TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3")
+# What asyncpg understands, as asyncpg/connect_utils.py reads it (0.30 to 0.32).
+_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "sslmode": _SSLMODES,
+    "sslnegotiation": ("postgres", "direct"),
+    "ssl_min_protocol_version": _TLS_VERSIONS,
+    "ssl_max_protocol_version": _TLS_VERSIONS,
+    "target_session_attrs": ("any", "primary", "standby", "prefer-standby", "read-write", "read-only"),
+    "gsslib": ("gssapi", "sspi"),
+}
+_FREE = frozenset({"sslrootcert", "sslcert", "sslkey", "sslcrl", "sslpassword", "passfile", "krbsrvname"})
+_TLS_FILES = (
+    "sslrootcert",
+    "sslcert",
+    "sslkey",
+    "sslcrl",
+    "sslpassword",
+    "ssl_min_protocol_version",
+    "ssl_max_protocol_version",
+)
+_PLACE = {
+    "host": "host",
+    "port": "port",
+    "user": "user",
+    "password": "password",
+    "dbname": "dbname",
+    "database": "dbname",
+}
+# Settings of the server that clients pass in a URL, by the name that the server knows.
+_SERVER_SETTINGS: Mapping[str, str] = {
+    "application_name": "application_name",
+    "datestyle": "DateStyle",
+    "default_transaction_isolation": "default_transaction_isolation",
+    "idle_in_transaction_session_timeout": "idle_in_transaction_session_timeout",
+    "idle_session_timeout": "idle_session_timeout",
+    "intervalstyle": "IntervalStyle",
+    "jit": "jit",
+    "lock_timeout": "lock_timeout",
+    "maintenance_work_mem": "maintenance_work_mem",
+    "options": "options",
+    "role": "role",
+    "search_path": "search_path",
+    "statement_timeout": "statement_timeout",
+    "synchronous_commit": "synchronous_commit",
+    "timezone": "TimeZone",
+    "transaction_timeout": "transaction_timeout",
+    "work_mem": "work_mem",
+}
+_SCHEMAS = frozenset({"schema", "currentschema"})  # Prisma, JDBC
+# False or 0 means: no prepared statements, since a pooler is in between. postgres.js, Rails, Prisma, SQLAlchemy, JDBC.
+_CACHES = frozenset(
+    {"prepare", "prepared_statements", "statement_cache_size", "prepared_statement_cache_size", "preparethreshold"}
+)
+# What tunes another client or its pool, and changes nothing about which database is meant or who is trusted.
+_DROPPED = frozenset(
+    {
+        *("keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout"),  # libpq
+        *("load_balance_hosts", "sslsni", "sslcompression", "client_encoding", "min_protocol_version", "krbspn"),
+        *("connection_limit", "pool_timeout", "socket_timeout", "sslidentity", "single_use_connections"),  # Prisma
+        *(
+            "max",
+            "idle_timeout",
+            "max_lifetime",
+            "backoff",
+            "max_pipeline",
+            "fetch_types",
+            "debug",
+            "keep_alive",
+        ),  # postgres.js
+        *("uselibpqcompat", "connectiontimeoutmillis", "idletimeoutmillis", "query_timeout", "binary"),  # node-postgres
+        *("pool_max_conns", "pool_min_conns", "pool_max_conn_lifetime", "pool_max_conn_idle_time"),  # pgx
+        *("pool_health_check_period", "default_query_exec_mode", "statement_cache_mode"),
+        *("pool", "pool_size", "max_overflow", "pool_recycle", "pool_pre_ping", "async_fallback"),  # SQLAlchemy, Rails
+        *("min_size", "max_size", "command_timeout", "timeout", "encoding"),  # asyncpg, Django
+        *("tcpkeepalive", "sockettimeout", "logintimeout", "reconnect", "checkout_timeout", "reaping_frequency"),
+    }
+)
+# Demands on security that asyncpg cannot meet: to drop one in silence would be to connect with less than was asked for.
+_DEMANDS: Mapping[str, tuple[str, ...]] = {
+    "channel_binding": ("disable", "prefer"),
+    "gssencmode": ("disable", "prefer"),
+    "require_auth": (),
+    "requirepeer": (),
+    "sslaccept": ("accept_invalid_certs",),
+    "sslcertmode": ("allow",),
+    "sslcrldir": (),
+}
+_UNSUPPORTED: Mapping[str, str] = {
+    "service": "a connection service file is not read; write its values here",
+    "servicefile": "a connection service file is not read; write its values here",
+    "hostaddr": "asyncpg has no `hostaddr`; write the address as the host",
+    "replication": "a replication connection cannot run migrations; leave it out",
+    "requiressl": "it is libpq's old word; write sslmode=require",
+}
+_SPECIAL = frozenset({"connect_timeout", "fallback_application_name", "pgbouncer", "ssl"})
+_KNOWN = frozenset(
+    {*_CHOICES, *_FREE, *_PLACE, *_SERVER_SETTINGS, *_SCHEMAS, *_CACHES, *_DROPPED, *_DEMANDS, *_UNSUPPORTED, *_SPECIAL}
+)
+_TRUE, _FALSE = frozenset({"true", "1", "on", "yes", "t"}), frozenset({"false", "0", "off", "no", "f"})
+# node-postgres, postgres.js and SQLAlchemy say `ssl`; libpq itself reads ssl=true as sslmode=require.
+_SSL_WORDS: Mapping[str, str] = {
+    **{mode: mode for mode in _SSLMODES},
+    **dict.fromkeys(_TRUE, "require"),
+    **dict.fromkeys(_FALSE, "disable"),
+    "no-verify": "require",
+}
+
+
+@dataclass(slots=True)
+class _Draft:
+    """What was read so far, and what is wrong with it. `names` maps keywords to PG* variables, empty for a URL."""
+
+    variable: str
+    names: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
+    given: list[tuple[str, str]] = field(default_factory=list)
+    hosts: list[tuple[str, str]] = field(default_factory=list)
+    place: dict[str, str] = field(default_factory=dict)
+    options: dict[str, str] = field(default_factory=dict)
+    server_settings: dict[str, str] = field(default_factory=dict)
+    connect_timeout_s: float | None = None
+    statement_cache: bool = True
+    dropped: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+    def refuse(self, problem: str, *, expected: str = EXPECTED, example: str = EXAMPLE) -> NoReturn:
+        """End here: what follows could not be told from a piece of the password."""
+        self.problems.append(Problem(self.variable, problem, expected, example))
+        raise ConfigurationError(self.problems)
+
+    def add(self, keyword: str, problem: str, expected: str, example: str) -> None:
+        """Note a problem with the known parameter `keyword`, and go on."""
+        if name := self.names.get(keyword):
+            self.problems.append(Problem(name, problem, expected, example))
+        else:
+            self.problems.append(
+                Problem(
+                    self.variable, f"parameter `{keyword}` {problem}", f"{keyword}={expected}", f"{keyword}={example}"
+                )
+            )
+
+    def finish(self, *, names_are_safe: bool) -> Dsn:
+        """Give every parameter its meaning."""
+        may_be_named = names_are_safe
+        for name, value in self.given:
+            self._take(name, value, may_be_named=may_be_named)
+            # An unescaped `&` in a password makes names of what follows.
+            may_be_named = may_be_named and (name not in {"password", "sslpassword"} or bool(self.names))
+        hosts = self._resolve_hosts()
+        user, database = self.place.get("user") or None, self.place.get("dbname") or None
+        if database is None and user is None:
+            self._lacks("dbname", "names no database")
+        if self.options.get("sslnegotiation") == "direct" and self.options.get("sslmode") not in _SSLMODES[3:]:
+            self.add(
+                "sslnegotiation", "is direct without TLS being required", "direct with sslmode=require", "postgres"
+            )
+        if self.problems:
+            raise ConfigurationError(self.problems)
+        return Dsn(
+            hosts=hosts,
+            user=user,
+            database=database or user,
+            password=self.place.get("password") or None,
+            options=MappingProxyType(self.options),
+            connect_timeout_s=self.connect_timeout_s,
+            server_settings=MappingProxyType(self.server_settings),
+            statement_cache=self.statement_cache,
+            dropped=tuple(self.dropped),
+        )
+
+    def _take(self, name: str, value: str, *, may_be_named: bool) -> None:
+        keyword = name.lower()
+        if keyword not in _KNOWN:
+            self._unknown(name, may_be_named=may_be_named)
+        elif "\0" in value:
+            self.add(keyword, "holds a NUL character", "text", "…")
+        elif not value:
+            pass  # as good as not given, in libpq too
+        elif keyword in _PLACE:
+            self._take_place(_PLACE[keyword], value)
+        elif keyword in _CHOICES:
+            self._take_choice(keyword, value)
+        elif keyword in _FREE:
+            self.options[keyword] = value
+        elif keyword in _SERVER_SETTINGS:
+            self.server_settings[_SERVER_SETTINGS[keyword]] = value
+        elif keyword in _DROPPED:
+            self.dropped.append(keyword)
+        else:
+            self._take_foreign(keyword, value)
+
+    def _take_place(self, keyword: str, value: str) -> None:
+        if keyword == "host" and "host" in self.place:
+            value = f"{self.place['host']},{value}"  # SQLAlchemy's way to write several hosts
+        self.place[keyword] = value
+
+    def _take_choice(self, keyword: str, value: str) -> None:
+        choices = _CHOICES[keyword]
+        if keyword == "sslmode" and value == "no-verify":
+            value = "require"  # node-postgres; asyncpg's `require` verifies nothing unless a root certificate is there
+        if value in choices:
+            self.options[keyword] = value
+        else:
+            self.add(keyword, "has a value that is not known", "|".join(choices), choices[0])
+
+    def _take_foreign(self, keyword: str, value: str) -> None:
+        word = value.lower()
+        if keyword in _UNSUPPORTED:
+            self.add(keyword, f"is not supported: {_UNSUPPORTED[keyword]}", "… left out", "")
+        elif keyword in _DEMANDS:
+            self._take_demand(keyword, word)
+        elif keyword in _SCHEMAS:
+            # A name, where search_path is a list: quoted unless that changes nothing.
+            plain = re.fullmatch(r"[a-z_][a-z0-9_]*", value)
+            self.server_settings["search_path"] = value if plain else '"' + value.replace('"', '""') + '"'
+        elif keyword in _CACHES:
+            self.statement_cache = self.statement_cache and word not in _FALSE
+        elif keyword == "pgbouncer":
+            self.statement_cache = self.statement_cache and word not in _TRUE
+        elif keyword == "fallback_application_name":
+            self.server_settings.setdefault("application_name", value)
+        elif keyword == "ssl":
+            self._take_ssl(word)
+        else:
+            self._take_timeout(value)
+
+    def _take_demand(self, keyword: str, word: str) -> None:
+        met = _DEMANDS[keyword]
+        if word in met:
+            self.dropped.append(keyword)
+        else:
+            expected = "|".join(met) if met else "… left out"
+            self.add(keyword, "asks for what asyncpg cannot do", expected, met[0] if met else "")
+
+    def _take_ssl(self, word: str) -> None:
+        if word in _SSL_WORDS:
+            self.options.setdefault("sslmode", _SSL_WORDS[word])
+        else:
+            self.add("ssl", "has a value that is not known; better use `sslmode`", "true|false", "true")
+
+    def _take_timeout(self, value: str) -> None:
+        if not re.fullmatch(r"-?[0-9]{1,9}(\.[0-9]{1,9})?", value):
+            self.add("connect_timeout", "is no number of seconds", "seconds", "10")
+        elif float(value) > 0:
+            self.connect_timeout_s = float(value)
+
+    def _unknown(self, name: str, *, may_be_named: bool) -> None:
+        import difflib  # late: only for a start that ends here
+
+        close = difflib.get_close_matches(name.lower(), sorted(_KNOWN), n=1, cutoff=0.75) if len(name) < 64 else []  # noqa: PLR2004
+        meant = f"; is `{close[0]}` meant?" if close and may_be_named else ""
+        if may_be_named and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.]{0,39}", name):
+            what = f"has an unknown parameter `{name}`{meant}"
+        else:
+            what = (
+                "has an unknown parameter (not shown, since it could be a piece of a password, in which `&` must be written"
+                " %26 and `=` %3D)"
+            )
+        self.problems.append(
+            Problem(
+                self.variable,
+                what,
+                "parameters of libpq; a setting of the server goes into options=-c%20name%3Dvalue",
+                f"{EXAMPLE}?sslmode=require",
+            )
+        )
+
+    def _lacks(self, keyword: str, problem: str) -> None:
+        if name := self.names.get(keyword):
+            self.problems.append(Problem(name, "is not set", "text", "db" if keyword == "host" else "app"))
+        else:
+            self.problems.append(
+                Problem(self.variable, problem, f"{EXPECTED}, or ?host=/run/postgresql for a Unix socket", EXAMPLE)
+            )
+
+    def _resolve_hosts(self) -> tuple[tuple[str, int], ...]:
+        """Hosts and ports in pairs; a parameter `host` or `port` counts more than what the URL's own place says."""
+        pairs = self.hosts
+        if "host" in self.place:
+            pairs = [_split_host(entry) for entry in self.place["host"].split(",")]
+        if not pairs:
+            self._lacks("host", "names no host")
+            return ()
+        if "port" in self.place:
+            ports = self.place["port"].split(",")
+            if len(ports) not in {1, len(pairs)}:
+                self.add(
+                    "port", f"names {len(ports)} ports for {len(pairs)} hosts", "one port, or one for each host", "5432"
+                )
+                return ()
+            if len(ports) == 1:
+                ports *= len(pairs)
+            pairs = [(host, port) for (host, _), port in zip(pairs, ports, strict=True)]
+        resolved = []
+        for host, port in pairs:
+            if not _is_host(host):
+                self._bad_place(
+                    "host",
+                    "holds a host that is empty, or has a character that no host has",
+                    "a name, an address or /directory",
+                    "db",
+                )
+            elif not (port == "" or (re.fullmatch(r"[0-9]{1,5}", port) and 0 < int(port) <= _PORT_MAX)):
+                self._bad_place("port", "has a port that is no number from 1 to 65535", "1 to 65535", "5432")
+            else:
+                resolved.append((host, int(port or DEFAULT_PORT)))
+        return tuple(resolved)
+
+    def _bad_place(self, keyword: str, problem: str, expected: str, example: str) -> None:
+        if name := self.names.get(keyword):
+            self.problems.append(Problem(name, problem, expected, example))
+            return
+        problem += " (not shown: after a password that was not percent-encoded it could be a piece of it)"
+        if problem not in {p.problem for p in self.problems}:
+            self.problems.append(Problem(self.variable, problem, EXPECTED, EXAMPLE))
+
+
+def _refuse_wrapping(text: str, draft: _Draft) -> None:
+    """The mistakes of .env files: what surrounds the value is part of it."""
+    if not text.strip():
+        draft.refuse("is empty")
+    if re.search(r"[\ud800-\udfff]", text):  # how the environment's bytes that are no UTF-8 arrive
+        draft.refuse("is no UTF-8 text")
+    if text.startswith(f"{draft.variable}="):
+        draft.refuse("begins with the variable's own name: the part before and including the `=` is there twice")
+    quotes = "'\"`\N{LEFT DOUBLE QUOTATION MARK}\N{RIGHT DOUBLE QUOTATION MARK}"
+    if text[0] in quotes or ("://" in text and text[-1] in quotes):
+        draft.refuse(
+            "has quotes around it, which are part of the value here (env files and Compose lists keep them): remove them"
+        )
+    if text != text.strip():
+        draft.refuse("has a space or a line break before or after it: remove it")
+
+
+_FOREIGN_SCHEMES: Mapping[str, str] = {
+    "jdbc:postgresql": "a JDBC URL: leave out `jdbc:`, and write user and password before the host",
+    "prisma": "a URL of Prisma's proxy: the database's own is needed",
+    "prisma+postgres": "a URL of Prisma's proxy: the database's own is needed",
+    "mysql": "a URL of MySQL",
+    "mariadb": "a URL of MariaDB",
+    "mongodb": "a URL of MongoDB",
+    "redis": "a URL of Redis",
+    "http": "a web address",
+    "https": "a web address",
+}
+
+
+def _read_url(text: str, draft: _Draft) -> bool:
+    """Fill the draft; says whether names of parameters may be shown. Refuses whatever can be read in two ways."""
+    scheme, _, rest = text.partition("://")
+    if not re.fullmatch(r"postgres(ql)?(\+[a-z0-9_]{1,20})?", scheme, re.IGNORECASE):
+        what = _FOREIGN_SCHEMES.get(scheme.lower(), "no URL that begins with postgresql:// or postgres://")
+        draft.refuse(f"is {what}")
+    if re.search(r"[\s\x00-\x1f\x7f]", rest):
+        draft.refuse("holds a space, a line break or a control character; in a password write a space as %20")
+    _refuse_ambiguity(rest, draft)
+    userinfo, at, place = rest.rpartition("@")
+    if at:
+        user, _, password = userinfo.partition(":")
+        draft.place["user"] = _decoded(user, "user", draft)
+        draft.place["password"] = _decoded(password, "password", draft)
+    authority = re.split(r"[/?]", place, maxsplit=1)[0]
+    path, _, query = place[len(authority) :].partition("?")
+    if "/" in path[1:]:
+        draft.refuse("has a `/` in the name of the database, or at its end: write it as %2F, or leave it out")
+    draft.place["dbname"] = _decoded(path[1:], "database", draft)
+    if authority:
+        for entry in authority.split(","):
+            host, port = _split_host(entry)
+            draft.hosts.append((_decoded(host, "host", draft), port))
+    # An empty piece (`?`, `&&`) says nothing.
+    for pair in filter(None, query.split("&")):
+        name, equals, value = pair.partition("=")
+        if not equals:
+            draft.refuse("has a parameter without `=`; in a value write `&` as %26")
+        draft.given.append((_decoded(name, "parameters", draft), _decoded(value, "parameters", draft)))
+    return True
+
+
+def _refuse_ambiguity(rest: str, draft: _Draft) -> None:
+    """Every character that could make a piece of the password look like something else."""
+    if rest.count("@") > 1:
+        draft.refuse("holds more than one `@`: in a password (or any other part) write `@` as %40")
+    userinfo, at, place = rest.rpartition("@")
+    if at and (found := [c for c in "/?#" if c in userinfo]):
+        characters = " and ".join(f"`{c}` as {percent_encoded(c)}" for c in found)
+        draft.refuse(f"holds a special character before the `@`: in a user or password write {characters}")
+    if "#" in place:
+        draft.refuse("holds a `#`: write it as %23")
+
+
+def _decoded(text: str, part: str, draft: _Draft) -> str:
+    """`text` with its percent escapes resolved, or a refusal that names the part of the URL."""
+    if "%" not in text:
+        return text
+    pieces = re.split(r"%([0-9A-Fa-f]{2})", text)
+    if any("%" in piece for piece in pieces[::2]):
+        draft.refuse(f"has a `%` in its {part} that two hexadecimal digits do not follow: write `%` itself as %25")
+    raw = b"".join(bytes.fromhex(p) if i % 2 else p.encode("utf-8", "surrogateescape") for i, p in enumerate(pieces))
+    decoded = raw.decode("utf-8", "replace")
+    if "\N{REPLACEMENT CHARACTER}" in decoded or "\0" in decoded:
+        draft.refuse(f"has percent escapes in its {part} that are no UTF-8 text")
+    return decoded
+
+
+def _split_host(entry: str) -> tuple[str, str]:
+    """Host and port, still as text; an address of IPv6 in brackets, or bare where it has no port."""
+    if entry.startswith("/"):
+        return entry, ""
+    if match := re.fullmatch(r"\[([^\[\]]*)\](?::(.*))?", entry):
+        return match[1], match[2] or ""
+    if entry.count(":") > 1:
+        return entry, ""
+    host, _, port = entry.partition(":")
+    return host, port
+
+
+def _is_host(host: str) -> bool:
+    if host.startswith("/"):
+        return True
+    if ":" in host:
+        return re.fullmatch(r"[0-9A-Fa-f:.]+(%[\w.\-]+)?", host) is not None
+    # Empty and overlong labels make getaddrinfo raise a UnicodeError instead of saying that the name is unknown.
+    labels = host.removesuffix(".").split(".")
+    return all(re.fullmatch(r"[\w\-]{1,63}", label) for label in labels) and len(host) <= 253  # noqa: PLR2004
+
+
+def _read_keywords(text: str, draft: _Draft) -> bool:
+    r"""Read `host=db dbname='my app'`, as libpq does: quotes around a value, a backslash before a quote or backslash."""
+    pair = re.compile(r"\s*([A-Za-z_]+)\s*=\s*(?:'((?:[^'\\]|\\.)*)'|((?:[^\s'\\]|\\.)*))(?=\s|$)", re.DOTALL)
+    at = 0
+    while at < len(text):
+        match = pair.match(text, at)
+        if match is None:
+            draft.refuse(
+                "is no list of keyword=value; a value with a space or quote goes in single quotes, with \\ before a quote"
+            )
+        value = match[2] if match[2] is not None else match[3]
+        draft.given.append((match[1], re.sub(r"\\(.)", r"\1", value, flags=re.DOTALL)))
+        at = match.end()
+    # Here a space ends a value: what follows an unquoted password would be taken for a name.
+    return False

@@ -1,10 +1,10 @@
 """Connection strings: what libpq accepts, made into what asyncpg understands. Pure: no I/O.
 
-The rules are libpq's (PostgreSQL manual, 34.1.1 "Connection Strings"), written anew for two reasons. asyncpg sends every
-parameter that it does not know to the server, which then ends the session (42704: `schema`, `pgbouncer`,
-`connect_timeout`, …). And both asyncpg and urllib put parts of the password into their errors where it holds an unescaped
-`#`, `/`, `?` or `@`. Here no problem ever holds a part of the value: where an URL can be read in two ways, so that a piece
-of the password could pass for a host, a database or a parameter's name, it is refused as a whole.
+The rules are libpq's (PostgreSQL manual, 34.1.1 "Connection Strings"), written anew for two reasons. asyncpg sends
+every parameter that it does not know to the server, which then ends the session (42704: `schema`, `pgbouncer`,
+`connect_timeout`, …). And both asyncpg and urllib put parts of the password into their errors where it holds an
+unescaped `#`, `/`, `?` or `@`. Here no problem ever holds a part of the value: where a URL can be read in two ways, so
+that a piece of the password could pass for a host, a database or a parameter's name, it is refused as a whole.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ _NOTHING: Mapping[str, str] = MappingProxyType({})
 class Dsn:
     """Where the database is and who asks. Its `str` and `repr` are `redacted()`: safe to log.
 
-    A host that starts with "/" is the directory of a Unix socket. `options` holds what asyncpg understands, by libpq's names;
-    `server_settings` what the session begins with. `connect_timeout_s` is None where the text names none (or 0, libpq's
-    "for ever"). `statement_cache` is False behind a pooler. `dropped` names what other clients know and we need not.
+    A host that starts with "/" is the directory of a Unix socket. `options` holds what asyncpg understands, by libpq's
+    names; `server_settings` what the session begins with. `connect_timeout_s` is None where the text names none (or 0,
+    libpq's "for ever"). `statement_cache` is False behind a pooler. `dropped` names what was read past: what tunes
+    other clients, and nothing that decides which server it is or who is trusted.
     """
 
     hosts: tuple[tuple[str, int], ...]
@@ -65,12 +66,12 @@ class Dsn:
     def connect_arguments(self) -> dict[str, Any]:
         """Keyword arguments for `asyncpg.connect`; the caller adds `timeout`.
 
-        asyncpg fills what it is not told from PG* variables of the environment. Told here, always: hosts, ports, database,
-        sslmode (libpq's default, prefer), TLS negotiation, target_session_attrs, Kerberos names; so that a stray PGHOST, PGPORT,
-        PGDATABASE, PGSSLMODE or PGTARGETSESSIONATTRS never mixes with a URL. Left to it, as in libpq, is what proves who we
-        or they are: without a password PGPASSWORD, then the password file (`passfile`, PGPASSFILE, ~/.pgpass); without a
-        user PGUSER, then the user of the process; without TLS files PGSSLROOTCERT, PGSSLCERT, PGSSLKEY, PGSSLCRL, then
-        those in ~/.postgresql.
+        asyncpg fills what it is not told from PG* variables of the environment. Told here, always: hosts, ports,
+        database, sslmode (libpq's default, prefer), TLS negotiation, target_session_attrs, Kerberos names; so that a
+        stray PGHOST, PGPORT, PGDATABASE, PGSSLMODE or PGTARGETSESSIONATTRS never mixes with a URL. Left to it, as in
+        libpq, is what proves who we or they are: without a password PGPASSWORD, then the password file (`passfile`,
+        PGPASSFILE, ~/.pgpass); without a user PGUSER, then the user of the process; without TLS files PGSSLROOTCERT,
+        PGSSLCERT, PGSSLKEY, PGSSLCRL, then those in ~/.postgresql.
         """
         options = self.options
         on_sockets = all(host.startswith("/") for host, _ in self.hosts)
@@ -87,9 +88,8 @@ class Dsn:
             "gsslib": options.get("gsslib", "gssapi"),
             "server_settings": dict(self.server_settings),
         }
-        for name, value in (("user", self.user), ("password", self.password), ("passfile", options.get("passfile"))):
-            if value is not None:
-                arguments[name] = value
+        proofs = {"user": self.user, "password": self.password, "passfile": options.get("passfile")}
+        arguments.update({name: value for name, value in proofs.items() if value is not None})
         if not self.statement_cache:
             arguments["statement_cache_size"] = 0
         # asyncpg takes the names of TLS files from a DSN alone.
@@ -110,8 +110,8 @@ def parse(text: str, *, variable: str = "DATABASE_URL") -> Dsn:
     name. Of a host in the URL and a parameter `host` the latter counts, as in libpq. `+` stands for itself.
 
     Raises:
-        ConfigurationError: names `variable`, and never holds any part of the value but names of known parameters, and of
-            unknown ones where these cannot be a piece of a password.
+        ConfigurationError: names `variable`, and never holds any part of the value but names of known parameters, and
+            of unknown ones where these cannot be a piece of a password.
     """
     draft = _Draft(variable=variable)
     _refuse_wrapping(text, draft)

@@ -11,7 +11,8 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -51,8 +52,10 @@ def _import_structlog() -> Any:
 structlog = _import_structlog()
 
 HIDDEN = "***"
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 LEVELS = ("debug", "info", "warning", "error")
 _KEYS = ("timestamp", "level", "event", "logger", "version", "phase")
+_OWN_VALUES = frozenset({"timestamp", "level", "version", "phase"})
 _SECRET_LENGTH_MIN = 4
 _DEPTH_MAX = 8
 # Words that the lines hold anyway. To hide one would show where the password stands, and garble every other line; the
@@ -108,27 +111,27 @@ def _plain(value: object, redact: Callable[[str], str], depth: int = 0) -> Any:
 
     Anything else is its `str`: an object's own fields (a DSN's, for one) are never looked into.
     """
+    if isinstance(value, Enum):
+        value = value.value
     if value is None or isinstance(value, (bool, float)):
         return value
-    if isinstance(value, Enum):
-        return _plain(value.value, redact, depth + 1)
-    if isinstance(value, int):
-        return int(value) if abs(value) < 2**63 else str(value)
-    if isinstance(value, str):
-        # Lone surrogates (a file name that is no UTF-8) cannot be written to a stream.
-        return redact(str(value)).encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(value, int) and abs(value) < 2**63:
+        return int(value)
     if depth < _DEPTH_MAX:
         if isinstance(value, Mapping):
-            return {str(_plain(str(k), redact, depth)): _plain(v, redact, depth + 1) for k, v in value.items()}
-        if isinstance(value, (Sequence, Set)) and not isinstance(value, (bytes, bytearray, memoryview)):
+            return {_text(k, redact): _plain(v, redact, depth + 1) for k, v in value.items()}
+        if isinstance(value, (Sequence, AbstractSet)) and not isinstance(value, (str, bytes, bytearray, memoryview)):
             return [_plain(item, redact, depth + 1) for item in value]
-    if isinstance(value, datetime):
-        return value.isoformat()
+    return _text(value, redact)
+
+
+def _text(value: object, redact: Callable[[str], str]) -> str:
     try:
-        text = str(value)
+        text = value.isoformat() if isinstance(value, datetime) else str(value)
     except Exception as error:  # noqa: BLE001 - a fact that cannot be shown must not cost the line
         text = f"<{type(value).__name__}: {type(error).__name__} in its str()>"
-    return _plain(text, redact, depth)
+    # Lone surrogates (a file name that is no UTF-8) cannot be written to a stream.
+    return redact(text).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _timestamp(at: float) -> str:
@@ -230,17 +233,17 @@ def configure(
 ) -> None:
     """Send every logger of the process, structlog's and the standard library's, to `stream`.
 
-    `level` is one of LEVELS; `log_format` is "json", "console", or "auto": console on a terminal, else JSON. `phase` is asked for
-    each line that is not a Lifecycle event's. `colour=False` keeps a terminal's lines plain. `secrets` (of 4 characters or more) never appear in any line, in whatever
-    spelling. May be called again: the last call counts.
+    `level` is one of LEVELS; `log_format` is "json", "console", or "auto": console on a terminal, else JSON. `phase` is
+    asked for each line that is not a Lifecycle event's. `colour=False` keeps a terminal's lines plain. `secrets` (of 4
+    characters or more) never appear in a line, however they are spelled. May be called again: the last call counts.
     """
     redact = _redactor(secrets)
     on_terminal = _is_terminal(stream)
     as_json = log_format == "json" or (log_format == "auto" and not on_terminal)
 
     def clean(_logger: WrappedLogger, _method: str, event_dict: EventDict) -> EventDict:
-        plain: EventDict = _plain(event_dict, redact)
-        return plain
+        # The names of the facts, and what this module itself writes, are an interface: no secret may garble them.
+        return {k: v if k in _OWN_VALUES else _plain(v, redact) for k, v in event_dict.items()}
 
     if as_json:
         show_exception = structlog.tracebacks.ExceptionDictTransformer(show_locals=False, max_frames=30)
@@ -257,7 +260,7 @@ def configure(
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     # warnings.warn() of a library (asyncpg's about a password file, for one) is a line like every other.
-    logging.captureWarnings(True)
+    logging.captureWarnings(capture=True)
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
@@ -300,9 +303,6 @@ def _for_people(_logger: WrappedLogger, _method: str, event_dict: EventDict) -> 
     event_dict["timestamp"] = event_dict["timestamp"][11:-1]
     event_dict["event"] = _CONTROL.sub(lambda match: repr(match[0])[1:-1], str(event_dict["event"]))
     return event_dict
-
-
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def _console_renderer(*, colours: bool) -> Any:

@@ -1,8 +1,8 @@
-"""Signals: the first SIGTERM or SIGINT unwinds the process, the second ends it at once. Touches the process's handlers.
+"""Signals: the first SIGTERM or SIGINT unwinds the process, the second ends it at once. Touches the handlers.
 
-Plain `signal.signal` handlers, not the loop's own: Python runs them between two bytecodes, so that a second signal works
-even while the loop is busy and a first one works before there is a loop. This module imports nothing heavy, because
-`early` must run before everything that is.
+Plain `signal.signal` handlers, not the loop's own: Python runs them between two bytecodes, so that a second signal
+works even while the loop is busy and a first one works before there is a loop. This module imports nothing heavy,
+because `early` must run before everything that is.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def early(*, stopped_code: int | None = None) -> None:
     As PID 1 a process that has set no handler never sees SIGTERM (signal(7)), and in mid-import a KeyboardInterrupt can
     be swallowed by the module that is being imported. There is nothing to clean up yet, hence `os._exit`.
 
-    `stopped_code` is the exit code: `serve` gives 0 (stopped as asked), a one-shot command leaves it None for 143 or 130.
+    `stopped_code` is the exit code: `serve` gives 0 (stopped as asked), a one-shot command None for 143 or 130.
     """
 
     def leave(signum: int, _frame: FrameType | None) -> None:
@@ -49,12 +49,13 @@ class Stop:
     `requested` is set with it, `task` is the one that the first signal cancels.
     """
 
-    __slots__ = ("_cancelling", "_loop", "_on_first", "_previous", "requested", "signal", "task")
+    __slots__ = ("_cancelling", "_loop", "_on_first", "_over", "_previous", "requested", "signal", "task")
 
     def __init__(self, on_first: Callable[[int], None] | None) -> None:
         self._on_first = on_first
         self._previous: dict[int, Any] = {}
         self._cancelling = 0
+        self._over = False
         self.signal: int | None = None
         self.task: asyncio.Task[Any]
         self.requested: asyncio.Event
@@ -79,6 +80,7 @@ class Stop:
         for signum, previous in self._previous.items():
             # None: the handler was not set from Python and cannot be read; the default is the nearest.
             signal.signal(signum, signal.SIG_DFL if previous is None else previous)
+        self._over = True
         if not self.requested.is_set():
             return False
         # As asyncio.timeout does: take back our own cancel() and swallow its error, never somebody else's.
@@ -98,6 +100,8 @@ class Stop:
             self._loop.call_soon_threadsafe(self._first, signum)
 
     def _first(self, signum: int) -> None:
+        if self._over:
+            return  # the signal came with the last step of the body: nothing is left to cancel, `signal` tells it
         self.requested.set()
         # Cancelled first: a callback that raises must not keep the process from stopping.
         self.task.cancel(f"signal {signum}")

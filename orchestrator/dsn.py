@@ -23,6 +23,7 @@ EXPECTED = "a URL postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
 EXAMPLE = "postgresql://app:p%40ss@db:5432/app"
 DEFAULT_PORT = 5432
 _PORT_MAX = 65535
+_HOST_LENGTH_MAX = 253
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
@@ -107,7 +108,8 @@ def parse(text: str, *, variable: str = "DATABASE_URL") -> Dsn:
     """Read a URL (`postgres://`, `postgresql://`, also with `+asyncpg` and the like) or `host=… dbname=…`.
 
     A host is required: an empty one would mean whatever server happens to be near. The database defaults to the user's
-    name. Of a host in the URL and a parameter `host` the latter counts, as in libpq. `+` stands for itself.
+    name. A parameter of the query counts more than the same thing in the URL before it, as in libpq; `+` stands for
+    itself there. A value that can be read in two ways is refused: a raw `#`, a second raw `@`, a `/` in the database.
 
     Raises:
         ConfigurationError: names `variable`, and never holds any part of the value but names of known parameters, and
@@ -418,14 +420,14 @@ class _Draft:
     def _unknown(self, name: str, *, may_be_named: bool) -> None:
         import difflib  # late: only for a start that ends here
 
-        close = difflib.get_close_matches(name.lower(), sorted(_KNOWN), n=1, cutoff=0.75) if len(name) < 64 else []  # noqa: PLR2004
-        meant = f"; is `{close[0]}` meant?" if close and may_be_named else ""
         if may_be_named and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.]{0,39}", name):
+            close = difflib.get_close_matches(name.lower(), sorted(_KNOWN), n=1, cutoff=0.75)
+            meant = f"; is `{close[0]}` meant?" if close else ""
             what = f"has an unknown parameter `{name}`{meant}"
         else:
             what = (
-                "has an unknown parameter (not shown, since it could be a piece of a password, in which `&` must be written"
-                " %26 and `=` %3D)"
+                "has an unknown parameter (not shown, since it could be a piece of a password, in which `&` must be"
+                " written %26, and in a list of keyword=value a space needs quotes)"
             )
         self.problems.append(
             Problem(
@@ -497,7 +499,8 @@ def _refuse_wrapping(text: str, draft: _Draft) -> None:
     quotes = "'\"`\N{LEFT DOUBLE QUOTATION MARK}\N{RIGHT DOUBLE QUOTATION MARK}"
     if text[0] in quotes or ("://" in text and text[-1] in quotes):
         draft.refuse(
-            "has quotes around it, which are part of the value here (env files and Compose lists keep them): remove them"
+            "has quotes around it, which are part of the value here (env files and Compose lists keep them);"
+            " remove them"
         )
     if text != text.strip():
         draft.refuse("has a space or a line break before or after it: remove it")
@@ -593,18 +596,24 @@ def _is_host(host: str) -> bool:
         return re.fullmatch(r"[0-9A-Fa-f:.]+(%[\w.\-]+)?", host) is not None
     # Empty and overlong labels make getaddrinfo raise a UnicodeError instead of saying that the name is unknown.
     labels = host.removesuffix(".").split(".")
-    return all(re.fullmatch(r"[\w\-]{1,63}", label) for label in labels) and len(host) <= 253  # noqa: PLR2004
+    if not all(re.fullmatch(r"[\w\-]{1,63}", label) for label in labels) or len(host) > _HOST_LENGTH_MAX:
+        return False
+    try:
+        return host.isascii() or bool(host.encode("idna"))
+    except UnicodeError:
+        return False
 
 
 def _read_keywords(text: str, draft: _Draft) -> bool:
-    r"""Read `host=db dbname='my app'`, as libpq does: quotes around a value, a backslash before a quote or backslash."""
+    """Read `host=db dbname='my app'`, as libpq does: quotes around a value, a backslash before what is special."""
     pair = re.compile(r"\s*([A-Za-z_]+)\s*=\s*(?:'((?:[^'\\]|\\.)*)'|((?:[^\s'\\]|\\.)*))(?=\s|$)", re.DOTALL)
     at = 0
     while at < len(text):
         match = pair.match(text, at)
         if match is None:
             draft.refuse(
-                "is no list of keyword=value; a value with a space or quote goes in single quotes, with \\ before a quote"
+                "is no list of keyword=value; a value with a space or a quote goes in single quotes,"
+                " with a backslash before a quote"
             )
         value = match[2] if match[2] is not None else match[3]
         draft.given.append((match[1], re.sub(r"\\(.)", r"\1", value, flags=re.DOTALL)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,7 +29,7 @@ _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 UNSET = "not set"
 
 
-class _Unusable(ValueError):
+class _UnusableError(ValueError):
     """What is wrong with a value, never the value itself."""
 
 
@@ -56,38 +56,38 @@ class Variable:
 def _duration(text: str) -> float:
     match = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)\s*(ms|s|m|h)?", text)
     if match is None:
-        raise _Unusable("is no duration")
+        raise _UnusableError("is no duration")
     seconds = float(match[1]) * _UNITS_S[match[2] or "s"]
     if seconds > _DURATION_MAX_S:
-        raise _Unusable("is longer than 24 days")
+        raise _UnusableError("is longer than 24 days")
     return seconds
 
 
 def _duration_above_zero(text: str) -> float:
     seconds = _duration(text)
     if seconds <= 0:
-        raise _Unusable("is zero")
+        raise _UnusableError("is zero")
     return seconds
 
 
 def _port(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,5}", text) or int(text) > _PORT_MAX:
-        raise _Unusable("is no port")
+        raise _UnusableError("is no port")
     return int(text)
 
 
 def _host(text: str) -> str:
     if not re.fullmatch(r"[\w.:%\-]{1,253}", text):
-        raise _Unusable("is no name or address")
+        raise _UnusableError("is no name or address")
     return text
 
 
 def _directory(text: str) -> Path:
     path = Path(text).absolute()
     if not path.is_dir():
-        raise _Unusable("is no directory" if path.exists() else "does not exist")
+        raise _UnusableError("is no directory" if path.exists() else "does not exist")
     if not os.access(path, os.R_OK | os.X_OK):
-        raise _Unusable("cannot be read by this user")
+        raise _UnusableError("cannot be read by this user")
     return path
 
 
@@ -97,22 +97,22 @@ def _path(text: str) -> Path:
 
 def _identifier(text: str) -> str:
     if "\0" in text or len(text.encode("utf-8", "surrogateescape")) > _IDENTIFIER_BYTES_MAX:
-        raise _Unusable("is longer than 63 bytes, which Postgres would cut off")
+        raise _UnusableError("is longer than 63 bytes, which Postgres would cut off")
     return text
 
 
 def _schema(text: str) -> str:
     if text.startswith("pg_"):
-        raise _Unusable("begins with pg_, which Postgres keeps for itself")
+        raise _UnusableError("begins with pg_, which Postgres keeps for itself")
     if text == "orchestrator":
-        raise _Unusable("is the schema of this program's own tables")
+        raise _UnusableError("is the schema of this program's own tables")
     return _identifier(text)
 
 
 def _extensions(text: str) -> tuple[str, ...]:
     names = [name for name in re.split(r"[,\s]+", text) if name]
     if not all(re.fullmatch(r"[a-z0-9_][a-z0-9_\-]{0,62}", name) for name in names):
-        raise _Unusable("holds a name that no extension has")
+        raise _UnusableError("holds a name that no extension has")
     return tuple(dict.fromkeys(names))
 
 
@@ -120,7 +120,7 @@ def _one_of(*words: str, **also: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         word = also.get(text.lower(), text.lower())
         if word not in words:
-            raise _Unusable("is none of these")
+            raise _UnusableError("is none of these")
         return word
 
     return parse
@@ -230,7 +230,7 @@ VARIABLES: tuple[Variable, ...] = (
         "MIGRATION_POLICY",
         "drizzle or strict",
         "drizzle",
-        "History that is not straight (edited, out of order, re-dated, orphan): decide as Drizzle does and warn, or refuse.",
+        "Edited, out of order, re-dated and orphaned migrations: decide as Drizzle does and warn, or refuse.",
         "strict",
         field="migration_policy",
         parse=_one_of("drizzle", "strict"),
@@ -284,7 +284,7 @@ VARIABLES: tuple[Variable, ...] = (
         "DATA_DIR",
         "a directory",
         "$XDG_DATA_HOME/orchestrator",
-        "Where `--embedded` keeps its database. Default: the user's data directory (`~/.local/share`), else `/var/lib`.",
+        "Where `--embedded` keeps its database. By default the user's (`~/.local/share`), else `/var/lib`.",
         "/var/lib/orchestrator",
         field="data_dir",
         parse=_path,
@@ -357,10 +357,8 @@ class Settings:
     @property
     def secrets(self) -> tuple[str, ...]:
         """What must not be seen in any output; for `logs.configure`."""
-        found = [
-            secret for dsn in (self.database, self.migration_database) if dsn is not None for secret in dsn.secrets
-        ]
-        return tuple(dict.fromkeys(found))
+        databases = [dsn for dsn in (self.database, self.migration_database) if dsn is not None]
+        return tuple(dict.fromkeys(secret for dsn in databases for secret in dsn.secrets))
 
     def describe(self) -> list[tuple[str, str, str]]:
         """Rows (variable, value without secrets, where it came from), for `orchestrator config`."""
@@ -379,12 +377,12 @@ def load(
 ) -> Settings:
     """Read every variable of VARIABLES. An empty one is as good as none (Compose hands those on).
 
-    `overrides` come from the command line, by variable's name, and win. `needs_database=False` leaves the variables of the
-    database unread, also where they are set: for `--embedded`.
+    `overrides` come from the command line, by variable's name, and win. `needs_database=False` leaves the variables of
+    the database unread, also where they are set: for `--embedded`.
 
     Raises:
-        ConfigurationError: every problem there is, with the expected form and an example, never with a value. Paths are
-            named: they are where to look, and no secret.
+        ConfigurationError: every problem there is, with the expected form and an example, never with a value. The path
+            in an X_FILE is named, since that is where to look.
     """
     reading = _Reading(environ, overrides)
     values: dict[str, Any] = {}
@@ -395,6 +393,8 @@ def load(
     suspects = _suspects(environ)
     if needs_database:
         reading.read_databases(values, dict(suspects))
+    else:
+        reading.sources.update(dict.fromkeys(("DATABASE_URL", "MIGRATION_DATABASE_URL"), "not read"))
     if reading.problems:
         raise ConfigurationError(reading.problems)
     return Settings(**values, sources=MappingProxyType(reading.sources), suspects=suspects)
@@ -429,18 +429,20 @@ class _Reading:
         return given
 
     def _file(self, variable: Variable, path: str) -> str | None:
-        self.sources[variable.name] = f"file {path}"
         named = f"{variable.name}_FILE"
+        # The value itself put where its file's path belongs is a common slip, and a secret.
+        shown = path if re.match(r"\.{0,2}/", path) and not re.search(r"://|@", path) else "(not shown)"
         try:
             # An editor's byte order mark and the line break that nearly every file ends with are not meant.
             text = Path(path).read_bytes().decode("utf-8-sig").rstrip("\r\n")
         except (OSError, ValueError) as error:
             why = "is no UTF-8 text" if isinstance(error, UnicodeDecodeError) else _why(error)
-            self.problem(variable, f"names the file {path}, which {why}", name=named)
+            self.problem(variable, f"names the file {shown}, which {why}", name=named)
             return None
         if not text:
-            self.problem(variable, f"names the file {path}, which is empty", name=named)
+            self.problem(variable, f"names the file {shown}, which is empty", name=named)
             return None
+        self.sources[variable.name] = f"file {path}"
         return text
 
     def problem(self, variable: Variable, what: str, *, name: str | None = None) -> None:
@@ -458,7 +460,7 @@ class _Reading:
             return
         try:
             values[variable.field] = variable.parse(text.strip())
-        except _Unusable as error:
+        except _UnusableError as error:
             self.problem(variable, str(error))
         except (OSError, ValueError):
             self.problem(variable, "is no path")
@@ -480,7 +482,8 @@ class _Reading:
                     Problem(
                         main.name,
                         f"is not set{hint}",
-                        f"{main.kind}; or DATABASE_URL_FILE, or PGHOST and PGDATABASE; or `--embedded` for a private Postgres",
+                        f"{main.kind}; or DATABASE_URL_FILE; or PGHOST and PGDATABASE; or `serve --embedded` for a"
+                        " private Postgres",
                         main.example,
                     )
                 )
@@ -543,7 +546,7 @@ def _suspects(environ: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     unset = sorted(name for name in ours if not environ.get(name))
     found = []
     for name in sorted(environ.keys() - ours):
-        if not environ[name] or not _WORDS.search(name.upper()) and name not in _ALIASES:
+        if not environ[name] or not (name in _ALIASES or _WORDS.search(name.upper())):
             continue
         meant = _ALIASES.get(name)
         if meant is None:

@@ -28,6 +28,8 @@ BREAKPOINT = b"--> statement-breakpoint"
 # Text is parsed in windows of this size or a little more, so that a 50 MB data file never becomes one tree (which takes
 # ten times its text). Measured: 32 KiB are parsed at 110 MB/s, 96 KiB and more, which fall out of the cache, at 75.
 _WINDOW_BYTES = 32 * 1024
+# scan.l, `space`.
+_SPACE = b" \t\n\r\f\v"
 _WIDTH_LIMIT = 120
 
 
@@ -277,10 +279,13 @@ def _classify_window(window: bytes) -> list[tuple[int, int, _Kind]]:
                 (one,) = grammar.parse(window[offset:end])
                 kind = _classify(one, sets_config=sets_config)
             found.append((offset, end, kind))
-    if found and found[-1][1] == len(window):
-        offset, end, kind = found[-1]
-        found[-1] = (offset, offset + len(window[offset:end].rstrip(b" \t\r\n\f\v")), kind)
-    return found
+    return [(offset, _trimmed(window, end), kind) for offset, end, kind in found]
+
+
+def _trimmed(window: bytes, end: int) -> int:
+    while window[end - 1] in _SPACE:
+        end -= 1
+    return end
 
 
 def _classify(one: grammar.Parsed, *, sets_config: bool) -> _Kind:

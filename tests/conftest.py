@@ -474,7 +474,7 @@ def _python_path() -> str | None:
 
 @pytest.fixture
 async def orchestrator(known: _Known, tmp_path: Path, _python_path: str | None) -> AsyncIterator[Orchestrator]:
-    """`await orchestrator("migrate", env={…})` → Result; `async with orchestrator.running("serve", env=…)` → Process."""
+    """`await orchestrator("migrate", env={…})` → Result; `async with orchestrator.running("serve", …)` → Process."""
     orchestrator = Orchestrator(known, tmp_path, _python_path)
     yield orchestrator
     running = [process.command for process in orchestrator.processes if process.returncode is None]

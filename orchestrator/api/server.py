@@ -1,0 +1,53 @@
+"""Bind the port and serve until the block ends. Touches the network."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from orchestrator.errors import ListenError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from orchestrator.lifecycle import Lifecycle
+
+_HEADER_LIMIT_BYTES = 16 * 1024
+
+
+@asynccontextmanager
+async def listening(
+    app: web.Application, life: Lifecycle, *, host: str, port: int, shutdown_timeout_s: float
+) -> AsyncIterator[int]:
+    """Serve `app` on `host:port`; yields the port that is bound (port 0 asks for any).
+
+    At the end the port closes, and requests in flight have `shutdown_timeout_s` to finish.
+
+    Raises:
+        ListenError: the address cannot be bound.
+    """
+    runner = web.AppRunner(
+        app,
+        handle_signals=False,
+        access_log=None,  # probes are not logged; changes of state are
+        shutdown_timeout=shutdown_timeout_s,
+        max_line_size=_HEADER_LIMIT_BYTES,
+        max_field_size=_HEADER_LIMIT_BYTES,
+    )
+    await runner.setup()
+    try:
+        try:
+            await web.TCPSite(runner, host, port).start()
+        except OSError as error:
+            raise ListenError(
+                f"cannot listen on {host}:{port}: {error.strerror or type(error).__name__}",
+                remedy="Stop what uses the port, or set HOST and PORT to an address of this machine that is free.",
+                facts={"host": host, "port": port},
+            ) from error
+        bound: int = runner.addresses[0][1]
+        life.emit("http.listening", host=host, port=bound)
+        yield bound
+    finally:
+        await runner.cleanup()

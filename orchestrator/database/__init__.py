@@ -1,0 +1,1 @@
+"""Everything that speaks to Postgres: connect, lock, extensions, monitor, embedded."""

@@ -1,0 +1,417 @@
+"""Connect to Postgres and wait for it: one try, the classes of failure, and the retry that ends in a session or an error.
+
+A real login costs a few CPU milliseconds, so between logins a bare TCP connect is tried: a database that comes up is
+noticed at once, and waiting for hours costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+import time
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import asyncpg
+import tenacity
+
+from orchestrator.errors import ConnectionRefusedForeverError, DatabaseUnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from orchestrator.dsn import Dsn
+    from orchestrator.lifecycle import Lifecycle
+
+Outlook = Literal["transient", "ambiguous", "hopeless"]
+
+OLDEST_SERVER = 14
+_REPORT_EVERY_S = 30.0
+_PROBE_EVERY_S = 0.06
+_PROBE_TIMEOUT_S = 0.5
+_RESOLVE_EVERY_S = 1.0
+_CLOSE_TIMEOUT_S = 2.0
+
+# SQLSTATEs, each named once (PostgreSQL manual, appendix A).
+_STARTING = {"57P03"}  # cannot_connect_now: starting up, shutting down, in recovery
+_STOPPING = {"57P01", "57P02", "57P05"}
+_FULL = {"53300"}
+_CREDENTIALS = {"28000", "28P01"}
+_NO_DATABASE = {"3D000"}
+_PARAMETER = {"42704", "22023", "42602", "55P02"}  # a start-up parameter that is unknown, or has a value that is none
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """One failed try. `cause` is a stable word for logs, `outlook` says whether waiting can help, `hint` what to look at."""
+
+    cause: str
+    outlook: Outlook
+    hint: str
+    sqlstate: str | None = None
+    detail: str = ""
+
+
+class StandbyError(Exception):
+    """The server is a read-only standby while something must be written."""
+
+
+def is_connection_loss(error: BaseException) -> bool:
+    """Whether `error` means that the session is gone, rather than that a statement failed."""
+    if isinstance(error, asyncpg.PostgresError):
+        sqlstate = error.sqlstate or ""
+        return sqlstate.startswith("08") or sqlstate in _STOPPING | _STARTING
+    return isinstance(error, OSError | asyncpg.InterfaceError | asyncpg.InternalClientError | EOFError)
+
+
+def classify(error: BaseException) -> Failure:
+    """Sort a failed try by SQLSTATE and type, never by message (messages are localised and change with versions)."""
+    if isinstance(error, asyncpg.PostgresError):
+        return _classify_sqlstate(error.sqlstate or "", str(error))
+    for kinds, failure in _BY_TYPE:
+        if isinstance(error, kinds):
+            return failure
+    detail = error.strerror or "" if isinstance(error, OSError) else ""
+    return Failure(
+        "unreachable", "transient", "Check host and port in DATABASE_URL, and that the server runs.", None, detail
+    )
+
+
+_BY_TYPE: tuple[tuple[tuple[type[BaseException], ...], Failure], ...] = (
+    (
+        (asyncpg.TargetServerAttributeNotMatched,),
+        Failure(
+            "no_matching_host",
+            "transient",
+            "No host has the role that target_session_attrs asks for; a primary may be on its way.",
+        ),
+    ),
+    (
+        (asyncpg.ClientConfigurationError,),
+        Failure("configuration", "hopeless", "DATABASE_URL cannot be used as it is; see `orchestrator config`."),
+    ),
+    (
+        (socket.gaierror,),
+        Failure(
+            "name_not_resolved",
+            "transient",
+            "No address for this host: check its name, and that both are on one network.",
+        ),
+    ),
+    (
+        (ssl.SSLCertVerificationError,),
+        Failure("certificate", "ambiguous", "The server's certificate is not trusted: check sslmode and sslrootcert."),
+    ),
+    ((ssl.SSLError,), Failure("tls", "ambiguous", "The TLS handshake failed: check sslmode.")),
+    (
+        (ConnectionRefusedError,),
+        Failure("refused", "transient", "Nothing listens there yet: check that the server runs, and the port."),
+    ),
+    (
+        (FileNotFoundError,),
+        Failure(
+            "no_socket", "transient", "There is no such socket yet: check that the server runs, and the directory."
+        ),
+    ),
+    (
+        (TimeoutError,),
+        Failure("timeout", "transient", "No answer within DB_CONNECT_TIMEOUT: check the network and firewalls."),
+    ),
+    (
+        (ConnectionResetError, BrokenPipeError, asyncpg.ConnectionDoesNotExistError, asyncpg.InternalClientError),
+        Failure(
+            "closed", "transient", "The connection was closed while logging in: the server may be starting or stopping."
+        ),
+    ),
+)
+
+
+def _classify_sqlstate(sqlstate: str, detail: str) -> Failure:
+    del detail  # the server's words may quote what the person typed
+    if sqlstate in _STARTING:
+        return Failure("starting_up", "transient", "The server is starting up or shutting down.", sqlstate)
+    if sqlstate in _STOPPING:
+        return Failure("stopping", "transient", "The server is shutting down.", sqlstate)
+    if sqlstate in _FULL:
+        return Failure(
+            "too_many_connections",
+            "transient",
+            "Every connection slot is taken: raise max_connections or stop clients.",
+            sqlstate,
+        )
+    if sqlstate in _CREDENTIALS:
+        return Failure(
+            "credentials",
+            "ambiguous",
+            "The server refuses this user or password, or pg_hba.conf has no line for it: check DATABASE_URL. An existing"
+            " data volume keeps the password it was made with, whatever POSTGRES_PASSWORD says now.",
+            sqlstate,
+        )
+    if sqlstate in _NO_DATABASE:
+        return Failure(
+            "no_database", "ambiguous", "The server has no such database: check its name, or create it.", sqlstate
+        )
+    if sqlstate in _PARAMETER:
+        return Failure("parameter", "hopeless", "The server refuses a parameter of DATABASE_URL: remove it.", sqlstate)
+    if sqlstate == "42501":
+        return Failure(
+            "not_permitted", "ambiguous", "The user may not connect: GRANT CONNECT ON DATABASE … TO …", sqlstate
+        )
+    if sqlstate.startswith("53"):
+        return Failure("out_of_resources", "transient", "The server is out of disk, memory or connections.", sqlstate)
+    return Failure("server_error", "transient", "The server refused the login; its own log says more.", sqlstate)
+
+
+async def connect_once(dsn: Dsn, *, timeout_s: float, application_name: str) -> Any:
+    """One login, as a dedicated asyncpg connection without a statement cache (poolers), with TCP keep-alive.
+
+    Raises whatever asyncpg raises; cancelling closes the socket.
+    """
+    arguments = dsn.connect_arguments()
+    server_settings = {"application_name": application_name, **arguments.pop("server_settings", {})}
+    arguments["statement_cache_size"] = 0
+    arguments["timeout"] = timeout_s
+    connection = await asyncpg.connect(**arguments, server_settings=server_settings)
+    _keep_alive(connection)
+    return connection
+
+
+def _keep_alive(connection: Any) -> None:
+    """Notice a peer that vanished without a word (a pulled cable, a lost node) in half a minute, not in hours."""
+    transport = getattr(connection, "_transport", None)
+    raw = transport.get_extra_info("socket") if transport is not None else None
+    if raw is None or raw.family == getattr(socket, "AF_UNIX", None):
+        return
+    with contextlib.suppress(OSError, AttributeError):
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10)
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000)
+
+
+async def close(connection: Any) -> None:
+    """Close politely within two seconds, else cut. Never raises but for cancellation."""
+    if connection.is_closed():
+        return
+    try:
+        await connection.close(timeout=_CLOSE_TIMEOUT_S)
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
+        connection.terminate()
+    except asyncio.CancelledError:
+        connection.terminate()
+        raise
+
+
+class _Reporter:
+    """Says the first failure, each change of cause, and one line every 30 s; nothing else."""
+
+    def __init__(self, dsn: Dsn, life: Lifecycle) -> None:
+        self._dsn, self._life = dsn, life
+        self._cause: str | None = None
+        self._said_at = 0.0
+        self._since = time.monotonic()
+
+    def failed(self, failure: Failure, attempt: int) -> None:
+        self._life.connect_attempts += 1
+        facts = {
+            "hosts": [f"{host}:{port}" for host, port in self._dsn.hosts],
+            "cause": failure.cause,
+            "sqlstate": failure.sqlstate,
+            "attempt": attempt,
+            "waited_s": round(time.monotonic() - self._since, 1),
+            "hint": failure.hint,
+        }
+        self._life.check("database", "failed", **facts)
+        now = time.monotonic()
+        if failure.cause != self._cause or now - self._said_at >= _REPORT_EVERY_S:
+            self._cause, self._said_at = failure.cause, now
+            loud = failure.outlook == "ambiguous"
+            self._life.emit("database.connect_failed", level="error" if loud else "warning", **facts)
+
+
+def _wait_s(failure: Failure, attempt: int, waited_s: float) -> float:
+    """Seconds until the next login at the latest: the back-off formula, apart from the sleeping."""
+    if failure.outlook == "ambiguous":
+        return min(5.0, 0.5 * 1.5 ** min(attempt, 10))  # a login with a password is costly, and the server logs each
+    if failure.cause in {"refused", "no_socket", "name_not_resolved", "unreachable"}:
+        return 5.0  # the probe ends the wait as soon as something listens
+    if failure.cause in {"starting_up", "stopping", "closed"}:
+        return 0.05 if waited_s < 5 else 0.25  # noqa: PLR2004 a quick restart is noticed at once, a long recovery soon
+    return 0.5
+
+
+async def connect(
+    dsn: Dsn, life: Lifecycle, *, wait_timeout_s: float, connect_timeout_s: float, application_name: str
+) -> Any:
+    """Log in, retrying for `wait_timeout_s` (0 = for ever); returns the connection and facts of the server in the check.
+
+    Raises:
+        DatabaseUnavailableError: the time is over (exit 69).
+        ConnectionRefusedForeverError: no retry can help: a refused parameter, a server older than 14 (exit 78).
+    """
+    reporter = _Reporter(dsn, life)
+    prober = _Prober(dsn)
+    began = time.monotonic()
+    deadline = began + wait_timeout_s if wait_timeout_s else None
+    last = Failure("none", "transient", "")
+    attempts = 0
+
+    async def attempt_login() -> Any:
+        timeout_s = dsn.connect_timeout_s or connect_timeout_s
+        if deadline is not None:
+            timeout_s = max(0.05, min(timeout_s, deadline - time.monotonic()))
+        connection = await connect_once(dsn, timeout_s=timeout_s, application_name=application_name)
+        try:
+            await _greet(connection, dsn, life, attempt=attempts + 1, waited_s=time.monotonic() - began)
+        except BaseException:
+            connection.terminate()
+            raise
+        return connection
+
+    def is_worth_retrying(error: BaseException) -> bool:
+        if not isinstance(
+            error, OSError | asyncpg.PostgresError | asyncpg.InterfaceError | asyncpg.InternalClientError
+        ):
+            return False
+        nonlocal last, attempts
+        last, attempts = classify(error), attempts + 1
+        return last.outlook != "hopeless"
+
+    def report(state: tenacity.RetryCallState) -> None:
+        reporter.failed(last, state.attempt_number)
+
+    def wait_s(state: tenacity.RetryCallState) -> float:
+        wanted = _wait_s(last, state.attempt_number, time.monotonic() - began)
+        return wanted if deadline is None else max(0.0, min(wanted, deadline - time.monotonic()))
+
+    async def wait(seconds: float) -> None:
+        if last.cause in {"refused", "no_socket", "name_not_resolved", "unreachable"}:
+            await prober.wait_for_listener(seconds)
+        else:
+            await asyncio.sleep(seconds)
+
+    def is_late(_: tenacity.RetryCallState) -> bool:
+        return deadline is not None and time.monotonic() >= deadline
+
+    retrying = tenacity.AsyncRetrying(
+        retry=tenacity.retry_if_exception(is_worth_retrying),
+        wait=wait_s,
+        stop=is_late,
+        sleep=wait,
+        before_sleep=report,
+        reraise=True,
+    )
+    try:
+        return await retrying(attempt_login)
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+        failure = classify(error)
+        facts = {"hosts": [f"{h}:{p}" for h, p in dsn.hosts], "cause": failure.cause, "sqlstate": failure.sqlstate}
+        if failure.outlook == "hopeless":
+            detail = f": {error}" if isinstance(error, asyncpg.PostgresError) else ""
+            raise ConnectionRefusedForeverError(
+                f"the database refuses the connection ({failure.cause}){detail}", remedy=failure.hint, facts=facts
+            ) from error
+        raise DatabaseUnavailableError(
+            f"no usable database at {dsn.redacted()} within {wait_timeout_s:g} s (last: {failure.cause})",
+            remedy=f"{failure.hint} Or raise DB_WAIT_TIMEOUT (0 waits for ever).",
+            facts=facts,
+        ) from error
+
+
+async def _greet(connection: Any, dsn: Dsn, life: Lifecycle, *, attempt: int, waited_s: float) -> None:
+    """Ask the server who it is: a real query through a real login is the only proof that it serves."""
+    version = connection.get_server_version()
+    row = await connection.fetchrow(
+        "SELECT pg_catalog.current_database()::text AS database, current_user::text AS username,"
+        " pg_catalog.pg_is_in_recovery() AS standby, pg_catalog.current_setting('server_version') AS version"
+    )
+    if version.major < OLDEST_SERVER:
+        raise ConnectionRefusedForeverError(
+            f"the server is PostgreSQL {row['version']}; {OLDEST_SERVER} or newer is needed",
+            remedy=f"Upgrade the server to PostgreSQL {OLDEST_SERVER} or newer (pg_upgrade, or dump and restore).",
+            facts={"hosts": [f"{h}:{p}" for h, p in dsn.hosts], "server_version": row["version"]},
+        )
+    facts = {
+        "server": dsn.redacted(),
+        "database": row["database"],
+        "user": row["username"],
+        "server_version": row["version"],
+        "standby": row["standby"],
+    }
+    life.check("database", "ok", **facts)
+    life.emit("database.connected", **facts, attempt=attempt, waited_s=round(waited_s, 3))
+
+
+class _Prober:
+    """Tries bare TCP (or Unix) connects to all hosts until one is accepted."""
+
+    def __init__(self, dsn: Dsn) -> None:
+        self._dsn = dsn
+        self._addresses: list[tuple[int, Any]] = []
+        self._resolved_at = -_RESOLVE_EVERY_S
+
+    async def wait_for_listener(self, seconds: float) -> None:
+        """Return when something listens on one of the hosts, or after `seconds`."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        while True:
+            await asyncio.sleep(min(_PROBE_EVERY_S, max(0.0, deadline - loop.time())))
+            if loop.time() >= deadline:
+                return
+            for family, address in await self._resolve():
+                if await _accepts(family, address):
+                    return
+
+    async def _resolve(self) -> list[tuple[int, Any]]:
+        loop = asyncio.get_running_loop()
+        if loop.time() - self._resolved_at < (_RESOLVE_EVERY_S if self._addresses else 2 * _PROBE_EVERY_S):
+            return self._addresses
+        addresses: list[tuple[int, Any]] = []
+        for host, port in self._dsn.hosts:
+            if host.startswith("/"):
+                addresses.append((socket.AF_UNIX, f"{host}/.s.PGSQL.{port}"))
+                continue
+            with contextlib.suppress(OSError, UnicodeError):
+                found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+                addresses += [(family, address) for family, _, _, _, address in found]
+        self._addresses, self._resolved_at = addresses, loop.time()
+        return addresses
+
+
+async def _accepts(family: int, address: Any) -> bool:
+    loop = asyncio.get_running_loop()
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            async with asyncio.timeout(_PROBE_TIMEOUT_S):
+                await loop.sock_connect(probe, address)
+        except (OSError, TimeoutError):
+            return False
+        return True
+
+
+@asynccontextmanager
+async def connected(
+    dsn: Dsn, life: Lifecycle, *, wait_timeout_s: float, connect_timeout_s: float, application_name: str
+) -> AsyncIterator[Any]:
+    """`connect`, and the connection closed at the end whatever happens; see there for errors."""
+    connection = await connect(
+        dsn, life, wait_timeout_s=wait_timeout_s, connect_timeout_s=connect_timeout_s, application_name=application_name
+    )
+    try:
+        yield connection
+    finally:
+        await close(connection)
+
+
+def on_notice(life: Lifecycle) -> Callable[[Any, Any], None]:
+    """A listener for asyncpg's `add_log_listener`: the server's notices become debug events."""
+
+    def listener(_: Any, message: Any) -> None:
+        life.emit("database.notice_received", level="debug", severity=message.severity_en, message=str(message))
+
+    return listener

@@ -1,0 +1,103 @@
+"""One migrator per database: a session advisory lock, polled, that says who holds it. Touches the database."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+
+from orchestrator.errors import LockTimeoutError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from orchestrator.lifecycle import Lifecycle
+
+# A constant of ours ("orchest1" in ASCII). Advisory locks are per database, so it needs nothing of the database's name.
+LOCK_KEY = int.from_bytes(b"orchest1")
+_CLASS_ID, _OBJECT_ID = LOCK_KEY >> 32, LOCK_KEY & 0xFFFFFFFF
+
+# True in a session that holds the lock. objsubid 1 is the one-key form (PostgreSQL manual, pg_locks).
+HELD_HERE = (
+    "EXISTS (SELECT 1 FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND granted"  # noqa: S608 constants
+    f" AND pid = pg_catalog.pg_backend_pid() AND classid = {_CLASS_ID} AND objid = {_OBJECT_ID} AND objsubid = 1)"
+)
+_HOLDER = (
+    "SELECT a.pid, a.application_name, a.client_addr::text AS client_address,"  # noqa: S608 constants
+    " round(extract(epoch FROM now() - a.backend_start))::int AS session_age_s, a.state,"
+    " round(extract(epoch FROM clock_timestamp() - a.query_start)::numeric, 1)::float8 AS statement_age_s"
+    " FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid"
+    " WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1"
+    f" AND l.classid = {_CLASS_ID} AND l.objid = {_OBJECT_ID}"
+    " AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())"
+)
+_POLL_S = 0.2
+_REPORT_EVERY_S = 30.0
+
+
+@asynccontextmanager
+async def migration_lock(connection: Any, life: Lifecycle, *, timeout_s: float) -> AsyncIterator[None]:
+    """Hold the lock of the database on this session; wait for it at most `timeout_s` (0 = for ever).
+
+    Polls `pg_try_advisory_lock`: a waiter blocked in `pg_advisory_lock` holds a snapshot, and CREATE INDEX CONCURRENTLY
+    of the holder would wait for it: a deadlock. Cancelled while waiting: nothing is held.
+
+    Raises:
+        LockTimeoutError: with who holds it (exit 75).
+    """
+    began = time.monotonic()
+    said_at: float | None = None
+    while not await connection.fetchval("SELECT pg_catalog.pg_try_advisory_lock($1)", LOCK_KEY):
+        now = time.monotonic()
+        is_late = bool(timeout_s) and now - began >= timeout_s
+        if is_late or said_at is None or now - said_at >= _REPORT_EVERY_S:
+            holder = await _holder(connection)
+            if is_late:
+                raise LockTimeoutError(
+                    f"another migrator held the lock for {timeout_s:g} s: {_describe(holder)}",
+                    remedy="Wait for it to end, or stop it: SELECT pg_terminate_backend("
+                    f"{holder['pid'] if holder else 'pid'}); then start again.",
+                    facts={"holder": holder},
+                )
+            if holder is not None or said_at is not None:
+                said_at = now
+                life.check("lock", "pending", holder=holder, waited_s=round(now - began, 1))
+                life.emit("lock.waiting", level="warning", holder=holder, waited_s=round(now - began, 1))
+        await asyncio.sleep(_POLL_S * random.uniform(0.75, 1.25))  # noqa: S311 jitter
+    life.checks.pop("lock", None)
+    life.emit("lock.acquired", waited_s=round(time.monotonic() - began, 3))
+    try:
+        yield
+    finally:
+        await _release(connection, life)
+
+
+async def _holder(connection: Any) -> dict[str, object] | None:
+    row = await connection.fetchrow(_HOLDER)
+    return dict(row) if row is not None else None
+
+
+def _describe(holder: dict[str, object] | None) -> str:
+    if holder is None:
+        return "the holder is not visible"
+    where = holder["client_address"] or "local socket"
+    return f"pid {holder['pid']}, {holder['application_name']!r} from {where}, for {holder['session_age_s']} s"
+
+
+async def _release(connection: Any, life: Lifecycle) -> None:
+    """Unlock where the session still answers; where it does not, its end unlocks."""
+    if connection.is_closed():
+        return
+    with contextlib.suppress(
+        OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, TimeoutError
+    ):
+        async with asyncio.timeout(2):
+            if connection.is_in_transaction():
+                await connection.execute("ROLLBACK")
+            await connection.fetchval("SELECT pg_catalog.pg_advisory_unlock($1)", LOCK_KEY)
+            life.emit("lock.released", level="debug")

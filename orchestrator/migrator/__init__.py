@@ -1,0 +1,1 @@
+"""What is done to a database: read the folder, plan, apply, keep the ledger."""

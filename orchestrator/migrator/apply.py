@@ -1,0 +1,510 @@
+"""Apply pending migrations: one transaction each, the ledger row inside. Touches the database, under the lock.
+
+The walk: survey every source → refuse what must be refused → parse every pending file → run them in order. Nothing is
+written before everything that can be known beforehand is known.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import asyncpg
+
+from orchestrator.database.connect import StandbyError, is_connection_loss, on_notice
+from orchestrator.database.lock import HELD_HERE
+from orchestrator.errors import MigrationError
+from orchestrator.migrator import records
+from orchestrator.migrator.failures import (
+    failed_statement,
+    lock_was_lost,
+    refused_history,
+    transaction_was_ended,
+)
+from orchestrator.migrator.ledger import create_ledger, insert_statement, upgrade_ledger
+from orchestrator.migrator.plan import Kind
+from orchestrator.migrator.survey import survey
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from orchestrator.lifecycle import Lifecycle
+    from orchestrator.migrator.folder import Migration
+    from orchestrator.migrator.plan import Ahead, Policy
+    from orchestrator.migrator.sql import Statement
+    from orchestrator.migrator.survey import Source, Survey
+
+TransactionMode = Literal["each", "all"]
+
+_PROGRESS_EVERY_S = 10.0
+_KEPT_PARSED_BYTES = 1 << 20
+_BATCH_BYTES = 1 << 18
+_BATCHED_KINDS = frozenset({"INSERT", "UPDATE", "DELETE"})
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the person chose. `statement_timeout_s` 0 means none."""
+
+    policy: Policy = "drizzle"
+    ahead: Ahead = "refuse"
+    transaction: TransactionMode = "each"
+    statement_timeout_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class AppliedMigration:
+    """One migration that this run applied."""
+
+    source: str
+    name: str
+    duration_s: float
+
+
+async def migrate(
+    connection: Any, sources: Sequence[Source], options: Options, life: Lifecycle
+) -> list[AppliedMigration]:
+    """Bring every source up to date, in order; returns what was applied. Call it under the migration lock.
+
+    On an error, what is named as applied stays applied, and the database is as it was before the file that failed.
+    Cancelled: the statement is cancelled on the server and its transaction rolled back.
+
+    Raises:
+        MigrationError: history is refused, a file is not SQL, or a statement failed (exit 70).
+        StandbyError: something is pending, and the server is a read-only standby.
+        asyncpg errors that mean that the session is gone (`is_connection_loss`).
+    """
+    connection.add_log_listener(on_notice(life))
+    await _prepare_session(connection, options)
+    surveys = [await survey(connection, source, policy=options.policy, ahead=options.ahead) for source in sources]
+    _announce(surveys, life)
+    refused = [(s.source, f) for s in surveys for f in s.plan.refusals]
+    if refused:
+        raise refused_history(refused)
+    if all(_is_settled(s) for s in surveys):
+        _count(surveys, life)
+        return []
+    if await connection.fetchval("SELECT pg_catalog.pg_is_in_recovery()"):
+        raise StandbyError
+    parsed = await _parse_all(surveys, options)
+    run = _Run(connection, options, life)
+    _count(surveys, life)
+    life.migrations.started_at = time.monotonic()
+    try:
+        async with _progress_reported(life):
+            for one in surveys:
+                await run.source(one, parsed)
+    except MigrationError as error:
+        error.facts.setdefault("applied_before", [m.name for m in run.applied])
+        raise
+    finally:
+        life.migrations.elapsed_s = time.monotonic() - life.migrations.started_at
+        life.migrations.current = None
+    return run.applied
+
+
+def _is_settled(one: Survey) -> bool:
+    return one.ledger.exists and not one.plan.pending and one.plan.names is None
+
+
+async def _prepare_session(connection: Any, options: Options) -> None:
+    """Set what a run depends on: role and database settings may say otherwise."""
+    await connection.execute(
+        f"SET statement_timeout = {int(options.statement_timeout_s * 1000)}; SET lock_timeout = 0;"
+        " SET idle_in_transaction_session_timeout = 0; SET standard_conforming_strings = on"
+    )
+    # A killed holder keeps its lock until its statement ends, unless the server looks for its client (PG 14+, Linux).
+    with contextlib.suppress(asyncpg.PostgresError):
+        await connection.execute("SET client_connection_check_interval = '500ms'")
+
+
+_EVENTS = {
+    Kind.EDITED: "migration.edited",
+    Kind.OUT_OF_ORDER: "migration.out_of_order",
+    Kind.REDATED: "migration.redated",
+    Kind.ORPHANED: "migration.orphaned",
+    Kind.AHEAD: "migration.ahead",
+    Kind.DAMAGED: "migration.ledger_damaged",
+}
+
+
+def _announce(surveys: Sequence[Survey], life: Lifecycle) -> None:
+    for one in surveys:
+        folder = one.source.folder
+        for finding in one.plan.findings:
+            facts = {
+                "source": one.source.label,
+                "migration": finding.name,
+                "decision": finding.decision,
+                "remedy": finding.remedy,
+            }
+            if finding.cosmetic:
+                life.emit("migration.edited", level="info", **facts, cosmetic=True)
+            else:
+                life.warn(_EVENTS[finding.kind], **facts)
+        if folder.unlisted:
+            life.warn(
+                "migration.unlisted",
+                source=one.source.label,
+                files=list(folder.unlisted),
+                decision="passed over: the journal does not name them",
+                remedy="Add them to meta/_journal.json (drizzle-kit generate), or delete them.",
+            )
+        life.emit(
+            "migrations.planned",
+            source=one.source.label,
+            generation=folder.generation,
+            ledger=one.source.table.key,
+            applied=len(one.ledger.rows),
+            pending=len(one.plan.pending),
+        )
+
+
+def _count(surveys: Sequence[Survey], life: Lifecycle) -> None:
+    life.migrations.total = sum(len(s.source.folder.migrations) for s in surveys)
+    life.migrations.applied = sum(len({a.migration.name for a in s.plan.applied if a.migration}) for s in surveys)
+
+
+async def _parse_all(surveys: Sequence[Survey], options: Options) -> dict[tuple[str, str], tuple[Statement, ...]]:
+    """Parse every pending file with Postgres's own grammar; keep what is small. In a thread: `/health` goes on answering."""
+    pending = [(s.source.table.key, m) for s in surveys for m in s.plan.pending]
+    if not pending:
+        return {}
+
+    def parse() -> dict[tuple[str, str], tuple[Statement, ...]]:
+        kept: dict[tuple[str, str], tuple[Statement, ...]] = {}
+        for key, migration in pending:
+            parsed = _parse(migration)
+            if options.transaction == "all" and not _is_transactional(parsed):
+                culprit = next(s for s in parsed if not s.transactional or s.transaction_control)
+                raise MigrationError(
+                    f"{migration.path}:{culprit.line}: {culprit.kind} cannot run inside the single transaction of"
+                    " MIGRATION_TRANSACTION=all",
+                    remedy="Set MIGRATION_TRANSACTION=each (the default), or take the statement out; nothing was run.",
+                    facts={"file": str(migration.path), "line": culprit.line, "statement_kind": culprit.kind},
+                )
+            if migration.size_bytes <= _KEPT_PARSED_BYTES:
+                kept[key, migration.name] = parsed
+        return kept
+
+    return await asyncio.to_thread(parse)
+
+
+def _parse(migration: Migration) -> tuple[Statement, ...]:
+    from orchestrator.migrator.sql import statements  # the grammar loads 14 MB: only when something is pending
+
+    return statements(migration.read(), path=str(migration.path))
+
+
+def _is_transactional(parsed: Sequence[Statement]) -> bool:
+    return all(
+        s.transactional and (s.transaction_control is None or s.transaction_control == "savepoint") for s in parsed
+    )
+
+
+@asynccontextmanager
+async def _progress_reported(life: Lifecycle) -> AsyncIterator[None]:
+    """A line every ten seconds while one migration runs."""
+
+    async def report() -> None:
+        while True:
+            before = (life.migrations.current, life.migrations.statement)
+            began = time.monotonic()
+            await asyncio.sleep(_PROGRESS_EVERY_S)
+            now = life.migrations
+            if now.current is not None:
+                same = (now.current, now.statement) == before
+                life.emit(
+                    "migration.progressed",
+                    migration=now.current,
+                    statement=now.statement,
+                    statements=now.statements,
+                    applied=now.applied,
+                    total=now.total,
+                    statement_elapsed_s=round(time.monotonic() - began, 1) if same else None,
+                    elapsed_s=round(time.monotonic() - now.started_at, 1) if now.started_at is not None else None,
+                )
+
+    task = asyncio.create_task(report())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+class _Run:
+    """One run on one session: what was applied, and how each kind of file is applied."""
+
+    def __init__(self, connection: Any, options: Options, life: Lifecycle) -> None:
+        self._connection, self._options, self._life = connection, options, life
+        self.applied: list[AppliedMigration] = []
+
+    async def source(self, one: Survey, parsed: dict[tuple[str, str], tuple[Statement, ...]]) -> None:
+        """Bring one source up to date."""
+        source, plan, table = one.source, one.plan, one.source.table
+        if not one.ledger.exists:
+            await self._guarded_ledger(create_ledger(self._connection, table, source.folder), table.key)
+        elif plan.names is not None:
+            await self._guarded_ledger(upgrade_ledger(self._connection, table, plan.names), table.key)
+            self._life.emit("ledger.upgraded", source=source.label, ledger=table.key, rows=len(plan.names))
+        if not plan.pending:
+            return
+        has_name = one.ledger.has_name if one.ledger.exists else source.folder.generation == "v1"
+        file = _FileRun(self, source, has_name=has_name or plan.names is not None)
+        if plan.resumable:
+            await self._connection.execute(records.begin_unfinished(table.key, [m.name for m in plan.resumable]))
+        last = plan.pending[-1]
+        if self._options.transaction == "all":
+            await self._in_one_transaction(file, plan.pending, parsed)
+            return
+        for migration in plan.pending:
+            await self._one(file, migration, parsed.get((table.key, migration.name)), one, is_last=migration is last)
+
+    async def _guarded_ledger(self, work: Any, key: str) -> None:
+        try:
+            await work
+        except asyncpg.PostgresError as error:
+            if is_connection_loss(error):
+                raise
+            schema = key.partition(".")[0]
+            raise MigrationError(
+                f"the ledger {key} cannot be made: {error} (SQLSTATE {error.sqlstate})",
+                remedy=f'As the database\'s owner: CREATE SCHEMA IF NOT EXISTS "{schema}" AUTHORIZATION <the user of DATABASE_URL>;'
+                " then start again. Nothing was run.",
+                facts={"ledger": key, "sqlstate": error.sqlstate},
+            ) from error
+
+    async def _one(
+        self, file: _FileRun, migration: Migration, parsed: tuple[Statement, ...] | None, one: Survey, *, is_last: bool
+    ) -> None:
+        raw = await asyncio.to_thread(migration.read) if migration.size_bytes > _KEPT_PARSED_BYTES else migration.read()
+        if parsed is None:
+            parsed = await asyncio.to_thread(_parse, migration)
+        began = self._begin(file.source, migration, parsed)
+        try:
+            if _is_transactional(parsed):
+                await file.in_transaction(
+                    migration, raw, parsed, began, is_last=is_last, resumed=migration.name in one.unfinished
+                )
+            else:
+                await file.in_steps(migration, raw, parsed, began, one.unfinished.get(migration.name))
+        finally:
+            self._life.migrations.current = None
+        if any(s.changes_session for s in parsed):
+            await self._reset_session()
+        self._done(file.source, migration, time.monotonic() - began)
+
+    async def _in_one_transaction(
+        self, file: _FileRun, pending: Sequence[Migration], parsed: dict[tuple[str, str], tuple[Statement, ...]]
+    ) -> None:
+        """Drizzle's single transaction: all or nothing; success is said after the commit."""
+        durations: list[tuple[Migration, float]] = []
+        await self._connection.execute("BEGIN")
+        for migration in pending:
+            raw = migration.read()
+            statements = parsed.get((file.source.table.key, migration.name))
+            if statements is None:
+                statements = await asyncio.to_thread(_parse, migration)
+            began = self._begin(file.source, migration, statements)
+            await file.statements_and_row(migration, raw, statements, began, resumed=True)
+            durations.append((migration, time.monotonic() - began))
+        try:
+            await self._connection.execute("COMMIT")
+        except asyncpg.PostgresError as error:
+            if is_connection_loss(error):
+                raise
+            raise failed_statement(error, pending[-1], None, None) from error
+        for migration, duration_s in durations:
+            self._done(file.source, migration, duration_s)
+        await self._reset_session()
+
+    def _begin(self, source: Source, migration: Migration, parsed: Sequence[Statement]) -> float:
+        state = self._life.migrations
+        state.current, state.statement, state.statements = migration.name, 0, len(parsed)
+        self._life.emit(
+            "migration.started", level="debug", source=source.label, migration=migration.name, statements=len(parsed)
+        )
+        return time.monotonic()
+
+    def _done(self, source: Source, migration: Migration, duration_s: float) -> None:
+        self.applied.append(AppliedMigration(source.label, migration.name, duration_s))
+        self._life.migrations.applied += 1
+        self._life.migrations.current = None
+        self._life.emit(
+            "migration.applied", source=source.label, migration=migration.name, duration_s=round(duration_s, 4)
+        )
+
+    async def _reset_session(self) -> None:
+        """Each file runs as in a session of its own: what it SET must not reach the next one, whichever run that is in."""
+        await self._connection.execute("RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL")
+        await _prepare_session(self._connection, self._options)
+
+    def at(self, number: int) -> None:
+        """Remember which statement runs now."""
+        self._life.migrations.statement = number
+
+    async def execute(self, text: str) -> str:
+        """Run `text` as one simple query and return the last command's tag."""
+        tag: str = await self._connection.execute(text)
+        return tag
+
+    @property
+    def is_in_transaction(self) -> bool:
+        """What the server said last about the transaction."""
+        return bool(self._connection.is_in_transaction())
+
+    @property
+    def connection(self) -> Any:
+        """The session."""
+        return self._connection
+
+
+class _FileRun:
+    """How one file is applied, into one ledger."""
+
+    def __init__(self, run: _Run, source: Source, *, has_name: bool) -> None:
+        self._run, self.source, self._has_name = run, source, has_name
+
+    async def in_transaction(
+        self,
+        migration: Migration,
+        raw: bytes,
+        parsed: Sequence[Statement],
+        began: float,
+        *,
+        is_last: bool,
+        resumed: bool,
+    ) -> None:
+        """All of a file, its ledger row inside one transaction.
+
+        `synchronous_commit = off` for all but the last: WAL is ordered, so a crash leaves a consistent prefix.
+        """
+        await self._run.execute("BEGIN" if is_last else "BEGIN; SET LOCAL synchronous_commit = off")
+        await self.statements_and_row(migration, raw, parsed, began, resumed=resumed)
+        try:
+            await self._run.execute("COMMIT")
+        except asyncpg.PostgresError as error:  # deferred constraints and triggers run here
+            if is_connection_loss(error):
+                raise
+            raise failed_statement(error, migration, None, None) from error
+
+    async def statements_and_row(
+        self, migration: Migration, raw: bytes, parsed: Sequence[Statement], began: float, *, resumed: bool
+    ) -> None:
+        """The statements of a file and its ledger row, in the transaction that is open; rolled back on an error."""
+        packing = (
+            asyncio.create_task(asyncio.to_thread(records.compress, raw)) if len(raw) > _KEPT_PARSED_BYTES else None
+        )
+        try:
+            for batch in _batches(parsed):
+                await self._batch(migration, raw, batch)
+            if not self._run.is_in_transaction:
+                raise transaction_was_ended(migration)
+            await self._row(migration, raw, began, packed=await packing if packing else None, resumed=resumed)
+        except (MigrationError, asyncpg.PostgresError):
+            if not self._run.connection.is_closed() and self._run.is_in_transaction:
+                with contextlib.suppress(asyncpg.PostgresError, OSError, asyncpg.InterfaceError):
+                    await self._run.execute("ROLLBACK")
+            raise
+        finally:
+            if packing is not None:
+                packing.cancel()
+
+    async def _batch(self, migration: Migration, raw: bytes, batch: Sequence[Statement]) -> None:
+        """Run one statement, or several small INSERTs, UPDATEs, DELETEs in one message.
+
+        A batch that fails is rolled back to its savepoint and run one by one, so that the error names its statement.
+        """
+        if len(batch) > 1:
+            self._run.at(batch[0].index)
+            body = "\n;\n".join(s.text for s in batch)  # a statement may end with a -- comment
+            try:
+                await self._run.execute(f"SAVEPOINT orchestrator_batch;{body}\n;\nRELEASE SAVEPOINT orchestrator_batch")
+            except asyncpg.PostgresError as error:
+                if is_connection_loss(error):
+                    raise
+                await self._run.execute(
+                    "ROLLBACK TO SAVEPOINT orchestrator_batch; RELEASE SAVEPOINT orchestrator_batch"
+                )
+            else:
+                return
+        for statement in batch:
+            await self._statement(migration, raw, statement)
+
+    async def _statement(self, migration: Migration, raw: bytes, statement: Statement) -> None:
+        self._run.at(statement.index)
+        try:
+            await self._run.execute(statement.text)
+        except asyncpg.PostgresError as error:
+            if is_connection_loss(error):
+                raise
+            raise failed_statement(error, migration, raw, statement) from error
+
+    async def _row(
+        self, migration: Migration, raw: bytes, began: float, *, packed: bytes | None, resumed: bool
+    ) -> None:
+        """Record, ledger row, and the proof that the lock is still ours, in one message."""
+        key, duration_s = self.source.table.key, time.monotonic() - began
+        parts = []
+        if packed is not None:
+            await records.record_packed(self._run.connection, key, migration, duration_s=duration_s, packed=packed)
+        else:
+            parts.append(records.record_statement(key, migration, duration_s=duration_s, raw=raw))
+        if resumed:
+            parts.append(records.end_unfinished(key, migration.name))
+        # Last: its command tag says whether the lock was held (a transaction pooler loses it between transactions).
+        parts.append(
+            insert_statement(
+                self.source.table, self.source.folder, migration, has_name=self._has_name, condition=HELD_HERE
+            )
+        )
+        try:
+            tag = await self._run.execute(";".join(parts))
+        except asyncpg.PostgresError as error:
+            if is_connection_loss(error):
+                raise
+            raise failed_statement(error, migration, None, None) from error
+        if tag != "INSERT 0 1":
+            raise lock_was_lost(migration)
+
+    async def in_steps(
+        self,
+        migration: Migration,
+        raw: bytes,
+        parsed: Sequence[Statement],
+        began: float,
+        interrupted: records.Unfinished | None,
+    ) -> None:
+        """A file that cannot be one transaction: statement by statement, each noted, so that a crash resumes behind it."""
+        from orchestrator.migrator.steps import Steps
+
+        await Steps(
+            self._run.connection,
+            ledger_key=self.source.table.key,
+            migration=migration,
+            raw=raw,
+            statements=parsed,
+            on_statement=self._run.at,
+            finish=lambda: self._row(migration, raw, began, packed=records.compress(raw), resumed=True),
+        ).run(interrupted)
+
+
+def _batches(parsed: Sequence[Statement]) -> list[list[Statement]]:
+    """Neighbouring small data statements together, everything else alone."""
+    batches: list[list[Statement]] = []
+    size = 0
+    for statement in parsed:
+        small = statement.kind in _BATCHED_KINDS and statement.byte_length <= _BATCH_BYTES // 4
+        if small and batches and size and size + statement.byte_length <= _BATCH_BYTES:
+            batches[-1].append(statement)
+            size += statement.byte_length
+        else:
+            batches.append([statement])
+            size = statement.byte_length if small else 0
+    return batches

@@ -1,0 +1,148 @@
+"""The errors of a migration, in the words of the person who reads them at night. Pure: no I/O."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.errors import MigrationError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from orchestrator.migrator.folder import Migration
+    from orchestrator.migrator.plan import Finding
+    from orchestrator.migrator.records import Unfinished
+    from orchestrator.migrator.sql import Statement
+    from orchestrator.migrator.survey import Source
+
+_NEXT_STEP = "Fix what it names (the file, the data or the server), then start again"
+
+# What to do next, by SQLSTATE (PostgreSQL manual, appendix A).
+_REMEDIES: dict[str, str] = {
+    "42501": "Grant the user of DATABASE_URL what it lacks, or set MIGRATION_DATABASE_URL to a user that has it; then start again",
+    "42P07": "The schema has this already and the ledger does not: another tool made it. Bring ledger and schema together, then start again",
+    "42701": "The schema has this already and the ledger does not: another tool made it. Bring ledger and schema together, then start again",
+    "42710": "The schema has this already and the ledger does not: another tool made it. Bring ledger and schema together, then start again",
+    "42704": "A type or object is missing; if an extension brings it, name that in EXTENSIONS (e.g. EXTENSIONS=vector); then start again",
+    "42883": "A function is missing; if an extension brings it, name that in EXTENSIONS (e.g. EXTENSIONS=uuid-ossp); then start again",
+    "53100": "The server's disk is full: free some space or enlarge the volume, then start again",
+    "53200": "The server ran out of memory: give it more, then start again",
+    "57014": "The statement was cancelled or timed out: raise MIGRATION_STATEMENT_TIMEOUT (0 = none), then start again",
+    "55P03": "A lock was not to be had: stop what holds the table, then start again",
+    "25006": "The session is read-only: check default_transaction_read_only of the role and database, then start again",
+    "23505": "The data holds duplicates that the migration forbids: mend them, then start again",
+    "23502": "The data holds NULLs that the migration forbids: mend them, then start again",
+    "23503": "The data holds references to nothing: mend them, then start again",
+    "23514": "The data breaks a check that the migration adds: mend it, then start again",
+}
+
+
+def failed_statement(
+    error: Any, migration: Migration, raw: bytes | None, statement: Statement | None, *, done: int | None = None
+) -> MigrationError:
+    """A statement that the server refused; without `statement` it was the commit or our own ledger row.
+
+    `done` says how many statements of the file are done and stay, where the file is not one transaction.
+    """
+    facts: dict[str, object] = {"migration": migration.name, "file": str(migration.path), "sqlstate": error.sqlstate}
+    where = str(migration.path)
+    if statement is not None and raw is not None:
+        from orchestrator.migrator.sql import excerpt, locate
+
+        position = int(error.position) if error.position else None
+        line, column = locate(statement, position)
+        where = f"{where}:{line}:{column}"
+        facts |= {
+            "statement": statement.index,
+            "statement_kind": statement.kind,
+            "line": line,
+            "column": column,
+            "excerpt": excerpt(raw, line, column),
+        }
+    else:
+        facts["statement_kind"] = "COMMIT"
+    message = str(error.args[0]) if error.args else type(error).__name__
+    facts |= {
+        name: value
+        for name, value in {
+            "error": message,
+            "detail": error.detail,
+            "hint": error.hint,
+            "context": error.context,
+            "schema": error.schema_name,
+            "table": error.table_name,
+            "column_name": error.column_name,
+            "constraint": error.constraint_name,
+        }.items()
+        if value
+    }
+    if done is None:
+        state = "the database is as it was before this file"
+    else:
+        state = f"the first {done} statements of this file are done and stay; the next start goes on behind them"
+        facts["statements_done"] = done
+    remedy = _REMEDIES.get(error.sqlstate or "", _NEXT_STEP)
+    parts = [f"{where}: {message} (SQLSTATE {error.sqlstate})"]
+    parts += [f"{name}: {value}" for name, value in (("detail", error.detail), ("hint", error.hint)) if value]
+    return MigrationError("; ".join(parts), remedy=f"{remedy}; {state}.", facts=facts)
+
+
+def refused_history(refused: Sequence[tuple[Source, Finding]]) -> MigrationError:
+    """Files and ledger disagree in a way that is refused; nothing was run."""
+    shown = [f"{finding.kind}: {finding.name}" for _, finding in refused[:5]]
+    more = f" and {len(refused) - 5} more" if len(refused) > 5 else ""  # noqa: PLR2004
+    return MigrationError(
+        f"files and ledger disagree, and nothing was run: {'; '.join(shown)}{more}",
+        remedy=refused[0][1].remedy,
+        facts={
+            "refused": [
+                {
+                    "source": source.label,
+                    "kind": str(finding.kind),
+                    "migration": finding.name,
+                    "row_id": finding.row_id,
+                    "created_at": finding.created_at,
+                    "remedy": finding.remedy,
+                }
+                for source, finding in refused
+            ]
+        },
+    )
+
+
+def lock_was_lost(migration: Migration) -> MigrationError:
+    """The session does not hold the lock inside the migration's transaction: a transaction pooler stands between."""
+    return MigrationError(
+        f"{migration.path}: this session no longer holds the migration lock; the migration was rolled back",
+        remedy="A pooler in transaction mode (PgBouncer, Supavisor) gives each transaction another session: set"
+        " MIGRATION_DATABASE_URL to the server itself, or to a pooler in session mode.",
+        facts={"migration": migration.name, "file": str(migration.path)},
+    )
+
+
+def transaction_was_ended(migration: Migration) -> MigrationError:
+    """Something in the file ended the transaction around it, unseen by the grammar."""
+    return MigrationError(
+        f"{migration.path}: a statement ended the transaction around the migration; its ledger row was not written",
+        remedy="Write the COMMIT as a statement of its own in the file, so that it is seen; then mend what was applied.",
+        facts={"migration": migration.name, "file": str(migration.path)},
+    )
+
+
+def prefix_was_edited(migration: Migration, interrupted: Unfinished) -> MigrationError:
+    """A file that is half applied was changed in the half that is."""
+    return MigrationError(
+        f"{migration.path}: its first {interrupted.done} statements were applied by an interrupted run, and they have"
+        " changed since",
+        remedy="Restore these statements as they were applied; what stands behind them may change. Nothing was run.",
+        facts={"migration": migration.name, "file": str(migration.path), "statements_done": interrupted.done},
+    )
+
+
+def invalid_index(migration: Migration, statement: Statement, name: str) -> MigrationError:
+    """CREATE INDEX CONCURRENTLY ended and the index is not valid."""
+    return MigrationError(
+        f"{migration.path}:{statement.line}: the index {name} was built and is not valid; the ledger row was not written",
+        remedy="Start again: it is dropped and built anew. If it stays so, look for duplicates in the data.",
+        facts={"migration": migration.name, "file": str(migration.path), "line": statement.line, "index": name},
+    )

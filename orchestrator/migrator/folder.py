@@ -1,0 +1,250 @@
+"""Read a folder of Drizzle migrations, of either generation, into facts. Touches the file system, never the database.
+
+v0: `meta/_journal.json` names the files and their order (`drizzle-orm` ≤ 0.45, `migrator.js`, `readMigrationFiles`).
+v1: every folder `<14 digits>_name` that holds a `migration.sql` (`drizzle-orm` 1.0, the same function).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from calendar import timegm
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from orchestrator.errors import MigrationError
+
+Generation = Literal["v0", "v1"]
+_STAMP_DIGITS = 14
+_SHOWN = 10
+
+
+class FolderError(MigrationError):
+    """The folder is not what Drizzle would accept; nothing was run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One migration file.
+
+    `name` is v0's tag or v1's folder name, `when_ms` what Drizzle writes into `created_at` (ms since 1970, UTC), `hash`
+    the sha256 in hex of the file as Drizzle reads it. The content is not held: `read()` gives it when it is needed.
+    """
+
+    name: str
+    when_ms: int
+    hash: str
+    path: Path
+    size_bytes: int
+
+    def read(self) -> bytes:
+        """The file's bytes, the same that `hash` was made of.
+
+        Raises:
+            FolderError: the file changed since the folder was read.
+        """
+        raw = self.path.read_bytes()
+        if drizzle_hash(raw) != self.hash:
+            raise FolderError(
+                f"{self.path} changed while it was being used",
+                remedy="Start again when nothing writes to the migrations folder.",
+                facts={"file": str(self.path)},
+            )
+        return raw
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A folder of migrations in the order in which Drizzle runs them. `unlisted` are files that no run will ever use."""
+
+    path: Path
+    generation: Generation
+    migrations: tuple[Migration, ...]
+    unlisted: tuple[str, ...] = ()
+
+
+class _Entry(msgspec.Struct):
+    tag: str
+    when: int | float
+
+
+class _Journal(msgspec.Struct):
+    entries: list[_Entry]
+
+
+def drizzle_hash(raw: bytes) -> str:
+    """Drizzle's `hash` of a file: sha256, hex, of its bytes.
+
+    Node decodes the file first, so a byte that is not UTF-8 is hashed as U+FFFD (`fs.readFileSync(…).toString()`).
+    """
+    if not raw.isascii():
+        try:
+            raw.decode()
+        except UnicodeDecodeError:
+            raw = raw.decode(errors="replace").encode()
+    return hashlib.sha256(raw).hexdigest()
+
+
+def read_folder(path: Path) -> Folder:
+    """Read `path`, v0 where it holds `meta/_journal.json`, else v1. Blocking: call it from a thread.
+
+    Raises:
+        FolderError: with every problem of the folder at once: a journal that is not JSON, a journal entry without its
+            file, the same entry twice, a name that carries no time.
+    """
+    path = path.absolute()
+    journal = path / "meta" / "_journal.json"
+    if journal.is_file():
+        return _read_v0(path, journal)
+    if not path.is_dir():
+        raise FolderError(
+            f"there is no migrations folder at {path}",
+            remedy="Point MIGRATIONS_DIR at the folder that holds meta/_journal.json or the <14 digits>_name folders.",
+            facts={"folder": str(path)},
+        )
+    return _read_v1(path)
+
+
+def _problems(path: Path, problems: list[str], remedy: str) -> FolderError:
+    shown = problems[:_SHOWN]
+    more = f" (and {len(problems) - _SHOWN} more)" if len(problems) > _SHOWN else ""
+    return FolderError("; ".join(shown) + more, remedy=remedy, facts={"folder": str(path), "problems": shown})
+
+
+def _read_v0(path: Path, journal: Path) -> Folder:
+    try:
+        entries = msgspec.json.decode(journal.read_bytes(), type=_Journal).entries
+    except msgspec.DecodeError as error:
+        raise FolderError(
+            f"{journal} is not a Drizzle journal: {error}",
+            remedy="Restore the file from version control, or run drizzle-kit again; nothing was run.",
+            facts={"file": str(journal)},
+        ) from error
+    except OSError as error:
+        raise _unreadable(journal, error) from error
+    problems: list[str] = []
+    migrations: list[Migration] = []
+    seen: set[str] = set()
+    for entry in entries:
+        if entry.tag in seen:
+            problems.append(f"the journal names {entry.tag!r} twice")
+            continue
+        seen.add(entry.tag)
+        if entry.when != int(entry.when):
+            problems.append(f"the journal's `when` of {entry.tag!r} is not a whole number of milliseconds")
+            continue
+        if not entry.tag or "\0" in entry.tag or os.path.isabs(entry.tag) or ".." in entry.tag.split("/"):
+            problems.append(f"the journal's tag {entry.tag!r} leads out of the folder")
+            continue
+        file = path / f"{entry.tag}.sql"
+        try:
+            migrations.append(_migration(entry.tag, int(entry.when), file))
+        except FileNotFoundError:
+            problems.append(f"the journal names {entry.tag!r}, and there is no file {file.name}")
+        except OSError as error:
+            raise _unreadable(file, error) from error
+    if problems:
+        raise _problems(path, problems, "Restore the missing files, or mend meta/_journal.json; nothing was run.")
+    with os.scandir(path) as found:
+        unlisted = sorted(e.name for e in found if e.name.endswith(".sql") and e.name[:-4] not in seen)
+    return Folder(path, "v0", tuple(migrations), tuple(unlisted))
+
+
+def _read_v1(path: Path) -> Folder:
+    problems: list[str] = []
+    migrations: list[Migration] = []
+    unlisted: list[str] = []
+    with os.scandir(path) as found:
+        names = sorted((e.name for e in found), key=_locale_key)
+    for name in names:
+        file = path / name / "migration.sql"
+        stamp = name[:_STAMP_DIGITS]
+        is_stamp = len(stamp) == _STAMP_DIGITS and stamp.isascii() and stamp.isdigit()
+        try:
+            if is_stamp:
+                migrations.append(_migration(name, stamp_to_ms(stamp), file))
+            elif file.is_file():
+                problems.append(
+                    f"the folder {name!r} holds a migration.sql, and its name does not begin with 14 digits"
+                )
+            elif name.endswith(".sql"):
+                unlisted.append(name)
+        except (FileNotFoundError, NotADirectoryError):
+            # Drizzle passes over what has no migration.sql; a stamped folder without one was meant to have it.
+            if (path / name).is_dir():
+                problems.append(f"the folder {name!r} has no migration.sql")
+        except OSError as error:
+            raise _unreadable(file, error) from error
+    if problems:
+        raise _problems(
+            path, problems, "Name folders <yyyymmddhhmmss>_name, each with a migration.sql; nothing was run."
+        )
+    if not migrations:
+        raise FolderError(
+            f"{path} holds no migrations: no meta/_journal.json and no <14 digits>_name/migration.sql",
+            remedy="Point MIGRATIONS_DIR at the folder that drizzle-kit writes, or unset it.",
+            facts={"folder": str(path)},
+        )
+    return Folder(path, "v1", tuple(migrations), tuple(unlisted))
+
+
+def _migration(name: str, when_ms: int, file: Path) -> Migration:
+    # os.open rather than Path.read_bytes: a folder of 10,000 files is read at every start.
+    fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        size = os.fstat(fd).st_size
+        raw = os.read(fd, size + 1)
+        if len(raw) < size:  # a read of over 2 GiB, or of a file that grows, comes in pieces
+            with os.fdopen(os.dup(fd), "rb") as rest:
+                raw += rest.read()
+    finally:
+        os.close(fd)
+    return Migration(name, when_ms, drizzle_hash(raw), file, len(raw))
+
+
+def _unreadable(file: Path, error: OSError) -> FolderError:
+    return FolderError(
+        f"cannot read {file}: {error.strerror or type(error).__name__}",
+        remedy="Make the migrations folder readable for the user that the container runs as.",
+        facts={"file": str(file)},
+    )
+
+
+def stamp_to_ms(stamp: str) -> int:
+    """`yyyymmddhhmmss` as UTC milliseconds; out-of-range parts carry over, as in JavaScript's `Date.UTC`."""
+    year, month = int(stamp[0:4]), int(stamp[4:6])
+    day, hour, minute, second = (int(stamp[i : i + 2]) for i in (6, 8, 10, 12))
+    if year < 100:  # noqa: PLR2004 Date.UTC reads 0–99 as 1900–1999
+        year += 1900
+    year, month0 = year + (month - 1) // 12, (month - 1) % 12
+    return (timegm((year, month0 + 1, 1, 0, 0, 0)) + (day - 1) * 86400 + hour * 3600 + minute * 60 + second) * 1000
+
+
+def ms_to_stamp(when_ms: int) -> str:
+    """UTC milliseconds as `yyyymmddhhmmss`, the reverse of `stamp_to_ms` (whole seconds, rounded down)."""
+    import time
+
+    return time.strftime("%Y%m%d%H%M%S", time.gmtime(when_ms // 1000))
+
+
+_PUNCTUATION = "_-,;:!?.'\"()[]{}@*/\\&#%`^+<=>|~$"
+
+
+def _locale_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
+    """Order as JavaScript's `localeCompare` does (UCA root order): punctuation, digits, letters whatever their case.
+
+    v1 sorts folder names with it; it matters only between names whose 14 digits are equal.
+    """
+    keys = []
+    for character in name:
+        place = _PUNCTUATION.find(character)
+        if place >= 0:
+            keys.append((0, place, ""))
+        elif character.isdigit():
+            keys.append((1, 0, character))
+        else:
+            keys.append((2, 0, character.casefold()))
+    return keys, name.swapcase()

@@ -1,0 +1,83 @@
+"""What is applied, pending and not straight, as plain data for `status`, `/api/migrations` and people. Writes nothing."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.migrator import records
+from orchestrator.migrator.survey import survey
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from orchestrator.migrator.plan import Ahead, Policy
+    from orchestrator.migrator.survey import Source
+
+
+def _iso(ms: int | None) -> str | None:
+    return None if ms is None else datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="seconds")
+
+
+async def migrations_status(
+    connection: Any, sources: Sequence[Source], *, policy: Policy, ahead: Ahead
+) -> list[dict[str, Any]]:
+    """One entry for each source: its ledger, applied rows with their files, pending files, findings. JSON-ready.
+
+    `created_at` is the migration's own time (ms since 1970), `duration_s` is known where this program applied it.
+    """
+    has_records = await records.records_exist(connection)
+    result = []
+    for source in sources:
+        one = await survey(connection, source, policy=policy, ahead=ahead)
+        durations = await records.durations_s(connection, source.table.key) if has_records else {}
+        names = await records.known_names(connection, source.table.key, one.ledger) if has_records else {}
+        applied = []
+        for entry in one.plan.applied:
+            name = entry.migration.name if entry.migration else names.get(entry.row.id, entry.row.name)
+            applied.append(
+                {
+                    "id": entry.row.id,
+                    "name": name,
+                    "hash": entry.row.hash,
+                    "created_at": entry.row.created_at,
+                    "dated": _iso(entry.row.created_at),
+                    "duration_s": durations.get(name) if name else None,
+                }
+            )
+        result.append(
+            {
+                "source": source.label,
+                "folder": str(source.folder.path),
+                "generation": source.folder.generation,
+                "ledger": source.table.key,
+                "ledger_exists": one.ledger.exists,
+                "total": len(source.folder.migrations),
+                "applied": applied,
+                "pending": [
+                    {
+                        "name": m.name,
+                        "hash": m.hash,
+                        "created_at": m.when_ms,
+                        "dated": _iso(m.when_ms),
+                        "file": str(m.path),
+                    }
+                    for m in one.plan.pending
+                ],
+                "findings": [
+                    {
+                        "kind": f.kind,
+                        "name": f.name,
+                        "decision": f.decision,
+                        "remedy": f.remedy,
+                        "refused": f.refused,
+                        "cosmetic": f.cosmetic,
+                        "row_id": f.row_id,
+                        "created_at": f.created_at,
+                    }
+                    for f in one.plan.findings
+                ],
+                "unlisted": list(source.folder.unlisted),
+            }
+        )
+    return result

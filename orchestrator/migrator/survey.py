@@ -1,0 +1,87 @@
+"""Look at one folder and one ledger and say what a run would do. Touches files and database, and writes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from orchestrator.migrator import records
+from orchestrator.migrator.ledger import LedgerTable, read_ledger
+from orchestrator.migrator.plan import Ahead, Finding, Kind, Ledger, Plan, Policy, make_plan
+
+if TYPE_CHECKING:
+    from orchestrator.migrator.folder import Folder
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A folder and the ledger that it is kept in: the service's own, or the user's."""
+
+    label: Literal["service", "user"]
+    folder: Folder
+    table: LedgerTable
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What is, and what a run would do, for one source. `unfinished` tells how far interrupted runs came, by name."""
+
+    source: Source
+    ledger: Ledger
+    plan: Plan
+    unfinished: dict[str, records.Unfinished]
+
+
+async def survey(connection: Any, source: Source, *, policy: Policy, ahead: Ahead) -> Survey:
+    """Read ledger and records, and plan. Needs no lock, and works for a role that can only read.
+
+    Raises:
+        MigrationError: the ledger's table is not a ledger.
+    """
+    key = source.table.key
+    ledger = await read_ledger(connection, source.table)
+    plan = make_plan(source.folder, ledger, policy=policy, ahead=ahead)
+    if not plan.findings and not plan.pending:
+        return Survey(source, ledger, plan, {})
+    if not await records.records_exist(connection):
+        return Survey(source, ledger, plan, {})
+    unfinished = await records.unfinished(connection, key)
+    if plan.findings:
+        # Only a history that is not straight needs what we remember of it.
+        names = await records.known_names(connection, key, ledger)
+        plan = make_plan(
+            source.folder,
+            ledger,
+            policy=policy,
+            ahead=ahead,
+            known_names=names,
+            unfinished=frozenset(unfinished),
+            cosmetic=await _cosmetic_edits(connection, source, ledger, plan),
+        )
+        plan = replace(plan, findings=tuple(_named(f, names) for f in plan.findings))
+    return Survey(source, ledger, plan, unfinished)
+
+
+def _named(finding: Finding, names: dict[int, str]) -> Finding:
+    known = names.get(finding.row_id) if finding.row_id is not None else None
+    return replace(finding, name=known) if known and finding.kind in {Kind.ORPHANED, Kind.AHEAD} else finding
+
+
+async def _cosmetic_edits(connection: Any, source: Source, ledger: Ledger, plan: Plan) -> frozenset[str]:
+    """The edited files that differ from what was applied in white space or comments alone."""
+    by_id = {row.id: row for row in ledger.rows}
+    files = {migration.name: migration for migration in source.folder.migrations}
+    cosmetic = set()
+    for finding in plan.findings:
+        row = by_id.get(finding.row_id) if finding.row_id is not None else None
+        if finding.kind is not Kind.EDITED or row is None or row.created_at is None:
+            continue
+        applied = await records.recorded_text(connection, source.table.key, row.created_at, row.hash)
+        if applied is None:
+            continue
+        file = files[finding.name]
+        from orchestrator.migrator.sql import same_meaning_hash  # the grammar loads 14 MB: only when it is needed
+
+        if same_meaning_hash(applied, path=finding.name) == same_meaning_hash(file.read(), path=str(file.path)):
+            cosmetic.add(finding.name)
+    return frozenset(cosmetic)

@@ -1,0 +1,296 @@
+"""The order of a start, and of its end: the only file that knows it.
+
+bind HTTP → read folders → connect → lock → extensions → migrations → launch → READY → watch
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from orchestrator import __version__
+from orchestrator.errors import MigrationError, OrchestratorError
+from orchestrator.lifecycle import Phase
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+    from pathlib import Path
+
+    from orchestrator.dsn import Dsn
+    from orchestrator.lifecycle import Lifecycle
+    from orchestrator.migrator.survey import Source
+    from orchestrator.settings import Settings
+
+# What is imported late is what `/health` need not wait for.
+
+_AFTER_LOSS_S = 0.5
+_POOL_SIZE = 5
+_POOL_CLOSE_TIMEOUT_S = 5.0
+
+
+async def serve(settings: Settings, life: Lifecycle, *, embedded: bool = False) -> None:
+    """Start and serve until cancelled. `/health` answers from the first moment; nothing else before READY.
+
+    Cancelled in any phase it unwinds in the reverse order: work in a transaction is rolled back, the lock released,
+    requests in flight finish within `SHUTDOWN_TIMEOUT`.
+
+    Raises:
+        OrchestratorError: the start failed and must not serve; its class knows the exit code.
+    """
+    from orchestrator.api.app import Backend, build_app
+    from orchestrator.api.server import listening
+
+    backend = Backend()
+    # Half of the time to stop is for requests in flight, the rest for the database.
+    drain_s = settings.shutdown_timeout_s / 2
+    async with listening(
+        build_app(life, backend), life, host=settings.host, port=settings.port, shutdown_timeout_s=drain_s
+    ):
+        await asyncio.to_thread(_import_what_comes_next)
+        sources = await asyncio.to_thread(read_sources, settings)
+        async with _database(settings, life, embedded=embedded) as (dsn, migration_dsn):
+            applied = await _bring_up(settings, migration_dsn, sources, life, command="serve")
+            life.enter(Phase.LAUNCHING)
+            async with _pool(dsn, settings) as pool:  # after the DDL: no stale plans or OIDs
+                backend.pool, backend.sources = pool, sources
+                backend.policy, backend.ahead = settings.migration_policy, settings.migration_ahead
+                life.enter(Phase.READY)
+                life.emit("service.ready", startup_s=round(life.uptime_s, 3), migrations_applied=len(applied))
+                await _record(pool, life, command="serve", applied=len(applied), outcome="ready")
+                await _watch(dsn, life)
+
+
+async def migrate_once(settings: Settings, life: Lifecycle, *, embedded: bool = False) -> Sequence[Any]:
+    """The one-shot: wait, lock, extensions, migrate; returns what was applied. Errors as in `serve`."""
+    sources = await asyncio.to_thread(read_sources, settings)
+    async with _database(settings, life, embedded=embedded) as (_, migration_dsn):
+        applied = await _bring_up(settings, migration_dsn, sources, life, command="migrate")
+    life.enter(Phase.STOPPED)
+    return applied
+
+
+async def wait_for_database(settings: Settings, life: Lifecycle) -> None:
+    """Return when a login and a query succeed; errors as in `connect`."""
+    from orchestrator.database.connect import connected
+
+    life.enter(Phase.CONNECTING)
+    async with connected(_given(settings.database), life, **_connect_options(settings, "wait")):
+        pass
+    life.enter(Phase.STOPPED)
+
+
+async def gather_status(settings: Settings, life: Lifecycle) -> dict[str, Any]:
+    """What `status` shows, read over one connection; writes nothing and needs no lock. One try, no waiting for ever."""
+    from orchestrator.database.catalogue import extensions_status, server_status, tables_status
+    from orchestrator.database.connect import connected
+    from orchestrator.migrator.status import migrations_status
+
+    sources = await asyncio.to_thread(read_sources, settings)
+    options = _connect_options(settings, "status")
+    options["wait_timeout_s"] = settings.db_wait_timeout_s or settings.db_connect_timeout_s
+    life.enter(Phase.CONNECTING)
+    async with connected(_given(settings.migration_database), life, **options) as connection:
+        async with connection.transaction(readonly=True, isolation="repeatable_read"):
+            return {
+                "version": __version__,
+                "server": await server_status(connection, _given(settings.migration_database)),
+                "sources": await migrations_status(
+                    connection, sources, policy=settings.migration_policy, ahead=settings.migration_ahead
+                ),
+                "extensions": await extensions_status(connection, settings.extensions),
+                "tables": await tables_status(connection),
+            }
+
+
+def read_sources(settings: Settings) -> list[Source]:
+    """The service's own folder, then the user's. Blocking. A broken image fails here, before it waits for anything.
+
+    Raises:
+        FolderError: a folder is not what Drizzle would accept.
+    """
+    from orchestrator.migrator.folder import read_folder
+    from orchestrator.migrator.ledger import LedgerTable
+    from orchestrator.migrator.records import SERVICE_SCHEMA
+    from orchestrator.migrator.survey import Source
+
+    sources = [Source("service", read_folder(service_folder()), LedgerTable(SERVICE_SCHEMA, "__drizzle_migrations"))]
+    if settings.migrations_dir is not None:
+        table = LedgerTable(settings.migrations_schema, settings.migrations_table)
+        sources.append(Source("user", read_folder(settings.migrations_dir), table))
+    return sources
+
+
+def service_folder() -> Path:
+    """Where the program's own migrations are: inside the installed package, or at the top of a checkout."""
+    from pathlib import Path
+
+    package = Path(__file__).parent
+    installed = package / "_migrations"
+    return installed if installed.is_dir() else package.parent / "migrations"
+
+
+def _import_what_comes_next() -> None:
+    """Load what the phases after this one need, in a thread: the loop answers `/health` meanwhile."""
+    import orchestrator.database.connect
+    import orchestrator.database.monitor
+    import orchestrator.migrator.apply  # noqa: F401
+
+
+def _given(dsn: Dsn | None) -> Dsn:
+    assert dsn is not None, "settings.load() demands a database unless told otherwise"  # noqa: S101
+    return dsn
+
+
+def _connect_options(settings: Settings, command: str) -> dict[str, Any]:
+    return {
+        "wait_timeout_s": settings.db_wait_timeout_s,
+        "connect_timeout_s": settings.db_connect_timeout_s,
+        "application_name": f"orchestrator {command}",
+    }
+
+
+@asynccontextmanager
+async def _database(settings: Settings, life: Lifecycle, *, embedded: bool) -> AsyncIterator[tuple[Dsn, Dsn]]:
+    """The database to use, and the one to migrate through: as configured, or a private server that runs meanwhile."""
+    if not embedded:
+        yield _given(settings.database), _given(settings.migration_database)
+        return
+    from orchestrator import dsn
+    from orchestrator.database.embedded import embedded_postgres
+
+    async with embedded_postgres(settings.data_dir, life.emit) as server:
+        own = dsn.parse(server.dsn)
+        yield own, own
+
+
+async def _bring_up(
+    settings: Settings, dsn: Dsn, sources: Sequence[Source], life: Lifecycle, *, command: str
+) -> Sequence[Any]:
+    """CONNECTING to MIGRATING, again from the start where the connection is lost on the way."""
+    from orchestrator.database.connect import StandbyError, connected, is_connection_loss
+    from orchestrator.database.extensions import ensure_extensions
+    from orchestrator.database.lock import migration_lock
+    from orchestrator.migrator.apply import Options, migrate
+
+    options = Options(
+        settings.migration_policy,
+        settings.migration_ahead,
+        settings.migration_transaction,
+        settings.migration_statement_timeout_s,
+    )
+    applied: list[Any] = []
+    while True:
+        life.enter(Phase.CONNECTING)
+        try:
+            async with connected(dsn, life, **_connect_options(settings, command)) as connection:
+                life.enter(Phase.LOCKING)
+                async with migration_lock(connection, life, timeout_s=settings.migration_lock_timeout_s):
+                    life.enter(Phase.EXTENSIONS)
+                    await ensure_extensions(connection, settings.extensions, life)
+                    life.enter(Phase.MIGRATING)
+                    try:
+                        applied += await migrate(connection, sources, options, life)
+                    except MigrationError as error:
+                        await _record(
+                            connection, life, command=command, applied=len(applied), outcome="failed", error=error
+                        )
+                        raise
+                    life.emit("migrations.completed", applied=len(applied), total=life.migrations.total)
+                    if command == "migrate":
+                        await _record(connection, life, command=command, applied=len(applied), outcome="migrated")
+            return applied
+        except StandbyError:
+            # Waits for a primary from here on, among all hosts of the DSN, or for this one to be promoted.
+            dsn = replace(dsn, options={**dsn.options, "target_session_attrs": "read-write"})
+            life.emit(
+                "database.standby_found",
+                level="warning",
+                server=dsn.redacted(),
+                hint="The server is a read-only standby, and migrations are pending: waiting for the primary.",
+            )
+        except Exception as error:
+            if not is_connection_loss(error):
+                raise _explained(error) from error
+            life.emit(
+                "database.lost",
+                level="warning",
+                server=dsn.redacted(),
+                during=str(life.phase),
+                migration=life.migrations.current,
+                error=type(error).__name__,
+                hint="The connection was lost; what was in a transaction is rolled back. Trying again from the start.",
+            )
+            await asyncio.sleep(_AFTER_LOSS_S)
+
+
+def _explained(error: Exception) -> Exception:
+    """An error of the server outside of any migration file, as one of ours; anything else as it is."""
+    import asyncpg
+
+    if isinstance(error, asyncpg.PostgresError):
+        return MigrationError(
+            f"the server refused what comes before the migrations: {error} (SQLSTATE {error.sqlstate})",
+            remedy="Mend what it names, then start again; no migration was run.",
+            facts={"sqlstate": error.sqlstate},
+        )
+    return error
+
+
+@asynccontextmanager
+async def _pool(dsn: Dsn, settings: Settings) -> AsyncIterator[Any]:
+    import asyncpg
+
+    arguments = dsn.connect_arguments()
+    server_settings = {"application_name": "orchestrator", **arguments.pop("server_settings", {})}
+    pool = await asyncpg.create_pool(
+        **arguments,
+        min_size=1,
+        max_size=_POOL_SIZE,
+        timeout=dsn.connect_timeout_s or settings.db_connect_timeout_s,
+        server_settings=server_settings,
+    )
+    try:
+        yield pool
+    finally:
+        # `close` waits for ever on a connection in use.
+        try:
+            async with asyncio.timeout(_POOL_CLOSE_TIMEOUT_S):
+                await pool.close()
+        except TimeoutError:
+            pool.terminate()
+
+
+async def _watch(dsn: Dsn, life: Lifecycle) -> None:
+    from orchestrator.database.monitor import watch_database
+
+    await watch_database(dsn, life)
+
+
+async def _record(
+    connection: Any,
+    life: Lifecycle,
+    *,
+    command: str,
+    applied: int,
+    outcome: Any,
+    error: OrchestratorError | None = None,
+) -> None:
+    """Keep a row of this start, where there is a table for it."""
+    from orchestrator.database.starts import Start, record_start
+
+    start = Start(
+        started_at=life.now() - life.uptime_s,
+        version=__version__,
+        command=command,
+        phases_s=life.durations_s(),
+        migrations_applied=applied,
+        outcome=outcome,
+        error=None if error is None else {"message": error.message, **error.facts},
+    )
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(2):
+            if not await record_start(connection, start):
+                life.emit("start.not_recorded", level="debug")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -84,8 +85,12 @@ def _host(text: str) -> str:
 
 def _directory(text: str) -> Path:
     path = Path(text).absolute()
-    if not path.is_dir():
-        raise _UnusableError("is no directory" if path.exists() else "does not exist")
+    try:
+        found = path.stat()
+    except (OSError, ValueError) as error:
+        raise _UnusableError(_why(error)) from None
+    if not stat.S_ISDIR(found.st_mode):
+        raise _UnusableError("is no directory")
     if not os.access(path, os.R_OK | os.X_OK):
         raise _UnusableError("cannot be read by this user")
     return path
@@ -462,8 +467,6 @@ class _Reading:
             values[variable.field] = variable.parse(text.strip())
         except _UnusableError as error:
             self.problem(variable, str(error))
-        except (OSError, ValueError):
-            self.problem(variable, "is no path")
 
     def read_databases(self, values: dict[str, Any], suspects: Mapping[str, str]) -> None:
         """DATABASE_URL, else the PG* variables; and MIGRATION_DATABASE_URL, else the same."""

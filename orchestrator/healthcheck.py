@@ -33,7 +33,7 @@ def check(host: str, port: int, path: str = "/health") -> tuple[bool, str]:
 
 def main(arguments: list[str]) -> int:
     """Print the phase; 0 when ready, 1 when not. `--live` asks whether the process lives instead."""
-    if any(a not in {"--live"} for a in arguments):
+    if any(a != "--live" for a in arguments):
         print("usage: orchestrator healthcheck [--live]   (HOST and PORT as for serve)", file=sys.stderr)
         return 64
     port = os.environ.get("PORT", "").strip() or "3005"

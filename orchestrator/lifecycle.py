@@ -1,4 +1,4 @@
-"""The state of a start: its phase, the history of phases, its facts, and who listens. Pure: no I/O, no clock of its own.
+"""The state of a start: its phase, the history of phases, its facts, who listens. Pure: no I/O, no clock of its own.
 
 Everything below the supervisor speaks through `Lifecycle.emit`; logs, `/health` and the event stream are listeners. The
 phase is the only truth about readiness: nothing else says whether the service serves.
@@ -82,10 +82,11 @@ class Check:
 
 @dataclass(slots=True)
 class MigrationCounts:
-    """How far the migrations are. `started_at` is a monotonic time in seconds, None before the first one."""
+    """How far the migrations are; `applied_now` counts those of this process. `started_at` is a monotonic time in seconds, None before the first one."""
 
     applied: int = 0
     total: int = 0
+    applied_now: int = 0
     current: str | None = None
     statement: int = 0
     statements: int = 0
@@ -97,7 +98,7 @@ class MigrationCounts:
 class Lifecycle:
     """The state of one process, from exec to exit.
 
-    `now` gives Unix seconds and `monotonic` monotonic seconds; both are handed in, so that a table of cases can test this.
+    `now` gives Unix seconds and `monotonic` monotonic seconds; both are handed in, so that a table can test this.
     Not thread-safe: all calls come from the event loop's thread.
     """
 

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
 
+    from orchestrator.database.starts import Outcome
     from orchestrator.dsn import Dsn
-    from orchestrator.lifecycle import Lifecycle
+    from orchestrator.lifecycle import Event, Lifecycle
     from orchestrator.migrator.survey import Source
     from orchestrator.settings import Settings
 
@@ -52,24 +53,25 @@ async def serve(settings: Settings, life: Lifecycle, *, embedded: bool = False) 
         await asyncio.to_thread(_import_what_comes_next)
         sources = await asyncio.to_thread(read_sources, settings)
         async with _database(settings, life, embedded=embedded) as (dsn, migration_dsn):
-            applied = await _bring_up(settings, migration_dsn, sources, life, command="serve")
+            await _bring_up(settings, migration_dsn, sources, life, command="serve")
             life.enter(Phase.LAUNCHING)
             async with _pool(dsn, settings) as pool:  # after the DDL: no stale plans or OIDs
                 backend.pool, backend.sources = pool, sources
                 backend.policy, backend.ahead = settings.migration_policy, settings.migration_ahead
                 life.enter(Phase.READY)
-                life.emit("service.ready", startup_s=round(life.uptime_s, 3), migrations_applied=len(applied))
-                await _record(pool, life, command="serve", applied=len(applied), outcome="ready")
+                life.emit(
+                    "service.ready", startup_s=round(life.uptime_s, 3), migrations_applied=life.migrations.applied_now
+                )
+                await _record(pool, life, command="serve", outcome="ready")
                 await _watch(dsn, life)
 
 
-async def migrate_once(settings: Settings, life: Lifecycle, *, embedded: bool = False) -> Sequence[Any]:
-    """The one-shot: wait, lock, extensions, migrate; returns what was applied. Errors as in `serve`."""
+async def migrate_once(settings: Settings, life: Lifecycle, *, embedded: bool = False) -> None:
+    """The one-shot: wait, lock, extensions, migrate. Errors as in `serve`."""
     sources = await asyncio.to_thread(read_sources, settings)
     async with _database(settings, life, embedded=embedded) as (_, migration_dsn):
-        applied = await _bring_up(settings, migration_dsn, sources, life, command="migrate")
+        await _bring_up(settings, migration_dsn, sources, life, command="migrate")
     life.enter(Phase.STOPPED)
-    return applied
 
 
 async def wait_for_database(settings: Settings, life: Lifecycle) -> None:
@@ -92,17 +94,19 @@ async def gather_status(settings: Settings, life: Lifecycle) -> dict[str, Any]:
     options = _connect_options(settings, "status")
     options["wait_timeout_s"] = settings.db_wait_timeout_s or settings.db_connect_timeout_s
     life.enter(Phase.CONNECTING)
-    async with connected(_given(settings.migration_database), life, **options) as connection:
-        async with connection.transaction(readonly=True, isolation="repeatable_read"):
-            return {
-                "version": __version__,
-                "server": await server_status(connection, _given(settings.migration_database)),
-                "sources": await migrations_status(
-                    connection, sources, policy=settings.migration_policy, ahead=settings.migration_ahead
-                ),
-                "extensions": await extensions_status(connection, settings.extensions),
-                "tables": await tables_status(connection),
-            }
+    async with (
+        connected(_given(settings.migration_database), life, **options) as connection,
+        connection.transaction(readonly=True, isolation="repeatable_read"),
+    ):
+        return {
+            "version": __version__,
+            "server": await server_status(connection, _given(settings.migration_database)),
+            "sources": await migrations_status(
+                connection, sources, policy=settings.migration_policy, ahead=settings.migration_ahead
+            ),
+            "extensions": await extensions_status(connection, settings.extensions),
+            "tables": await tables_status(connection),
+        }
 
 
 def read_sources(settings: Settings) -> list[Source]:
@@ -159,49 +163,43 @@ async def _database(settings: Settings, life: Lifecycle, *, embedded: bool) -> A
         yield _given(settings.database), _given(settings.migration_database)
         return
     from orchestrator import dsn
-    from orchestrator.database.embedded import embedded_postgres
+    from orchestrator.database.embedded import EmbeddedServerError, embedded_postgres
+
+    task, died = asyncio.current_task(), False
+
+    def end_with_the_server(event: Event) -> None:
+        nonlocal died
+        if event.name == "embedded.exited" and task is not None:
+            died = True
+            task.cancel("the embedded server ended")
 
     async with embedded_postgres(settings.data_dir, life.emit) as server:
         own = dsn.parse(server.dsn)
-        yield own, own
+        stop_listening = life.listen(end_with_the_server)
+        try:
+            yield own, own
+        except asyncio.CancelledError:
+            if died and task is not None and task.uncancel() == 0:
+                raise EmbeddedServerError(
+                    "the embedded Postgres ended while it was in use",
+                    remedy=f"Its log says why: {server.log_file}; then start again, the data is kept.",
+                    facts={"log_file": str(server.log_file)},
+                ) from None
+            raise
+        finally:
+            stop_listening()
 
 
-async def _bring_up(
-    settings: Settings, dsn: Dsn, sources: Sequence[Source], life: Lifecycle, *, command: str
-) -> Sequence[Any]:
+async def _bring_up(settings: Settings, dsn: Dsn, sources: Sequence[Source], life: Lifecycle, *, command: str) -> None:
     """CONNECTING to MIGRATING, again from the start where the connection is lost on the way."""
-    from orchestrator.database.connect import StandbyError, connected, is_connection_loss
-    from orchestrator.database.extensions import ensure_extensions
-    from orchestrator.database.lock import migration_lock
-    from orchestrator.migrator.apply import Options, migrate
+    from orchestrator.database.connect import connected
+    from orchestrator.database.failure import StandbyError, is_connection_loss
 
-    options = Options(
-        settings.migration_policy,
-        settings.migration_ahead,
-        settings.migration_transaction,
-        settings.migration_statement_timeout_s,
-    )
-    applied: list[Any] = []
     while True:
         life.enter(Phase.CONNECTING)
         try:
             async with connected(dsn, life, **_connect_options(settings, command)) as connection:
-                life.enter(Phase.LOCKING)
-                async with migration_lock(connection, life, timeout_s=settings.migration_lock_timeout_s):
-                    life.enter(Phase.EXTENSIONS)
-                    await ensure_extensions(connection, settings.extensions, life)
-                    life.enter(Phase.MIGRATING)
-                    try:
-                        applied += await migrate(connection, sources, options, life)
-                    except MigrationError as error:
-                        await _record(
-                            connection, life, command=command, applied=len(applied), outcome="failed", error=error
-                        )
-                        raise
-                    life.emit("migrations.completed", applied=len(applied), total=life.migrations.total)
-                    if command == "migrate":
-                        await _record(connection, life, command=command, applied=len(applied), outcome="migrated")
-            return applied
+                await _under_the_lock(connection, settings, sources, life, command=command)
         except StandbyError:
             # Waits for a primary from here on, among all hosts of the DSN, or for this one to be promoted.
             dsn = replace(dsn, options={**dsn.options, "target_session_attrs": "read-write"})
@@ -223,7 +221,39 @@ async def _bring_up(
                 error=type(error).__name__,
                 hint="The connection was lost; what was in a transaction is rolled back. Trying again from the start.",
             )
+            life.migrations.current = None
             await asyncio.sleep(_AFTER_LOSS_S)
+        else:
+            return
+
+
+async def _under_the_lock(
+    connection: Any, settings: Settings, sources: Sequence[Source], life: Lifecycle, *, command: str
+) -> None:
+    """LOCKING, EXTENSIONS, MIGRATING, and a row that tells how it went."""
+    from orchestrator.database.extensions import ensure_extensions
+    from orchestrator.database.lock import migration_lock
+    from orchestrator.migrator.apply import Options, migrate
+
+    options = Options(
+        settings.migration_policy,
+        settings.migration_ahead,
+        settings.migration_transaction,
+        settings.migration_statement_timeout_s,
+    )
+    life.enter(Phase.LOCKING)
+    async with migration_lock(connection, life, timeout_s=settings.migration_lock_timeout_s):
+        life.enter(Phase.EXTENSIONS)
+        await ensure_extensions(connection, settings.extensions, life)
+        life.enter(Phase.MIGRATING)
+        try:
+            await migrate(connection, sources, options, life)
+        except MigrationError as error:
+            await _record(connection, life, command=command, outcome="failed", error=error)
+            raise
+        life.emit("migrations.completed", applied=life.migrations.applied_now, total=life.migrations.total)
+        if command == "migrate":
+            await _record(connection, life, command=command, outcome="migrated")
 
 
 def _explained(error: Exception) -> Exception:
@@ -270,13 +300,7 @@ async def _watch(dsn: Dsn, life: Lifecycle) -> None:
 
 
 async def _record(
-    connection: Any,
-    life: Lifecycle,
-    *,
-    command: str,
-    applied: int,
-    outcome: Any,
-    error: OrchestratorError | None = None,
+    connection: Any, life: Lifecycle, *, command: str, outcome: Outcome, error: OrchestratorError | None = None
 ) -> None:
     """Keep a row of this start, where there is a table for it."""
     from orchestrator.database.starts import Start, record_start
@@ -286,7 +310,7 @@ async def _record(
         version=__version__,
         command=command,
         phases_s=life.durations_s(),
-        migrations_applied=applied,
+        migrations_applied=life.migrations.applied_now,
         outcome=outcome,
         error=None if error is None else {"message": error.message, **error.facts},
     )

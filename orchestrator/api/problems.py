@@ -1,4 +1,4 @@
-"""Errors over HTTP: RFC 9457 problem+json, with the `error` member that upstream's clients read. Pure but for aiohttp."""
+"""Errors over HTTP: RFC 9457 problem+json, with the `error` member that upstream's clients read."""
 
 from __future__ import annotations
 

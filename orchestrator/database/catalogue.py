@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 async def server_status(connection: Any, dsn: Dsn) -> dict[str, Any]:
     """Who answers, and as whom we speak."""
     row = await connection.fetchrow(
-        "SELECT pg_catalog.current_setting('server_version') AS server_version, pg_catalog.current_database()::text AS database,"
+        "SELECT pg_catalog.current_setting('server_version') AS server_version,"
+        " pg_catalog.current_database()::text AS database,"
         ' current_user::text AS "user", pg_catalog.pg_is_in_recovery() AS standby,'
         " pg_catalog.pg_database_size(pg_catalog.current_database()) AS size_bytes"
     )
@@ -21,7 +22,7 @@ async def server_status(connection: Any, dsn: Dsn) -> dict[str, Any]:
 
 
 async def extensions_status(connection: Any, wanted: Sequence[str]) -> list[dict[str, Any]]:
-    """Each extension that is asked for or installed: its version, whether it is to be had, the SQL where it is missing."""
+    """Each extension that is asked for or installed: its version, and the SQL where it is missing."""
     rows = await connection.fetch(
         "SELECT coalesce(e.extname::text, a.name::text) AS name, e.extversion AS installed_version,"
         " a.default_version AS available_version"
@@ -41,7 +42,7 @@ async def extensions_status(connection: Any, wanted: Sequence[str]) -> list[dict
 
 
 async def tables_status(connection: Any) -> list[dict[str, Any]]:
-    """Every table outside the system's schemas, with the planner's row estimate (None: never analysed) and total size."""
+    """Every table outside the system's schemas: estimated rows (None: never analysed) and total size."""
     rows = await connection.fetch(
         "SELECT n.nspname::text AS schema, c.relname::text AS name,"
         " CASE WHEN c.reltuples < 0 THEN NULL ELSE c.reltuples::bigint END AS estimated_rows,"

@@ -1,4 +1,4 @@
-"""Connect to Postgres and wait for it: one try, the classes of failure, and the retry that ends in a session or an error.
+"""Connect to Postgres and wait for it: one try, and the retry that ends in a session or an error.
 
 A real login costs a few CPU milliseconds, so between logins a bare TCP connect is tried: a database that comes up is
 noticed at once, and waiting for hours costs next to nothing.
@@ -9,15 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import ssl
 import time
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import tenacity
 
+from orchestrator.database.failure import CONNECTION_ERRORS, Failure, classify
 from orchestrator.errors import ConnectionRefusedForeverError, DatabaseUnavailableError
 
 if TYPE_CHECKING:
@@ -26,143 +25,12 @@ if TYPE_CHECKING:
     from orchestrator.dsn import Dsn
     from orchestrator.lifecycle import Lifecycle
 
-Outlook = Literal["transient", "ambiguous", "hopeless"]
-
 OLDEST_SERVER = 14
 _REPORT_EVERY_S = 30.0
 _PROBE_EVERY_S = 0.06
 _PROBE_TIMEOUT_S = 0.5
 _RESOLVE_EVERY_S = 1.0
 _CLOSE_TIMEOUT_S = 2.0
-
-# SQLSTATEs, each named once (PostgreSQL manual, appendix A).
-_STARTING = {"57P03"}  # cannot_connect_now: starting up, shutting down, in recovery
-_STOPPING = {"57P01", "57P02", "57P05"}
-_FULL = {"53300"}
-_CREDENTIALS = {"28000", "28P01"}
-_NO_DATABASE = {"3D000"}
-_PARAMETER = {"42704", "22023", "42602", "55P02"}  # a start-up parameter that is unknown, or has a value that is none
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """One failed try. `cause` is a stable word for logs, `outlook` says whether waiting can help, `hint` what to look at."""
-
-    cause: str
-    outlook: Outlook
-    hint: str
-    sqlstate: str | None = None
-    detail: str = ""
-
-
-class StandbyError(Exception):
-    """The server is a read-only standby while something must be written."""
-
-
-def is_connection_loss(error: BaseException) -> bool:
-    """Whether `error` means that the session is gone, rather than that a statement failed."""
-    if isinstance(error, asyncpg.PostgresError):
-        sqlstate = error.sqlstate or ""
-        return sqlstate.startswith("08") or sqlstate in _STOPPING | _STARTING
-    return isinstance(error, OSError | asyncpg.InterfaceError | asyncpg.InternalClientError | EOFError)
-
-
-def classify(error: BaseException) -> Failure:
-    """Sort a failed try by SQLSTATE and type, never by message (messages are localised and change with versions)."""
-    if isinstance(error, asyncpg.PostgresError):
-        return _classify_sqlstate(error.sqlstate or "", str(error))
-    for kinds, failure in _BY_TYPE:
-        if isinstance(error, kinds):
-            return failure
-    detail = error.strerror or "" if isinstance(error, OSError) else ""
-    return Failure(
-        "unreachable", "transient", "Check host and port in DATABASE_URL, and that the server runs.", None, detail
-    )
-
-
-_BY_TYPE: tuple[tuple[tuple[type[BaseException], ...], Failure], ...] = (
-    (
-        (asyncpg.TargetServerAttributeNotMatched,),
-        Failure(
-            "no_matching_host",
-            "transient",
-            "No host has the role that target_session_attrs asks for; a primary may be on its way.",
-        ),
-    ),
-    (
-        (asyncpg.ClientConfigurationError,),
-        Failure("configuration", "hopeless", "DATABASE_URL cannot be used as it is; see `orchestrator config`."),
-    ),
-    (
-        (socket.gaierror,),
-        Failure(
-            "name_not_resolved",
-            "transient",
-            "No address for this host: check its name, and that both are on one network.",
-        ),
-    ),
-    (
-        (ssl.SSLCertVerificationError,),
-        Failure("certificate", "ambiguous", "The server's certificate is not trusted: check sslmode and sslrootcert."),
-    ),
-    ((ssl.SSLError,), Failure("tls", "ambiguous", "The TLS handshake failed: check sslmode.")),
-    (
-        (ConnectionRefusedError,),
-        Failure("refused", "transient", "Nothing listens there yet: check that the server runs, and the port."),
-    ),
-    (
-        (FileNotFoundError,),
-        Failure(
-            "no_socket", "transient", "There is no such socket yet: check that the server runs, and the directory."
-        ),
-    ),
-    (
-        (TimeoutError,),
-        Failure("timeout", "transient", "No answer within DB_CONNECT_TIMEOUT: check the network and firewalls."),
-    ),
-    (
-        (ConnectionResetError, BrokenPipeError, asyncpg.ConnectionDoesNotExistError, asyncpg.InternalClientError),
-        Failure(
-            "closed", "transient", "The connection was closed while logging in: the server may be starting or stopping."
-        ),
-    ),
-)
-
-
-def _classify_sqlstate(sqlstate: str, detail: str) -> Failure:
-    del detail  # the server's words may quote what the person typed
-    if sqlstate in _STARTING:
-        return Failure("starting_up", "transient", "The server is starting up or shutting down.", sqlstate)
-    if sqlstate in _STOPPING:
-        return Failure("stopping", "transient", "The server is shutting down.", sqlstate)
-    if sqlstate in _FULL:
-        return Failure(
-            "too_many_connections",
-            "transient",
-            "Every connection slot is taken: raise max_connections or stop clients.",
-            sqlstate,
-        )
-    if sqlstate in _CREDENTIALS:
-        return Failure(
-            "credentials",
-            "ambiguous",
-            "The server refuses this user or password, or pg_hba.conf has no line for it: check DATABASE_URL. An existing"
-            " data volume keeps the password it was made with, whatever POSTGRES_PASSWORD says now.",
-            sqlstate,
-        )
-    if sqlstate in _NO_DATABASE:
-        return Failure(
-            "no_database", "ambiguous", "The server has no such database: check its name, or create it.", sqlstate
-        )
-    if sqlstate in _PARAMETER:
-        return Failure("parameter", "hopeless", "The server refuses a parameter of DATABASE_URL: remove it.", sqlstate)
-    if sqlstate == "42501":
-        return Failure(
-            "not_permitted", "ambiguous", "The user may not connect: GRANT CONNECT ON DATABASE … TO …", sqlstate
-        )
-    if sqlstate.startswith("53"):
-        return Failure("out_of_resources", "transient", "The server is out of disk, memory or connections.", sqlstate)
-    return Failure("server_error", "transient", "The server refused the login; its own log says more.", sqlstate)
 
 
 async def connect_once(dsn: Dsn, *, timeout_s: float, application_name: str) -> Any:
@@ -199,7 +67,7 @@ async def close(connection: Any) -> None:
         return
     try:
         await connection.close(timeout=_CLOSE_TIMEOUT_S)
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
+    except CONNECTION_ERRORS:
         connection.terminate()
     except asyncio.CancelledError:
         connection.terminate()
@@ -247,7 +115,7 @@ def _wait_s(failure: Failure, attempt: int, waited_s: float) -> float:
 async def connect(
     dsn: Dsn, life: Lifecycle, *, wait_timeout_s: float, connect_timeout_s: float, application_name: str
 ) -> Any:
-    """Log in, retrying for `wait_timeout_s` (0 = for ever); returns the connection and facts of the server in the check.
+    """Log in, retrying for `wait_timeout_s` (0 = for ever); returns the connection.
 
     Raises:
         DatabaseUnavailableError: the time is over (exit 69).
@@ -307,7 +175,7 @@ async def connect(
     )
     try:
         return await retrying(attempt_login)
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+    except CONNECTION_ERRORS as error:
         failure = classify(error)
         facts = {"hosts": [f"{h}:{p}" for h, p in dsn.hosts], "cause": failure.cause, "sqlstate": failure.sqlstate}
         if failure.outlook == "hopeless":
@@ -385,7 +253,7 @@ class _Prober:
 async def _accepts(family: int, address: Any) -> bool:
     loop = asyncio.get_running_loop()
     with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
+        probe.setblocking(False)  # noqa: FBT003 the standard library's signature
         try:
             async with asyncio.timeout(_PROBE_TIMEOUT_S):
                 await loop.sock_connect(probe, address)

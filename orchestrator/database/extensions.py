@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from orchestrator.database.connect import is_connection_loss
+from orchestrator.database.failure import is_connection_loss
 from orchestrator.database.quoting import identifier
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ _NOT_AVAILABLE = {"0A000", "58P01", "22023"}
 async def ensure_extensions(connection: Any, names: Sequence[str], life: Lifecycle) -> None:
     """Create each extension that is missing; call it under the migration lock (IF NOT EXISTS races, 23505).
 
-    One that cannot be created is a warning with the exact SQL for the database's owner, on `/health` too; the start goes
-    on, since the migrations may not need it. An installed one needs no privilege: it is looked up first.
+    One that cannot be created is a warning with the exact SQL for the database's owner, on `/health` too; the start
+    goes on, since the migrations may not need it. An installed one needs no privilege: it is looked up first.
     """
     if not names:
         life.check("extensions", "ok", installed={}, missing=[])

@@ -1,4 +1,4 @@
-"""Ask the database every few seconds whether it serves, on a connection of its own, so that a probe reads memory only."""
+"""Ask the database every few seconds whether it serves, on a connection of its own: a probe reads memory only."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import contextlib
 import time
 from typing import TYPE_CHECKING, Any
 
-import asyncpg
-
-from orchestrator.database.connect import classify, close, connect_once
+from orchestrator.database.connect import close, connect_once
+from orchestrator.database.failure import CONNECTION_ERRORS, classify
 from orchestrator.lifecycle import Phase
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ async def watch_database(dsn: Dsn, life: Lifecycle) -> None:
             try:
                 async with asyncio.timeout(_TIMEOUT_S):
                     connection = await _checked(connection, dsn)
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+            except CONNECTION_ERRORS as error:
                 if connection is not None:
                     connection.terminate()
                     connection = None

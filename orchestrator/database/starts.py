@@ -1,4 +1,4 @@
-"""The table of starts: one row for each start that reached the database. Touches the database, only `orchestrator.starts`."""
+"""One row for each start that reached the database. Touches the database, only `orchestrator.starts`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 Outcome = Literal["ready", "migrated", "failed"]
 
 _INSERT = (
-    "INSERT INTO orchestrator.starts (started_at, version, host, pid, command, phases, migrations_applied, outcome, error)"
+    "INSERT INTO orchestrator.starts"
+    " (started_at, version, host, pid, command, phases, migrations_applied, outcome, error)"
     " VALUES ($1, $2, $3, $4, $5, $6::text::jsonb, $7, $8, $9::text::jsonb)"
 )
 

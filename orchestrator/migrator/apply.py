@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import asyncpg
 
-from orchestrator.database.connect import StandbyError, is_connection_loss, on_notice
+from orchestrator.database.connect import on_notice
+from orchestrator.database.failure import StandbyError, is_connection_loss
 from orchestrator.database.lock import HELD_HERE
 from orchestrator.errors import MigrationError
 from orchestrator.migrator import records
@@ -170,7 +171,7 @@ def _count(surveys: Sequence[Survey], life: Lifecycle) -> None:
 
 
 async def _parse_all(surveys: Sequence[Survey], options: Options) -> dict[tuple[str, str], tuple[Statement, ...]]:
-    """Parse every pending file with Postgres's own grammar; keep what is small. In a thread: `/health` goes on answering."""
+    """Parse every pending file with Postgres's own grammar, in a thread; keep what is small."""
     pending = [(s.source.table.key, m) for s in surveys for m in s.plan.pending]
     if not pending:
         return {}
@@ -275,8 +276,8 @@ class _Run:
             schema = key.partition(".")[0]
             raise MigrationError(
                 f"the ledger {key} cannot be made: {error} (SQLSTATE {error.sqlstate})",
-                remedy=f'As the database\'s owner: CREATE SCHEMA IF NOT EXISTS "{schema}" AUTHORIZATION <the user of DATABASE_URL>;'
-                " then start again. Nothing was run.",
+                remedy=f'As the owner of the database: CREATE SCHEMA IF NOT EXISTS "{schema}" AUTHORIZATION'
+                " <the user of DATABASE_URL>; then start again. Nothing was run.",
                 facts={"ledger": key, "sqlstate": error.sqlstate},
             ) from error
 
@@ -335,13 +336,14 @@ class _Run:
     def _done(self, source: Source, migration: Migration, duration_s: float) -> None:
         self.applied.append(AppliedMigration(source.label, migration.name, duration_s))
         self._life.migrations.applied += 1
+        self._life.migrations.applied_now += 1
         self._life.migrations.current = None
         self._life.emit(
             "migration.applied", source=source.label, migration=migration.name, duration_s=round(duration_s, 4)
         )
 
     async def _reset_session(self) -> None:
-        """Each file runs as in a session of its own: what it SET must not reach the next one, whichever run that is in."""
+        """Each file runs as in a session of its own: what it SET must not reach the next one, in whatever run."""
         await self._connection.execute("RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL")
         await _prepare_session(self._connection, self._options)
 
@@ -481,7 +483,7 @@ class _FileRun:
         began: float,
         interrupted: records.Unfinished | None,
     ) -> None:
-        """A file that cannot be one transaction: statement by statement, each noted, so that a crash resumes behind it."""
+        """A file that cannot be one transaction: statement by statement, each noted, so that a crash resumes."""
         from orchestrator.migrator.steps import Steps
 
         await Steps(

@@ -15,25 +15,29 @@ if TYPE_CHECKING:
     from orchestrator.migrator.sql import Statement
     from orchestrator.migrator.survey import Source
 
-_NEXT_STEP = "Fix what it names (the file, the data or the server), then start again"
+_NEXT_STEP = "Fix what it names: the file, the data or the server"
+
+_AGAIN = "; then start again"
+_EXISTS = "The schema has this already and the ledger does not: another tool made it. Bring the two together"
+_EXTENSION = "if an extension brings it, name that in EXTENSIONS (e.g. EXTENSIONS=vector,uuid-ossp)"
 
 # What to do next, by SQLSTATE (PostgreSQL manual, appendix A).
 _REMEDIES: dict[str, str] = {
-    "42501": "Grant the user of DATABASE_URL what it lacks, or set MIGRATION_DATABASE_URL to a user that has it; then start again",
-    "42P07": "The schema has this already and the ledger does not: another tool made it. Bring ledger and schema together, then start again",
-    "42701": "The schema has this already and the ledger does not: another tool made it. Bring ledger and schema together, then start again",
-    "42710": "The schema has this already and the ledger does not: another tool made it. Bring ledger and schema together, then start again",
-    "42704": "A type or object is missing; if an extension brings it, name that in EXTENSIONS (e.g. EXTENSIONS=vector); then start again",
-    "42883": "A function is missing; if an extension brings it, name that in EXTENSIONS (e.g. EXTENSIONS=uuid-ossp); then start again",
-    "53100": "The server's disk is full: free some space or enlarge the volume, then start again",
-    "53200": "The server ran out of memory: give it more, then start again",
-    "57014": "The statement was cancelled or timed out: raise MIGRATION_STATEMENT_TIMEOUT (0 = none), then start again",
-    "55P03": "A lock was not to be had: stop what holds the table, then start again",
-    "25006": "The session is read-only: check default_transaction_read_only of the role and database, then start again",
-    "23505": "The data holds duplicates that the migration forbids: mend them, then start again",
-    "23502": "The data holds NULLs that the migration forbids: mend them, then start again",
-    "23503": "The data holds references to nothing: mend them, then start again",
-    "23514": "The data breaks a check that the migration adds: mend it, then start again",
+    "42501": "Grant the user of DATABASE_URL what it lacks, or give MIGRATION_DATABASE_URL a user that has it",
+    "42P07": _EXISTS,
+    "42701": _EXISTS,
+    "42710": _EXISTS,
+    "42704": f"A type or object is missing; {_EXTENSION}",
+    "42883": f"A function is missing; {_EXTENSION}",
+    "53100": "The server's disk is full: free some space or enlarge the volume",
+    "53200": "The server ran out of memory: give it more",
+    "57014": "The statement was cancelled or timed out: raise MIGRATION_STATEMENT_TIMEOUT (0 = none)",
+    "55P03": "A lock was not to be had: stop what holds the table",
+    "25006": "The session is read-only: check default_transaction_read_only of the role and of the database",
+    "23505": "The data holds duplicates that the migration forbids: mend them",
+    "23502": "The data holds NULLs that the migration forbids: mend them",
+    "23503": "The data holds references to nothing: mend them",
+    "23514": "The data breaks a check that the migration adds: mend it",
 }
 
 
@@ -84,7 +88,7 @@ def failed_statement(
     remedy = _REMEDIES.get(error.sqlstate or "", _NEXT_STEP)
     parts = [f"{where}: {message} (SQLSTATE {error.sqlstate})"]
     parts += [f"{name}: {value}" for name, value in (("detail", error.detail), ("hint", error.hint)) if value]
-    return MigrationError("; ".join(parts), remedy=f"{remedy}; {state}.", facts=facts)
+    return MigrationError("; ".join(parts), remedy=f"{remedy}{_AGAIN}; {state}.", facts=facts)
 
 
 def refused_history(refused: Sequence[tuple[Source, Finding]]) -> MigrationError:
@@ -124,7 +128,7 @@ def transaction_was_ended(migration: Migration) -> MigrationError:
     """Something in the file ended the transaction around it, unseen by the grammar."""
     return MigrationError(
         f"{migration.path}: a statement ended the transaction around the migration; its ledger row was not written",
-        remedy="Write the COMMIT as a statement of its own in the file, so that it is seen; then mend what was applied.",
+        remedy="Write the COMMIT as a statement of its own, so that it is seen; then mend what was applied.",
         facts={"migration": migration.name, "file": str(migration.path)},
     )
 
@@ -142,7 +146,7 @@ def prefix_was_edited(migration: Migration, interrupted: Unfinished) -> Migratio
 def invalid_index(migration: Migration, statement: Statement, name: str) -> MigrationError:
     """CREATE INDEX CONCURRENTLY ended and the index is not valid."""
     return MigrationError(
-        f"{migration.path}:{statement.line}: the index {name} was built and is not valid; the ledger row was not written",
+        f"{migration.path}:{statement.line}: the index {name} was built and is not valid; no ledger row was written",
         remedy="Start again: it is dropped and built anew. If it stays so, look for duplicates in the data.",
         facts={"migration": migration.name, "file": str(migration.path), "line": statement.line, "index": name},
     )

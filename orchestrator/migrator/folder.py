@@ -10,12 +10,14 @@ import hashlib
 import os
 from calendar import timegm
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from orchestrator.errors import MigrationError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 Generation = Literal["v0", "v1"]
 _STAMP_DIGITS = 14
@@ -58,7 +60,7 @@ class Migration:
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """A folder of migrations in the order in which Drizzle runs them. `unlisted` are files that no run will ever use."""
+    """A folder of migrations in the order in which Drizzle runs them. `unlisted` files no run will ever use."""
 
     path: Path
     generation: Generation
@@ -136,7 +138,7 @@ def _read_v0(path: Path, journal: Path) -> Folder:
         if entry.when != int(entry.when):
             problems.append(f"the journal's `when` of {entry.tag!r} is not a whole number of milliseconds")
             continue
-        if not entry.tag or "\0" in entry.tag or os.path.isabs(entry.tag) or ".." in entry.tag.split("/"):
+        if not entry.tag or "\0" in entry.tag or entry.tag.startswith("/") or ".." in entry.tag.split("/"):
             problems.append(f"the journal's tag {entry.tag!r} leads out of the folder")
             continue
         file = path / f"{entry.tag}.sql"
@@ -217,7 +219,7 @@ def stamp_to_ms(stamp: str) -> int:
     """`yyyymmddhhmmss` as UTC milliseconds; out-of-range parts carry over, as in JavaScript's `Date.UTC`."""
     year, month = int(stamp[0:4]), int(stamp[4:6])
     day, hour, minute, second = (int(stamp[i : i + 2]) for i in (6, 8, 10, 12))
-    if year < 100:  # noqa: PLR2004 Date.UTC reads 0–99 as 1900–1999
+    if year < 100:  # noqa: PLR2004 Date.UTC reads 0 to 99 as 1900 to 1999
         year += 1900
     year, month0 = year + (month - 1) // 12, (month - 1) % 12
     return (timegm((year, month0 + 1, 1, 0, 0, 0)) + (day - 1) * 86400 + hour * 3600 + minute * 60 + second) * 1000

@@ -123,4 +123,4 @@ def insert_statement(
     columns, values = "hash, created_at", f"{literal(migration.hash)}, {migration.when_ms}"
     if has_name:
         columns, values = f"{columns}, name", f"{values}, {literal(ledger_name(folder, migration))}"
-    return f"INSERT INTO {table.qualified} ({columns}) SELECT {values} WHERE {condition}"  # noqa: S608
+    return f"INSERT INTO {table.qualified} ({columns}) SELECT {values} WHERE {condition}"

@@ -256,10 +256,11 @@ def _match_by_time(migrations: Sequence[Migration], rows: Sequence[LedgerRow]) -
                     matching.match(migration, row)
                     break
     # Two runners without a lock leave the same row twice: the second stands for the same file.
-    for migration in migrations:
-        for row in by_when.get(migration.when_ms, ()):
-            if row.id not in matching.file_of and row.hash == migration.hash:
-                matching.file_of[row.id] = migration
+    by_content = {(m.when_ms, m.hash): m for m in migrations}
+    for row in rows:
+        twin = by_content.get((row.created_at or 0, row.hash))
+        if twin is not None:
+            matching.file_of.setdefault(row.id, twin)
     return matching
 
 
@@ -376,7 +377,7 @@ def _ahead(row: LedgerRow) -> Finding:
         Kind.AHEAD,
         _row_title(row),
         "served all the same (MIGRATION_AHEAD=warn)",
-        "The code is older than the database: start the newer image, or set MIGRATION_AHEAD=warn to serve with this one.",
+        "The code is older than the database: start the newer image, or set MIGRATION_AHEAD=warn to serve this one.",
         row_id=row.id,
         created_at=row.created_at,
     )

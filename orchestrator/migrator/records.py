@@ -25,7 +25,7 @@ _COMPRESSION = 1
 
 @dataclass(frozen=True, slots=True)
 class Unfinished:
-    """How far an interrupted run came in one file: `done` statements, the hash of their text, the one that was running."""
+    """How far an interrupted run came in one file: `done` statements, their text's hash, the one that ran."""
 
     name: str
     done: int

@@ -1,4 +1,4 @@
-"""What is applied, pending and not straight, as plain data for `status`, `/api/migrations` and people. Writes nothing."""
+"""What is applied, pending and not straight, as plain data for `status` and `/api/migrations`. Writes nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Apply a file that cannot be one transaction, statement by statement, each noted. Touches the database, under the lock.
+"""Apply a file that cannot be one transaction, statement by statement, each noted. Touches the database.
 
 Two kinds of file come here: those with statements that refuse a transaction (CREATE INDEX CONCURRENTLY, VACUUM …), and
 those that manage their own (`COMMIT;` in mid-file). Drizzle runs a file inside a transaction, so one is open at the
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from orchestrator.database.connect import is_connection_loss
+from orchestrator.database.failure import is_connection_loss
 from orchestrator.database.lock import HELD_HERE
 from orchestrator.database.quoting import identifier
 from orchestrator.migrator import records
@@ -131,7 +131,7 @@ class Steps:
             await self._connection.execute("COMMIT")
 
     async def _outside(self, statement: Statement, interrupted: records.Unfinished | None) -> None:
-        """A statement that refuses a transaction. Noted before and after: it may be run twice, and is looked at first."""
+        """A statement that refuses a transaction. Noted before and after: it may run twice, and is looked at first."""
         if self._in_block and self._wrapped:
             await self._note(self._done)
             await self._connection.execute("COMMIT")

@@ -52,6 +52,7 @@ def _import_structlog() -> Any:
 structlog = _import_structlog()
 
 HIDDEN = "***"
+_BACKSLASH = "\\"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 LEVELS = ("debug", "info", "warning", "error")
 _KEYS = ("timestamp", "level", "event", "logger", "version", "phase")
@@ -74,12 +75,8 @@ _NAMED_PASSWORD = re.compile(
 def _redactor(secrets: Iterable[str]) -> Callable[[str], str]:
     """What takes every secret out of a text."""
     # The longest first: a secret that holds another one must not leave its rest behind.
-    exact = sorted(
-        {s for s in secrets if len(s) >= _SECRET_LENGTH_MIN and s not in _COMMON_WORDS}, key=len, reverse=True
-    )
-    # repr() and JSON inside a text write some characters otherwise.
-    spellings = [spelling for s in exact for spelling in {s, repr(s)[1:-1], _percent_encoded(s)}]
-    exact_pattern = re.compile("|".join(map(re.escape, spellings))) if spellings else None
+    exact = sorted({s for s in secrets if len(s) >= _SECRET_LENGTH_MIN} - _COMMON_WORDS, key=len, reverse=True)
+    exact_pattern = re.compile("|".join("".join(map(_spellings, secret)) for secret in exact)) if exact else None
 
     def redact(text: str) -> str:
         if exact_pattern is not None:
@@ -97,13 +94,22 @@ def _hide_named(match: re.Match[str]) -> str:
     return f"{match['head'] or match['sql']}{HIDDEN}"
 
 
-def _percent_encoded(text: str) -> str:
-    return "".join(
-        c
-        if c.isascii() and (c.isalnum() or c in "-._~")
-        else "".join(f"%{b:02X}" for b in c.encode("utf-8", "replace"))
-        for c in text
-    )
+def _spellings(character: str) -> str:
+    """A pattern for a character as it is, as repr() and JSON escape it (repr() of repr() doubles), and as in a URL."""
+    if character.isascii() and character.isalnum():
+        return character
+    units = character.encode("utf-16-be", "surrogatepass").hex()
+    spelled = {
+        repr(character)[1:-1],
+        "".join(f"{_BACKSLASH}u{units[i : i + 4]}" for i in range(0, len(units), 4)),
+        "".join(f"%{byte:02X}" for byte in character.encode("utf-8", "replace")),
+    }
+    escapes = [
+        "".join(r"\\+" if c == _BACKSLASH else re.escape(c) for c in spelling)
+        for spelling in sorted(spelled - {character})
+    ]
+    itself = r"\\+" if character == _BACKSLASH else rf"\\*{re.escape(character)}"
+    return f"(?:{itself}|(?i:{'|'.join(escapes)}))"
 
 
 def _plain(value: object, redact: Callable[[str], str], depth: int = 0) -> Any:

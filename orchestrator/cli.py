@@ -210,7 +210,7 @@ def _run(
         stream=stream,
         version=__version__,
         phase=lambda: str(life.phase),
-        secrets=settings.secrets,
+        secrets=(*settings.secrets, os.environ.get("PGPASSWORD", "")),
     )
     life.listen(logs.event_logger())
     for found, meant in settings.suspects:

@@ -82,7 +82,10 @@ class Check:
 
 @dataclass(slots=True)
 class MigrationCounts:
-    """How far the migrations are; `applied_now` counts those of this process. `started_at` is a monotonic time in seconds, None before the first one."""
+    """How far the migrations are; `applied_now` counts those of this process.
+
+    `started_at` is a monotonic time in seconds, None before the first one.
+    """
 
     applied: int = 0
     total: int = 0

@@ -147,6 +147,15 @@ def _announce(surveys: Sequence[Survey], life: Lifecycle) -> None:
                 life.emit("migration.edited", level="info", **facts, cosmetic=True)
             else:
                 life.warn(_EVENTS[finding.kind], **facts)
+        for migration in one.plan.pending:
+            if not migration.is_utf8:
+                life.warn(
+                    "migration.not_utf8",
+                    source=one.source.label,
+                    migration=migration.name,
+                    decision="run as drizzle runs it: U+FFFD stands for the bytes that are not UTF-8",
+                    remedy="Save the file as UTF-8 before it is applied anywhere.",
+                )
         if folder.unlisted:
             life.warn(
                 "migration.unlisted",
@@ -297,9 +306,16 @@ class _Run:
                 await file.in_steps(migration, raw, parsed, began, one.unfinished.get(migration.name))
         finally:
             self._life.migrations.current = None
-        if any(s.changes_session for s in parsed):
-            await self._reset_session()
         self._done(file.source, migration, time.monotonic() - began)
+        if not is_last and any(s.changes_session for s in parsed):
+            # Drizzle's session is one too. A run that begins behind this file would not have the setting.
+            self._life.warn(
+                "migration.session_changed",
+                source=file.source.label,
+                migration=migration.name,
+                decision="what it SET holds for the files after it in this run, as with drizzle",
+                remedy="Write SET LOCAL, or RESET at the end of the file, so that every run gives the same schema.",
+            )
 
     async def _in_one_transaction(
         self, file: _FileRun, pending: Sequence[Migration], parsed: dict[tuple[str, str], tuple[Statement, ...]]
@@ -323,7 +339,6 @@ class _Run:
             raise failed_statement(error, pending[-1], None, None) from error
         for migration, duration_s in durations:
             self._done(file.source, migration, duration_s)
-        await self._reset_session()
 
     def _begin(self, source: Source, migration: Migration, parsed: Sequence[Statement]) -> float:
         state = self._life.migrations
@@ -341,11 +356,6 @@ class _Run:
         self._life.emit(
             "migration.applied", source=source.label, migration=migration.name, duration_s=round(duration_s, 4)
         )
-
-    async def _reset_session(self) -> None:
-        """Each file runs as in a session of its own: what it SET must not reach the next one, in whatever run."""
-        await self._connection.execute("RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL")
-        await _prepare_session(self._connection, self._options)
 
     def at(self, number: int) -> None:
         """Remember which statement runs now."""

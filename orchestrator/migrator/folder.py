@@ -34,6 +34,7 @@ class Migration:
 
     `name` is v0's tag or v1's folder name, `when_ms` what Drizzle writes into `created_at` (ms since 1970, UTC), `hash`
     the sha256 in hex of the file as Drizzle reads it. The content is not held: `read()` gives it when it is needed.
+    `is_utf8` is False where Drizzle, and so we, read U+FFFD in place of bytes that are none.
     """
 
     name: str
@@ -41,15 +42,16 @@ class Migration:
     hash: str
     path: Path
     size_bytes: int
+    is_utf8: bool = True
 
     def read(self) -> bytes:
-        """The file's bytes, the same that `hash` was made of.
+        """The file's bytes as Drizzle sees them, the same that `hash` was made of.
 
         Raises:
             FolderError: the file changed since the folder was read.
         """
-        raw = self.path.read_bytes()
-        if drizzle_hash(raw) != self.hash:
+        raw = as_node_reads(self.path.read_bytes())
+        if hashlib.sha256(raw).hexdigest() != self.hash:
             raise FolderError(
                 f"{self.path} changed while it was being used",
                 remedy="Start again when nothing writes to the migrations folder.",
@@ -77,17 +79,15 @@ class _Journal(msgspec.Struct):
     entries: list[_Entry]
 
 
-def drizzle_hash(raw: bytes) -> str:
-    """Drizzle's `hash` of a file: sha256, hex, of its bytes.
-
-    Node decodes the file first, so a byte that is not UTF-8 is hashed as U+FFFD (`fs.readFileSync(…).toString()`).
-    """
-    if not raw.isascii():
-        try:
-            raw.decode()
-        except UnicodeDecodeError:
-            raw = raw.decode(errors="replace").encode()
-    return hashlib.sha256(raw).hexdigest()
+def as_node_reads(raw: bytes) -> bytes:
+    """What Drizzle hashes and runs: Node puts U+FFFD for a byte that is not UTF-8 (`fs.readFileSync(…).toString()`)."""
+    if raw.isascii():
+        return raw
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return raw.decode(errors="replace").encode()
+    return raw
 
 
 def read_folder(path: Path) -> Folder:
@@ -204,7 +204,8 @@ def _migration(name: str, when_ms: int, file: Path) -> Migration:
                 raw += rest.read()
     finally:
         os.close(fd)
-    return Migration(name, when_ms, drizzle_hash(raw), file, len(raw))
+    read = as_node_reads(raw)
+    return Migration(name, when_ms, hashlib.sha256(read).hexdigest(), file, len(raw), is_utf8=read is raw)
 
 
 def _unreadable(file: Path, error: OSError) -> FolderError:
@@ -235,13 +236,20 @@ def ms_to_stamp(when_ms: int) -> str:
 _PUNCTUATION = "_-,;:!?.'\"()[]{}@*/\\&#%`^+<=>|~$"
 
 
-def _locale_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
-    """Order as JavaScript's `localeCompare` does (UCA root order): punctuation, digits, letters whatever their case.
+def _locale_key(name: str) -> tuple[list[tuple[int, int, str]], str, str]:
+    """Order as JavaScript's `localeCompare` does (UCA root order): punctuation, digits, letters; then accents, then case.
 
     v1 sorts folder names with it; it matters only between names whose 14 digits are equal.
     """
+    base, accents = name, ""
+    if not name.isascii():
+        import unicodedata
+
+        decomposed = unicodedata.normalize("NFKD", name)
+        accents = "".join(c for c in decomposed if unicodedata.combining(c))
+        base = "".join(c for c in decomposed if not unicodedata.combining(c))
     keys = []
-    for character in name:
+    for character in base:
         place = _PUNCTUATION.find(character)
         if place >= 0:
             keys.append((0, place, ""))
@@ -249,4 +257,4 @@ def _locale_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
             keys.append((1, 0, character))
         else:
             keys.append((2, 0, character.casefold()))
-    return keys, name.swapcase()
+    return keys, accents, base.swapcase()

@@ -1,0 +1,455 @@
+"""The image and the Compose stack as they are shipped, on a real engine: no file of theirs is changed for the tests.
+
+Each stack is a Compose project of its own and goes away with its volumes. What differs from a user's start is set in
+the environment, as a user would: the migrations, the password, and ports that the engine chooses.
+"""
+
+import json
+import os
+import re
+import secrets
+import subprocess
+import time
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import asyncpg
+import pytest
+
+ROOT = Path(__file__).parent.parent
+STACK = ROOT / "compose" / "compose.yaml"
+DATABASE_ALONE = ROOT / "compose" / "compose.dev.yaml"
+IMAGE = "orchestrator:pytest"
+FILES = {
+    "0000_people": "CREATE TABLE people (id serial PRIMARY KEY, name text);",
+    "0001_vectors": (
+        "CREATE TABLE vectors (id uuid PRIMARY KEY DEFAULT uuid_generate_v4(), v vector(3));\n"
+        "--> statement-breakpoint\n"
+        "CREATE INDEX ON vectors USING hnsw (v vector_l2_ops);"
+    ),
+    # Long enough for the replicas that did not get the lock to be seen waiting for it.
+    "0002_slow": "SELECT pg_sleep(1); INSERT INTO people (name) VALUES ('migrated once');",
+}
+BROKEN_FILES = {
+    "0000_people": FILES["0000_people"],
+    "0001_broken": "-- a typing error\nCREATE TABLE pets (id int);\nALTER TABLE poeple ADD COLUMN pet int;",
+}
+TEN_SECONDS = 10.0  # after which `docker stop` kills, where nobody sets a stop_grace_period
+
+pytestmark = pytest.mark.container
+
+
+def run(
+    *command: str, env: Mapping[str, str] | None = None, timeout_s: float = 120
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, env=env, timeout=timeout_s, text=True, capture_output=True, stdin=subprocess.DEVNULL, check=False
+    )
+
+
+def docker(*arguments: str, env: Mapping[str, str] | None = None, timeout_s: float = 120) -> str:
+    """What `docker …` printed on stdout; it must succeed."""
+    done = run("docker", *arguments, env=env, timeout_s=timeout_s)
+    assert done.returncode == 0, f"docker {' '.join(arguments)}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def inspect(container: str) -> dict[str, Any]:
+    found: list[dict[str, Any]] = json.loads(docker("inspect", container))
+    return found[0]
+
+
+def write_drizzle_folder(folder: Path, files: Mapping[str, str]) -> Path:
+    """A v0 folder, as drizzle-kit generates it, that the image's user can read."""
+    (folder / "meta").mkdir(parents=True)
+    entries = []
+    for idx, (tag, sql) in enumerate(files.items()):
+        (folder / f"{tag}.sql").write_text(sql)
+        entries.append({"idx": idx, "version": "7", "when": 1700000000000 + idx, "tag": tag, "breakpoints": True})
+    (folder / "meta" / "_journal.json").write_text(
+        json.dumps({"version": "7", "dialect": "postgresql", "entries": entries})
+    )
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    return folder
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """A Compose project: the shipped file, and the environment that it is started in."""
+
+    file: Path
+    project: str
+    env: Mapping[str, str]
+    password: str
+    printed: list[tuple[str, str]]
+
+    def try_compose(self, *arguments: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+        # No .env of the person who runs the tests.
+        start = (
+            "docker",
+            "compose",
+            "--env-file",
+            os.devnull,
+            "--file",
+            str(self.file),
+            "--project-name",
+            self.project,
+        )
+        done = run(*start, *arguments, env=self.env, timeout_s=timeout_s)
+        self.printed.append((f"docker compose {' '.join(arguments)}", done.stdout + done.stderr))
+        return done
+
+    def compose(self, *arguments: str, timeout_s: float = 120) -> str:
+        done = self.try_compose(*arguments, timeout_s=timeout_s)
+        told = f"{done.stderr}\n{self.try_compose('logs', '--tail', '20').stdout}" if done.returncode else ""
+        assert done.returncode == 0, f"docker compose {' '.join(arguments)}: exit {done.returncode}\n{told}"
+        return done.stdout
+
+    def containers(self, service: str) -> list[dict[str, Any]]:
+        return [inspect(name) for name in self.compose("ps", "--all", "--quiet", service).split()]
+
+    def container(self, service: str) -> dict[str, Any]:
+        (only,) = self.containers(service)
+        return only
+
+    def log(self, service: str) -> list[dict[str, Any]]:
+        """The service's log, every line of which must be one JSON object."""
+        lines = self.compose("logs", "--no-log-prefix", service).splitlines()
+        # Compose of 2024 clears the terminal's line before each, also where there is no terminal.
+        return [json.loads(line.removeprefix("\x1b[2K")) for line in lines]
+
+    def sql(self, query: str) -> list[str]:
+        """Rows, as psql in the database's container prints them."""
+        user, database = self.env.get("POSTGRES_USER", "postgres"), self.env.get("POSTGRES_DB", "streamystats")
+        return self.compose(
+            "exec", "-T", "vectorchord", "psql", "-qtA", "-U", user, "-d", database, "-c", query
+        ).splitlines()
+
+    def url(self, service: str, port: int, *, index: int = 1) -> str:
+        return "http://" + self.compose("port", "--index", str(index), service, str(port)).strip().splitlines()[0]
+
+
+MakeStack = Callable[..., Stack]
+
+
+@pytest.fixture(scope="session")
+def engine() -> None:
+    """Skips where no engine answers; CI is to have one."""
+    try:
+        answers = all(
+            run("docker", *words, timeout_s=20).returncode == 0 for words in (["info"], ["compose", "version"])
+        )
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        answers = False
+    if not answers:
+        told = "no Docker engine with Compose v2 answers"
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(told)
+
+
+@pytest.fixture(scope="session")
+def image(engine: None) -> Iterator[str]:
+    """The image, built from nothing but this tree by the shipped compose file."""
+    env = {**os.environ, "ORCHESTRATOR_IMAGE": IMAGE}
+    docker("compose", "--env-file", os.devnull, "--file", str(STACK), "build", "job-server", env=env, timeout_s=600)
+    yield IMAGE
+    run("docker", "image", "rm", "--force", IMAGE)
+
+
+@pytest.fixture(scope="session")
+def make_stack(engine: None, known: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeStack]:
+    """`make_stack(file, **environment)`: a stack not yet up; taken down, volumes and all, as the session ends."""
+    made: list[Stack] = []
+
+    def make(file: Path = STACK, *, files: Mapping[str, str] | None = None, **environment: str) -> Stack:
+        folder = tmp_path_factory.mktemp("stack")
+        password = environment.get("POSTGRES_PASSWORD", secrets.token_urlsafe(16))
+        password_file = folder / "password"
+        password_file.write_text(password + "\n")
+        password_file.chmod(0o444)
+        # Nothing of the machine's own environment may change what is tested, but how to reach the engine.
+        env = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+        env |= {name: value for name, value in os.environ.items() if name.startswith("DOCKER_")}
+        env |= {"ORCHESTRATOR_IMAGE": IMAGE, "WEB_PORT": "0", "POSTGRES_PORT": "0"}
+        env |= {"POSTGRES_PASSWORD_FILE": str(password_file)}
+        if files is not None:
+            env |= {"MIGRATIONS_DIR": str(write_drizzle_folder(folder / "drizzle", files))}
+        known.secrets.add(password)
+        stack = Stack(file, f"pytest-{secrets.token_hex(4)}", env | environment, password, known.printed)
+        made.append(stack)
+        return stack
+
+    yield make
+    for stack in made:
+        stack.try_compose("down", "--volumes", "--timeout", "5")
+
+
+@pytest.fixture(scope="session")
+def healthy(make_stack: MakeStack, image: str) -> Stack:
+    """A stack that came up from nothing, for tests that only look."""
+    stack = make_stack(files=FILES)
+    stack.compose("up", "--detach", "--wait", "--wait-timeout", "100")
+    return stack
+
+
+# ------------------------------------------------------------------------------------------------------------ the image
+
+
+def test_the_image_runs_as_a_numeric_user_who_is_not_root_and_stops_on_sigterm(image):
+    config = json.loads(docker("image", "inspect", image))[0]["Config"]
+
+    assert re.fullmatch(r"[1-9][0-9]*:[1-9][0-9]*", config["User"])
+    assert config["Entrypoint"] == ["orchestrator"]
+    assert config["Cmd"] == ["serve"]
+    assert config["StopSignal"] == "SIGTERM"
+    assert config["Healthcheck"]["Test"] == ["CMD", "orchestrator", "healthcheck"]
+    assert list(config["ExposedPorts"]) == ["3005/tcp"]
+
+
+def test_the_image_says_which_version_it_holds(image):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    labels = json.loads(docker("image", "inspect", image))[0]["Config"]["Labels"]
+
+    assert labels["org.opencontainers.image.version"] == project["version"]
+    assert labels["org.opencontainers.image.licenses"] == project["license"]
+
+
+def test_the_image_holds_pg_dump_17_or_newer_and_nothing_that_compiles_or_installs(image):
+    script = """
+        for tool in gcc g++ cc c++ clang make ld as perl-config; do command -v $tool; done
+        ls -d /opt/venv/lib/python3*/site-packages/pip /opt/venv/lib/python3*/site-packages/hatchling 2>/dev/null
+        pg_dump --version && pg_restore --version && psql --version
+    """
+    told = docker("run", "--rm", "--read-only", "--network", "none", "--entrypoint", "sh", image, "-c", script)
+
+    assert [line.split()[0] for line in told.splitlines()] == ["pg_dump", "pg_restore", "psql"]
+    assert all(int(line.split()[2].split(".")[0]) >= 17 for line in told.splitlines())
+
+
+def test_every_module_in_the_image_is_compiled(image):
+    script = """
+import pathlib, importlib.util, orchestrator
+files = list(pathlib.Path(orchestrator.__file__).parent.rglob("*.py"))
+print(len(files), [str(f) for f in files if not pathlib.Path(importlib.util.cache_from_source(str(f))).exists()])
+"""
+    told = docker("run", "--rm", "--network", "none", "--entrypoint", "python", image, "-c", script)
+
+    count, missing = told.split(maxsplit=1)
+    assert int(count) > 5
+    assert missing.strip() == "[]"
+
+
+def test_without_a_database_url_the_container_ends_with_78_and_says_what_is_missing(image):
+    done = run("docker", "run", "--rm", "--read-only", "--network", "none", image)
+
+    assert done.returncode == 78
+    assert "DATABASE_URL" in done.stderr
+
+
+def test_as_process_1_it_stops_at_once_while_it_waits_for_a_database(image, known):
+    url = "postgresql://nobody@127.0.0.1:1/nothing"
+    name = docker("run", "--detach", "--network", "none", "--env", f"DATABASE_URL={url}", image).strip()
+    try:
+        with subprocess.Popen(
+            ["docker", "logs", "--follow", name], stderr=subprocess.STDOUT, stdout=subprocess.PIPE, text=True
+        ) as logs:
+            assert logs.stdout is not None
+            # Ends at the latest when the container does, and the container ends with the test.
+            assert any('"database.connect_failed"' in line for line in logs.stdout)
+            began = time.monotonic()
+            docker("stop", name)
+            duration_s = time.monotonic() - began
+        state = inspect(name)["State"]
+    finally:
+        run("docker", "rm", "--force", "--volumes", name)
+
+    assert state["ExitCode"] == 0
+    assert duration_s < TEN_SECONDS / 2
+
+
+# ------------------------------------------------------------------------------------------------------------ the stack
+
+
+def test_from_nothing_every_service_comes_up_healthy(healthy):
+    services = ("vectorchord", "job-server", "web")
+
+    assert {name: healthy.container(name)["State"]["Health"]["Status"] for name in services} == dict.fromkeys(
+        services, "healthy"
+    )
+
+
+async def test_the_published_port_answers_health_with_200(healthy):
+    async with aiohttp.ClientSession() as http, http.get(healthy.url("job-server", 3005) + "/health") as response:
+        body = await response.json()
+
+    assert response.status == 200
+    assert (body["status"], body["phase"]) == ("ok", "ready")
+    assert body["migrations"]["applied"] == body["migrations"]["total"] >= len(FILES)
+
+
+def test_the_log_of_job_server_is_json_lines_that_tell_the_start(healthy):
+    log = healthy.log("job-server")
+
+    assert all({"timestamp", "level", "event", "logger", "version", "phase"} <= line.keys() for line in log)
+    phases = ["connecting", "locking", "extensions", "migrating", "launching", "ready"]
+    assert [line["phase"] for line in log if line["event"] == "phase.entered"] == phases
+    events = [line["event"] for line in log]
+    told = ["http.listening", "database.connected", "lock.acquired", "migrations.planned", "migration.applied"]
+    told += ["migrations.completed", "service.ready"]
+    assert [events.index(event) for event in told] == sorted(events.index(event) for event in told)
+    applied = [line["migration"] for line in log if line["event"] == "migration.applied"]
+    assert applied[-len(FILES) :] == list(FILES)
+
+
+def test_the_extensions_are_there_and_public_holds_only_what_the_files_put_there(healthy):
+    assert healthy.sql("SELECT extname FROM pg_extension WHERE extname <> 'plpgsql' ORDER BY 1") == [
+        "uuid-ossp",
+        "vector",
+    ]
+    assert healthy.sql("SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1") == [
+        "people",
+        "vectors",
+    ]
+    assert healthy.sql("SELECT count(*) FROM drizzle.__drizzle_migrations") == [str(len(FILES))]
+
+
+async def test_web_starts_after_job_server_is_healthy_and_shows_that_it_was(healthy):
+    ready = next(line for line in healthy.log("job-server") if line["event"] == "service.ready")
+    async with aiohttp.ClientSession() as http, http.get(healthy.url("web", 3000)) as response:
+        page = await response.json()
+
+    # Both by the engine's clock, in UTC and to the second.
+    assert healthy.container("web")["State"]["StartedAt"][:19] >= ready["timestamp"][:19]
+    assert page["job_server"]["http"] == 200
+    assert page["job_server"]["health"]["status"] == "ok"
+
+
+def test_job_server_runs_unprivileged_on_a_root_that_cannot_be_written(healthy):
+    script = """
+import os, pathlib
+status = dict(line.split(":", 1) for line in pathlib.Path("/proc/1/status").read_text().splitlines())
+def writable(path):
+    try:
+        pathlib.Path(path, "probe").touch()
+    except OSError:
+        return False
+    return True
+print(os.getuid() != 0, int(status["CapEff"], 16), int(status["CapBnd"], 16), int(status["NoNewPrivs"]))
+print([path for path in ("/", "/opt/venv", "/migrations", "/run", "/var", "/tmp") if writable(path)])
+"""
+    told = healthy.compose("exec", "-T", "job-server", "python", "-c", script).splitlines()
+
+    assert told == ["True 0 0 1", "['/tmp']"]
+
+
+def test_the_password_is_in_no_log_no_argument_and_no_environment_that_the_engine_shows(healthy):
+    for service in ("vectorchord", "job-server", "web"):
+        assert healthy.password not in json.dumps(healthy.container(service))
+        log = healthy.compose("logs", service)
+        assert log
+        assert healthy.password not in log
+    script = "cat /proc/1/cmdline /proc/1/environ; cat /run/secrets/postgres_password >&2"
+    seen = run(*("docker", "exec", healthy.container("job-server")["Id"], "sh", "-c", script))
+    assert "PGPASSWORD_FILE=/run/secrets/postgres_password" in seen.stdout
+    assert healthy.password not in seen.stdout
+    assert seen.stderr.strip() == healthy.password
+
+
+def test_logs_rotate_and_a_stop_is_given_more_time_than_it_may_take(healthy):
+    for service in ("vectorchord", "job-server", "web"):
+        logs = healthy.container(service)["HostConfig"]["LogConfig"]
+        assert (logs["Type"], set(logs["Config"])) == ("json-file", {"max-size", "max-file"})
+    told = json.loads(healthy.compose("exec", "-T", "job-server", "orchestrator", "config", "--json"))["settings"]
+    value = {one["variable"]: one["value"] for one in told}
+    assert value["SHUTDOWN_TIMEOUT"] == "15s"
+    assert healthy.container("job-server")["Config"]["StopTimeout"] > 15
+
+
+def test_stop_is_clean_and_the_next_start_has_nothing_to_migrate(make_stack, image):
+    stack = make_stack(files={"0000_people": FILES["0000_people"]}, POSTGRES_USER="owner", POSTGRES_DB="people")
+    stack.compose("up", "--detach", "--wait", "--wait-timeout", "100")
+    began = time.monotonic()
+    stack.compose("stop", "web", "job-server")
+    duration_s = time.monotonic() - began
+    states = {service: stack.container(service)["State"] for service in ("job-server", "web")}
+    first = stack.log("job-server")
+    stack.compose("up", "--detach", "--wait", "--wait-timeout", "100")
+    second = stack.log("job-server")[len(first) :]
+    stack.compose("stop")
+
+    assert {service: state["ExitCode"] for service, state in states.items()} == {"job-server": 0, "web": 0}
+    assert duration_s < TEN_SECONDS / 2
+    assert [line["event"] for line in first][-1] == "service.stopped"
+    assert "service.ready" in [line["event"] for line in second]
+    assert "migration.applied" not in [line["event"] for line in second]
+    assert stack.container("vectorchord")["State"]["ExitCode"] == 0
+
+
+async def test_a_migration_that_fails_leaves_web_unstarted_and_the_log_says_why(make_stack, image, wait_until):
+    stack = make_stack(files=BROKEN_FILES)
+    up = stack.try_compose("up", "--detach", "--wait", "--wait-timeout", "100")
+
+    def state_between_two_tries() -> dict[str, Any] | None:
+        state: dict[str, Any] = stack.container("job-server")["State"]
+        return state if state["Status"] == "restarting" else None
+
+    state = await wait_until(state_between_two_tries, timeout_s=30)
+    log = stack.log("job-server")
+
+    assert up.returncode != 0
+    assert "dependency failed to start" in up.stderr
+    assert state["ExitCode"] == 70
+    assert stack.container("web")["State"]["Status"] == "created"
+    failed = next(line for line in log if line["event"] == "service.failed")
+    assert failed["level"] == "error"
+    assert (failed["sqlstate"], failed["line"]) == ("42P01", 3)
+    assert failed["file"] == "/migrations/0001_broken.sql"
+    assert '"poeple" does not exist' in failed["error"]
+    assert failed["restart_helps"] is False
+    assert not any(line["event"] == "service.ready" for line in log)
+    # The file before it stays, of the broken one nothing does.
+    assert stack.sql("SELECT tablename FROM pg_tables WHERE schemaname = 'public'") == ["people"]
+    assert stack.sql("SELECT count(*) FROM drizzle.__drizzle_migrations") == ["1"]
+
+
+async def test_three_replicas_on_an_empty_database_migrate_once_and_all_get_ready(make_stack, image):
+    # The password as StreamyStats hands it on, in the environment; and one that breaks whoever pastes it into a URL.
+    stack = make_stack(files=FILES, POSTGRES_PASSWORD="p@ss/w#rd%2F$x ${HOME} 'q\"" + secrets.token_hex(4))
+    stack.compose("up", "--detach", "--wait", "--wait-timeout", "100", "--scale", "job-server=3")
+    logs = [
+        [json.loads(line) for line in run("docker", "logs", one["Id"]).stderr.splitlines()]
+        for one in stack.containers("job-server")
+    ]
+
+    assert len(logs) == 3
+    applied = [line["migration"] for log in logs for line in log if line["event"] == "migration.applied"]
+    assert sorted(name for name in applied if name in FILES) == sorted(FILES)
+    assert len(applied) == len(set(applied))
+    assert [sum(line["event"] == "service.ready" for line in log) for log in logs] == [1, 1, 1]
+    assert [one["RestartCount"] for one in stack.containers("job-server")] == [0, 0, 0]
+    assert stack.sql("SELECT count(*), count(DISTINCT hash) FROM drizzle.__drizzle_migrations") == ["3|3"]
+    assert stack.sql("SELECT name FROM people") == ["migrated once"]
+    async with aiohttp.ClientSession() as http:
+        for index in (1, 2, 3):
+            async with http.get(stack.url("job-server", 3005, index=index) + "/health") as response:
+                assert response.status == 200
+
+
+async def test_the_database_alone_takes_a_login_from_this_machine_with_its_password(make_stack):
+    stack = make_stack(DATABASE_ALONE)
+    stack.compose("up", "--detach", "--wait", "--wait-timeout", "100")
+    host, port = stack.url("vectorchord", 5432).removeprefix("http://").split(":")
+    login: dict[str, Any] = {"host": host, "port": int(port), "user": "postgres", "database": "streamystats"}
+
+    assert host == "127.0.0.1"
+    connection = await asyncpg.connect(**login, password=stack.password)
+    try:
+        assert await connection.fetchval("SELECT 1") == 1
+    finally:
+        await connection.close()
+    with pytest.raises(asyncpg.InvalidPasswordError):
+        await asyncpg.connect(**login, password="not the password")

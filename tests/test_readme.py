@@ -19,9 +19,8 @@ def test_no_variable_is_named_that_does_not_exist():
     assert named <= known
 
 
-def test_every_command_of_the_table_exists(capsys):
+def test_every_command_of_the_table_exists():
     from orchestrator.cli import _parser
 
-    text = _parser().format_help()
     for command in re.findall(r"^\| `orchestrator ([a-z]+)", README, re.MULTILINE):
-        assert re.search(rf"^    {command} ", text, re.MULTILINE), command
+        assert _parser().parse_args([command]).command == command

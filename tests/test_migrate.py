@@ -316,3 +316,19 @@ async def test_without_the_right_to_make_a_schema_the_owner_is_told_the_sql(
         assert 'CREATE SCHEMA IF NOT EXISTS "orchestrator"' in failure(result)["remedy"]
     finally:
         await admin(database_url, f"DROP ROLE {name}")
+
+
+async def test_a_run_with_times_that_go_backwards_goes_on_where_it_stopped(migrate, admin, database_url, tmp_path):
+    files = [
+        ("0000_a", "CREATE TABLE a ();"),
+        ("0001_new", "CREATE TABLE n ();", WHEN + 90),
+        ("0002_old", "SELECT 1 / 0;", WHEN + 5),
+    ]
+    folder = write(tmp_path / "m", *files)
+    assert (await migrate(folder)).returncode == 70
+    assert await admin.value(database_url, "SELECT count(*) FROM orchestrator.unfinished_migrations") == 1
+    write(folder, *files[:2], ("0002_old", "CREATE TABLE o ();", WHEN + 5))
+    result = await migrate(folder)
+    assert (result.returncode, applied(result)) == (0, ["0002_old"])
+    assert await admin.value(database_url, "SELECT count(*) FROM orchestrator.unfinished_migrations") == 0
+    assert applied(await migrate(folder)) == []

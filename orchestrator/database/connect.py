@@ -193,16 +193,17 @@ async def connect(
 async def _greet(connection: Any, dsn: Dsn, life: Lifecycle, *, attempt: int, waited_s: float) -> None:
     """Ask the server who it is: a real query through a real login is the only proof that it serves."""
     version = connection.get_server_version()
+    if version.major < OLDEST_SERVER:
+        named = connection.get_settings().server_version
+        raise ConnectionRefusedForeverError(
+            f"the server is PostgreSQL {named}; {OLDEST_SERVER} or newer is needed",
+            remedy=f"Upgrade the server to PostgreSQL {OLDEST_SERVER} or newer (pg_upgrade, or dump and restore).",
+            facts={"hosts": [f"{h}:{p}" for h, p in dsn.hosts], "server_version": named},
+        )
     row = await connection.fetchrow(
         "SELECT pg_catalog.current_database()::text AS database, current_user::text AS username,"
         " pg_catalog.pg_is_in_recovery() AS standby, pg_catalog.current_setting('server_version') AS version"
     )
-    if version.major < OLDEST_SERVER:
-        raise ConnectionRefusedForeverError(
-            f"the server is PostgreSQL {row['version']}; {OLDEST_SERVER} or newer is needed",
-            remedy=f"Upgrade the server to PostgreSQL {OLDEST_SERVER} or newer (pg_upgrade, or dump and restore).",
-            facts={"hosts": [f"{h}:{p}" for h, p in dsn.hosts], "server_version": row["version"]},
-        )
     facts = {
         "server": dsn.redacted(),
         "database": row["database"],

@@ -94,7 +94,13 @@ _BY_TYPE: tuple[tuple[type[BaseException], Failure], ...] = (
         Failure("timeout", "transient", "No answer within DB_CONNECT_TIMEOUT: check the network and firewalls."),
     ),
     (ConnectionResetError, _BY_CLASS["08"]),
+    (ConnectionAbortedError, _BY_CLASS["08"]),
     (BrokenPipeError, _BY_CLASS["08"]),
+    (
+        # asyncpg's own, where the server answers the TLS request with no
+        ConnectionError,
+        Failure("tls_refused", "ambiguous", "The server speaks no TLS: enable ssl there, or set sslmode=prefer."),
+    ),
     (asyncpg.InterfaceError, _BY_CLASS["08"]),
     (asyncpg.InternalClientError, _BY_CLASS["08"]),
 )

@@ -104,7 +104,6 @@ async def migrate(
         raise
     finally:
         life.migrations.elapsed_s = time.monotonic() - life.migrations.started_at
-        life.migrations.current = None
     return run.applied
 
 
@@ -297,15 +296,11 @@ class _Run:
         if parsed is None:
             parsed = await asyncio.to_thread(_parse, migration)
         began = self._begin(file.source, migration, parsed)
-        try:
-            if _is_transactional(parsed):
-                await file.in_transaction(
-                    migration, raw, parsed, began, is_last=is_last, resumed=migration.name in one.unfinished
-                )
-            else:
-                await file.in_steps(migration, raw, parsed, began, one.unfinished.get(migration.name))
-        finally:
-            self._life.migrations.current = None
+        if _is_transactional(parsed):
+            resumed = migration.name in one.unfinished or migration in one.plan.resumable
+            await file.in_transaction(migration, raw, parsed, began, is_last=is_last, resumed=resumed)
+        else:
+            await file.in_steps(migration, raw, parsed, began, one.unfinished.get(migration.name))
         self._done(file.source, migration, time.monotonic() - began)
         if not is_last and any(s.changes_session for s in parsed):
             # Drizzle's session is one too. A run that begins behind this file would not have the setting.

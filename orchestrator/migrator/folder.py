@@ -237,7 +237,7 @@ _PUNCTUATION = "_-,;:!?.'\"()[]{}@*/\\&#%`^+<=>|~$"
 
 
 def _locale_key(name: str) -> tuple[list[tuple[int, int, str]], str, str]:
-    """Order as JavaScript's `localeCompare` does (UCA root order): punctuation, digits, letters; then accents, then case.
+    """Order as JavaScript's `localeCompare` does (UCA root order): punctuation, digits, letters; accents; case.
 
     v1 sorts folder names with it; it matters only between names whose 14 digits are equal.
     """

@@ -337,3 +337,21 @@ async def test_config_shows_where_values_come_from_and_no_password(orchestrator,
     assert rows["DATABASE_URL"]["source"] == "environment"
     assert "s3cr3t" not in result.stdout
     assert ["MIGRATION_DIR", "MIGRATIONS_DIR"] in found["suspects"]
+
+
+async def test_a_request_in_flight_is_finished_before_the_process_ends(
+    orchestrator, database_url, admin, folder, wait_until
+):
+    env = {"DATABASE_URL": database_url, "MIGRATIONS_DIR": folder(("0000_a", "CREATE TABLE a ();"))}
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    async with orchestrator.running("serve", env=env) as run:
+        await run.phase("ready")
+        async with admin.connection(database_url) as connection:
+            async with connection.transaction():
+                await connection.execute("LOCK TABLE drizzle.__drizzle_migrations")
+                request = asyncio.create_task(run.get("/api/migrations"))
+                await wait_until(lambda: admin.value(database_url, waiting))
+                run.send_signal(signal.SIGTERM)
+                await run.phase("stopping")
+            assert (await request).status == 200
+        assert await run.wait(timeout_s=10) == 0

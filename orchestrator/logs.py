@@ -308,6 +308,12 @@ def _for_people(_logger: WrappedLogger, _method: str, event_dict: EventDict) -> 
     event_dict.pop("version", None)
     event_dict["timestamp"] = event_dict["timestamp"][11:-1]
     event_dict["event"] = _CONTROL.sub(lambda match: repr(match[0])[1:-1], str(event_dict["event"]))
+    if "remedy" in event_dict and event_dict.get("level") == "error" and "exception" not in event_dict:
+        # What went wrong and what to do next: below the line, to be read, not searched for among the facts.
+        told = [str(event_dict.pop(key)) for key in ("error", "excerpt") if event_dict.get(key)]
+        told.append(f"→ {event_dict.pop('remedy')}")
+        lines = [line for text in told for line in text.splitlines()]
+        event_dict["exception"] = "\n".join(f"  {_CONTROL.sub('?', line)}" for line in lines)
     return event_dict
 
 

@@ -55,6 +55,8 @@ async def serve(settings: Settings, life: Lifecycle, *, embedded: bool = False) 
         async with _database(settings, life, embedded=embedded) as (dsn, migration_dsn):
             await _bring_up(settings, migration_dsn, sources, life, command="serve")
             life.enter(Phase.LAUNCHING)
+            if dsn != migration_dsn:
+                await _try_login(settings, dsn, life)
             async with _pool(dsn, settings) as pool:  # after the DDL: no stale plans or OIDs
                 backend.pool, backend.sources = pool, sources
                 backend.policy, backend.ahead = settings.migration_policy, settings.migration_ahead
@@ -269,15 +271,24 @@ def _explained(error: Exception) -> Exception:
     return error
 
 
+async def _try_login(settings: Settings, dsn: Dsn, life: Lifecycle) -> None:
+    """The migrations went another way (MIGRATION_DATABASE_URL): no READY before DATABASE_URL itself has answered."""
+    from orchestrator.database.connect import connected
+
+    async with connected(dsn, life, **_connect_options(settings, "serve")):
+        pass
+
+
 @asynccontextmanager
 async def _pool(dsn: Dsn, settings: Settings) -> AsyncIterator[Any]:
+    """Connections for requests, made as they are needed: a database that blinks here does not end the start."""
     import asyncpg
 
     arguments = dsn.connect_arguments()
     server_settings = {"application_name": "orchestrator", **arguments.pop("server_settings", {})}
     pool = await asyncpg.create_pool(
         **arguments,
-        min_size=1,
+        min_size=0,
         max_size=_POOL_SIZE,
         timeout=dsn.connect_timeout_s or settings.db_connect_timeout_s,
         server_settings=server_settings,

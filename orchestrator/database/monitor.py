@@ -28,6 +28,8 @@ async def watch_database(dsn: Dsn, life: Lifecycle) -> None:
     """Check for ever: lost → CONNECTING (503), back → READY, in this process. Ends only by cancellation."""
     connection: Any = None
     failures, lost_at, said_at = 0, 0.0, 0.0
+    # Who answered, from the login before: it stays on `/health`.
+    known = life.checks["database"].facts if "database" in life.checks else {"server": dsn.redacted()}
     try:
         while True:
             await asyncio.sleep(_pause_s(failures))
@@ -62,7 +64,7 @@ async def watch_database(dsn: Dsn, life: Lifecycle) -> None:
                 life.emit("database.restored", lost_s=round(time.monotonic() - lost_at, 1))
                 life.enter(Phase.READY, reason="database restored")
             failures = 0
-            life.check("database", "ok", server=dsn.redacted())
+            life.check("database", "ok", **known)
     finally:
         if connection is not None:
             with contextlib.suppress(asyncio.CancelledError):

@@ -12,6 +12,7 @@ import subprocess
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,6 @@ import pytest
 ROOT = Path(__file__).parent.parent
 STACK = ROOT / "compose" / "compose.yaml"
 DATABASE_ALONE = ROOT / "compose" / "compose.dev.yaml"
-IMAGE = "orchestrator:pytest"
 FILES = {
     "0000_people": "CREATE TABLE people (id serial PRIMARY KEY, name text);",
     "0001_vectors": (
@@ -134,9 +134,6 @@ class Stack:
         return "http://" + self.compose("port", "--index", str(index), service, str(port)).strip().splitlines()[0]
 
 
-MakeStack = Callable[..., Stack]
-
-
 @pytest.fixture(scope="session")
 def engine() -> None:
     """Skips where no engine answers; CI is to have one."""
@@ -151,22 +148,22 @@ def engine() -> None:
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(told)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def image(engine: None) -> Iterator[str]:
-    """The image, built from nothing but this tree by the shipped compose file."""
-    env = {**os.environ, "ORCHESTRATOR_IMAGE": IMAGE}
+    """The image, built from nothing but this tree by the shipped compose file; its tag is this session's own."""
+    tag = f"orchestrator:pytest-{secrets.token_hex(4)}"
+    env = {**os.environ, "ORCHESTRATOR_IMAGE": tag}
     docker("compose", "--env-file", os.devnull, "--file", str(STACK), "build", "job-server", env=env, timeout_s=600)
-    yield IMAGE
-    run("docker", "image", "rm", "--force", IMAGE)
+    yield tag
+    run("docker", "image", "rm", "--force", tag)
 
 
-@pytest.fixture(scope="session")
-def make_stack(engine: None, known: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeStack]:
-    """`make_stack(file, **environment)`: a stack not yet up; taken down, volumes and all, as the session ends."""
+@contextmanager
+def stacks(folder: Path, known: Any, image: str) -> Iterator[Callable[..., Stack]]:
+    """`make(file, files=…, **environment)`: a stack not yet up; taken down, volumes and all, at the end."""
     made: list[Stack] = []
 
     def make(file: Path = STACK, *, files: Mapping[str, str] | None = None, **environment: str) -> Stack:
-        folder = tmp_path_factory.mktemp("stack")
         password = environment.get("POSTGRES_PASSWORD", secrets.token_urlsafe(16))
         password_file = folder / "password"
         password_file.write_text(password + "\n")
@@ -174,7 +171,7 @@ def make_stack(engine: None, known: Any, tmp_path_factory: pytest.TempPathFactor
         # Nothing of the machine's own environment may change what is tested, but how to reach the engine.
         env = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
         env |= {name: value for name, value in os.environ.items() if name.startswith("DOCKER_")}
-        env |= {"ORCHESTRATOR_IMAGE": IMAGE, "WEB_PORT": "0", "POSTGRES_PORT": "0"}
+        env |= {"ORCHESTRATOR_IMAGE": image, "WEB_PORT": "0", "POSTGRES_PORT": "0"}
         env |= {"POSTGRES_PASSWORD_FILE": str(password_file)}
         if files is not None:
             env |= {"MIGRATIONS_DIR": str(write_drizzle_folder(folder / "drizzle", files))}
@@ -183,17 +180,26 @@ def make_stack(engine: None, known: Any, tmp_path_factory: pytest.TempPathFactor
         made.append(stack)
         return stack
 
-    yield make
-    for stack in made:
-        stack.try_compose("down", "--volumes", "--timeout", "5")
+    try:
+        yield make
+    finally:
+        for stack in made:
+            stack.try_compose("down", "--volumes", "--timeout", "5")
 
 
-@pytest.fixture(scope="session")
-def healthy(make_stack: MakeStack, image: str) -> Stack:
+@pytest.fixture
+def make_stack(image: str, known: Any, tmp_path: Path) -> Iterator[Callable[..., Stack]]:
+    with stacks(tmp_path, known, image) as make:
+        yield make
+
+
+@pytest.fixture(scope="module")
+def healthy(image: str, known: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A stack that came up from nothing, for tests that only look."""
-    stack = make_stack(files=FILES)
-    stack.compose("up", "--detach", "--wait", "--wait-timeout", "100")
-    return stack
+    with stacks(tmp_path_factory.mktemp("healthy"), known, image) as make:
+        stack = make(files=FILES)
+        stack.compose("up", "--detach", "--wait", "--wait-timeout", "100")
+        yield stack
 
 
 # ------------------------------------------------------------------------------------------------------------ the image
@@ -369,7 +375,7 @@ def test_logs_rotate_and_a_stop_is_given_more_time_than_it_may_take(healthy):
     assert healthy.container("job-server")["Config"]["StopTimeout"] > 15
 
 
-def test_stop_is_clean_and_the_next_start_has_nothing_to_migrate(make_stack, image):
+def test_stop_is_clean_and_the_next_start_has_nothing_to_migrate(make_stack):
     stack = make_stack(files={"0000_people": FILES["0000_people"]}, POSTGRES_USER="owner", POSTGRES_DB="people")
     stack.compose("up", "--detach", "--wait", "--wait-timeout", "100")
     began = time.monotonic()
@@ -389,7 +395,7 @@ def test_stop_is_clean_and_the_next_start_has_nothing_to_migrate(make_stack, ima
     assert stack.container("vectorchord")["State"]["ExitCode"] == 0
 
 
-async def test_a_migration_that_fails_leaves_web_unstarted_and_the_log_says_why(make_stack, image, wait_until):
+async def test_a_migration_that_fails_leaves_web_unstarted_and_the_log_says_why(make_stack, wait_until):
     stack = make_stack(files=BROKEN_FILES)
     up = stack.try_compose("up", "--detach", "--wait", "--wait-timeout", "100")
 
@@ -416,7 +422,7 @@ async def test_a_migration_that_fails_leaves_web_unstarted_and_the_log_says_why(
     assert stack.sql("SELECT count(*) FROM drizzle.__drizzle_migrations") == ["1"]
 
 
-async def test_three_replicas_on_an_empty_database_migrate_once_and_all_get_ready(make_stack, image):
+async def test_three_replicas_on_an_empty_database_migrate_once_and_all_get_ready(make_stack):
     # The password as StreamyStats hands it on, in the environment; and one that breaks whoever pastes it into a URL.
     stack = make_stack(files=FILES, POSTGRES_PASSWORD="p@ss/w#rd%2F$x ${HOME} 'q\"" + secrets.token_hex(4))
     stack.compose("up", "--detach", "--wait", "--wait-timeout", "100", "--scale", "job-server=3")

@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import sys
 import time
-from typing import TYPE_CHECKING, Any, NoReturn
 
-from orchestrator import __version__, signals
+from orchestrator import __version__
 
+TYPE_CHECKING = False  # as in typing, which costs `healthcheck` 8 of 25 ms
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Coroutine
+    from typing import Any, NoReturn
 
     from orchestrator.errors import OrchestratorError
     from orchestrator.lifecycle import Lifecycle
@@ -34,16 +35,35 @@ exit codes: 0 done or stopped as asked, 69 no database in time, 70 a migration f
 """
 
 
+_GC_THRESHOLD = 50_000
+
+
 def main(argv: list[str] | None = None) -> NoReturn:
     """Run one command and end the process with its exit code."""
     arguments = sys.argv[1:] if argv is None else argv
     if arguments[:1] == ["healthcheck"]:
         from orchestrator import healthcheck
 
-        raise SystemExit(healthcheck.main(arguments[1:]))
+        _leave(healthcheck.main(arguments[1:]))
+    import gc
+
+    from orchestrator import signals
+
     signals.early(stopped_code=0 if arguments[:1] == ["serve"] else None)
+    # Imports make 100,000 objects that stay: to look through them for cycles every 700 costs 10 ms of a start.
+    gc.set_threshold(_GC_THRESHOLD)
     options = _parser().parse_args(arguments)
-    raise SystemExit(options.run(options))
+    _leave(options.run(options))
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process without taking the interpreter apart, which costs 20 ms: everything of ours is closed by now."""
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, ValueError):  # a reader that is gone: Python's own end knows what to do
+        raise SystemExit(code) from None
+    os._exit(code)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -192,7 +212,7 @@ def _run(
 
     import asyncio
 
-    from orchestrator import logs
+    from orchestrator import logs, signals
     from orchestrator.lifecycle import Lifecycle, Phase
 
     life = Lifecycle(now=time.time, monotonic=time.monotonic)

@@ -6,9 +6,12 @@ It speaks HTTP over a bare socket: `http.client` alone costs 25 ms of import, an
 from __future__ import annotations
 
 import os
-import re
 import socket
 import sys
+
+TYPE_CHECKING = False  # as in typing, which costs 8 of 25 ms
+if TYPE_CHECKING:
+    from typing import Any
 
 _TIMEOUT_S = 5.0
 _LIMIT_BYTES = 1 << 20
@@ -19,16 +22,21 @@ def check(host: str, port: int, path: str = "/health") -> tuple[bool, str]:
     """Whether `GET path` answers 200, and the phase (or why there is none). Never raises; at most five seconds."""
     host = {"::": "::1"}.get(host, "127.0.0.1" if host in _ANY_ADDRESS else host)
     try:
-        with socket.create_connection((host, port), timeout=_TIMEOUT_S) as connection:
+        # Bytes, which getaddrinfo takes as they are: for a str it loads the codec idna, 3 of 20 ms.
+        address: Any = (host.encode("ascii" if host.isascii() else "idna"), port)
+        with socket.create_connection(address, timeout=_TIMEOUT_S) as connection:
             connection.sendall(f"GET {path} HTTP/1.0\r\nHost: {host}\r\n\r\n".encode())
             answer = b""
             while len(answer) < _LIMIT_BYTES and (piece := connection.recv(65536)):
                 answer += piece
     except OSError as error:
         return False, f"no answer on port {port}: {error.strerror or type(error).__name__}"
+    except UnicodeError:
+        return False, "HOST is not a name"
     status = answer.split(b" ", 2)[1:2]
-    phase = re.search(rb'"phase":"([a-z]+)"', answer)
-    return status == [b"200"], phase.group(1).decode() if phase else "the answer has no phase: is this our port?"
+    _, _, rest = answer.partition(b'"phase":"')
+    phase = rest.partition(b'"')[0].decode("ascii", "replace")
+    return status == [b"200"], phase if phase.isalpha() else "the answer has no phase: is this our port?"
 
 
 def main(arguments: list[str]) -> int:

@@ -206,7 +206,7 @@ def concatenated(folder: Path, into: Path) -> Path:
             b" (id SERIAL PRIMARY KEY, hash text NOT NULL, created_at bigint);\n"
         )
         for migration in read_folder(folder).migrations:
-            with migration.path.open("rb") as file:
+            with Path(migration.path).open("rb") as file:
                 shutil.copyfileobj(file, out)
             out.write(
                 b"\n;INSERT INTO drizzle.__drizzle_migrations (hash, created_at)"

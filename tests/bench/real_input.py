@@ -262,13 +262,13 @@ async def head(options: argparse.Namespace, databases: Databases, drizzle: Drizz
         if code != 0:
             report.differ(f"orchestrator {name} ended with {code}", *output.splitlines()[-5:])
         is_equal = report.compare(f"orchestrator {name}", await contents(url), theirs)
-        again_code, again_s, output = command(url, folder)
-        if again_code != 0 or '"migration.applied"' in output:
+        again_code, again_s, again_output = command(url, folder)
+        if again_code != 0 or '"migration.applied"' in again_output:
             report.differ(f"orchestrator {name} did something the second time ({again_code})")
         for what in warnings(output):
             print(f"      says: {what}")
         back = drizzle.migrate("v0", url, folder)
-        if not back.ok or await contents(url) != await contents(databases.url(f"our_{name}")):
+        if not back.ok:
             report.differ("drizzle fails after us", back.message)
         is_equal = is_equal and report.compare(f"drizzle after {name}", await contents(url), theirs)
         print(f"  orchestrator {name:7}{took_s:7.2f} s, again {again_s:.2f} s: {'equal' if is_equal else 'DIFFERENT'}")
@@ -348,7 +348,6 @@ async def run(options: argparse.Namespace) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.set_defaults(walk="first-parent")
     commands = parser.add_subparsers(required=True)
     for name, command in {"head": head, "past": past}.items():
         one = commands.add_parser(name)
@@ -360,7 +359,7 @@ def main() -> int:
         one.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting for our side")
         one.add_argument("--keep", action="store_true", help="leave the databases for a look")
         if name == "past":
-            one.add_argument("--walk", choices=["first-parent", "all"])
+            one.add_argument("--walk", choices=["first-parent", "all"], default="first-parent", help="which commits")
     options = parser.parse_args()
     if not options.url:
         parser.error("set TEST_DATABASE_URL, or give --url")

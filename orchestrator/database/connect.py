@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import select
 import socket
 import time
 from contextlib import asynccontextmanager
@@ -27,9 +29,10 @@ if TYPE_CHECKING:
 
 OLDEST_SERVER = 14
 _REPORT_EVERY_S = 30.0
-_PROBE_EVERY_S = 0.06
+_PROBE_EVERY_S = 0.04
 _PROBE_TIMEOUT_S = 0.5
 _RESOLVE_EVERY_S = 1.0
+_RESOLVE_AGAIN_S = 0.1  # a look-up that fails is a thread and two packets: rarer than a probe
 _CLOSE_TIMEOUT_S = 2.0
 
 
@@ -237,7 +240,7 @@ class _Prober:
 
     async def _resolve(self) -> list[tuple[int, Any]]:
         loop = asyncio.get_running_loop()
-        if loop.time() - self._resolved_at < (_RESOLVE_EVERY_S if self._addresses else 2 * _PROBE_EVERY_S):
+        if loop.time() - self._resolved_at < (_RESOLVE_EVERY_S if self._addresses else _RESOLVE_AGAIN_S):
             return self._addresses
         addresses: list[tuple[int, Any]] = []
         for host, port in self._dsn.hosts:
@@ -252,15 +255,35 @@ class _Prober:
 
 
 async def _accepts(family: int, address: Any) -> bool:
-    loop = asyncio.get_running_loop()
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)  # noqa: FBT003 the standard library's signature
-        try:
-            async with asyncio.timeout(_PROBE_TIMEOUT_S):
-                await loop.sock_connect(probe, address)
-        except (OSError, TimeoutError):
-            return False
-        return True
+        error = probe.connect_ex(address)
+        if error == errno.EINPROGRESS:
+            # A near host has answered by now; the loop's way of waiting costs three times as much as the connect.
+            if not _is_writable_now(probe):
+                try:
+                    async with asyncio.timeout(_PROBE_TIMEOUT_S):
+                        await _until_writable(probe)
+                except TimeoutError:
+                    return False
+            error = probe.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        return error == 0
+
+
+def _is_writable_now(probe: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(probe, select.POLLOUT)
+    return bool(poll.poll(0))
+
+
+async def _until_writable(probe: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    writable = asyncio.Event()
+    loop.add_writer(probe, writable.set)
+    try:
+        await writable.wait()
+    finally:
+        loop.remove_writer(probe)
 
 
 @asynccontextmanager

@@ -392,8 +392,8 @@ class _FileRun:
 
         `synchronous_commit = off` for all but the last: WAL is ordered, so a crash leaves a consistent prefix.
         """
-        await self._run.execute("BEGIN" if is_last else "BEGIN; SET LOCAL synchronous_commit = off")
-        await self.statements_and_row(migration, raw, parsed, began, resumed=resumed)
+        opening = "BEGIN;" if is_last else "BEGIN; SET LOCAL synchronous_commit = off;"
+        await self.statements_and_row(migration, raw, parsed, began, resumed=resumed, opening=opening)
         try:
             await self._run.execute("COMMIT")
         except asyncpg.PostgresError as error:  # deferred constraints and triggers run here
@@ -402,18 +402,42 @@ class _FileRun:
             raise failed_statement(error, migration, None, None) from error
 
     async def statements_and_row(
-        self, migration: Migration, raw: bytes, parsed: Sequence[Statement], began: float, *, resumed: bool
+        self,
+        migration: Migration,
+        raw: bytes,
+        parsed: Sequence[Statement],
+        began: float,
+        *,
+        resumed: bool,
+        opening: str = "",
     ) -> None:
-        """The statements of a file and its ledger row, in the transaction that is open; rolled back on an error."""
-        packing = (
-            asyncio.create_task(asyncio.to_thread(records.compress, raw)) if len(raw) > _KEPT_PARSED_BYTES else None
-        )
+        """The statements of a file and its ledger row in one transaction; rolled back on an error.
+
+        `opening` begins the transaction where none is open. It travels with the first statement, and the row with the
+        last one: the way to the server and back is most of what a small migration costs.
+        """
+        large = len(raw) > _KEPT_PARSED_BYTES
+        packing = asyncio.create_task(asyncio.to_thread(records.compress, raw)) if large else None
         try:
-            for batch in _batches(parsed):
-                await self._batch(migration, raw, batch)
+            *before, last = _batches(parsed) or [[]]
+            if len(last) > 1 or (last and large):
+                before, last = [*before, last], []
+            for batch in before:
+                await self._batch(migration, raw, batch, opening=opening)
+                opening = ""
+            if packing is not None and (packed := await packing) is not None:
+                duration_s = time.monotonic() - began
+                await records.record_packed(
+                    self._run.connection, self.source.table.key, migration, duration_s=duration_s, packed=packed
+                )
+            else:
+                packed = None
+            row = self._row(migration, raw, began, is_recorded=packed is not None, resumed=resumed)
+            tag = await self._statement(migration, raw, last[0] if last else None, opening=opening, closing=row)
             if not self._run.is_in_transaction:
                 raise transaction_was_ended(migration)
-            await self._row(migration, raw, began, packed=await packing if packing else None, resumed=resumed)
+            if tag != "INSERT 0 1":
+                raise lock_was_lost(migration)
         except (MigrationError, asyncpg.PostgresError):
             if not self._run.connection.is_closed() and self._run.is_in_transaction:
                 with contextlib.suppress(asyncpg.PostgresError, OSError, asyncpg.InterfaceError):
@@ -423,13 +447,16 @@ class _FileRun:
             if packing is not None:
                 packing.cancel()
 
-    async def _batch(self, migration: Migration, raw: bytes, batch: Sequence[Statement]) -> None:
+    async def _batch(self, migration: Migration, raw: bytes, batch: Sequence[Statement], *, opening: str) -> None:
         """Run one statement, or several small INSERTs, UPDATEs, DELETEs in one message.
 
         A batch that fails is rolled back to its savepoint and run one by one, so that the error names its statement.
         """
         if len(batch) > 1:
             self._run.at(batch[0].index)
+            if opening:
+                await self._run.execute(opening)
+                opening = ""
             body = "\n;\n".join(s.text for s in batch)  # a statement may end with a -- comment
             try:
                 await self._run.execute(f"SAVEPOINT orchestrator_batch;{body}\n;\nRELEASE SAVEPOINT orchestrator_batch")
@@ -442,27 +469,35 @@ class _FileRun:
             else:
                 return
         for statement in batch:
-            await self._statement(migration, raw, statement)
+            await self._statement(migration, raw, statement, opening=opening)
+            opening = ""
 
-    async def _statement(self, migration: Migration, raw: bytes, statement: Statement) -> None:
-        self._run.at(statement.index)
+    async def _statement(
+        self, migration: Migration, raw: bytes, statement: Statement | None, *, opening: str = "", closing: str = ""
+    ) -> str:
+        """Run `opening`, the statement, and `closing` in one message; returns the last command's tag.
+
+        An error is the statement's, unless it is of `closing`: then its position lies behind the statement.
+        """
+        text = "" if statement is None else statement.text
+        if statement is not None:
+            self._run.at(statement.index)
         try:
-            await self._run.execute(statement.text)
+            return await self._run.execute(f"{opening}{text}\n;\n{closing}" if closing else f"{opening}{text}")
         except asyncpg.PostgresError as error:
             if is_connection_loss(error):
                 raise
-            raise failed_statement(error, migration, raw, statement) from error
+            shift = len(opening)
+            if error.position and int(error.position) - shift > len(text):
+                statement = None
+            raise failed_statement(error, migration, raw, statement, shift=shift) from error
 
-    async def _row(
-        self, migration: Migration, raw: bytes, began: float, *, packed: bytes | None, resumed: bool
-    ) -> None:
-        """Record, ledger row, and the proof that the lock is still ours, in one message."""
-        key, duration_s = self.source.table.key, time.monotonic() - began
+    def _row(self, migration: Migration, raw: bytes, began: float, *, is_recorded: bool, resumed: bool) -> str:
+        """SQL of record, ledger row, and the proof that the lock is still ours."""
+        key = self.source.table.key
         parts = []
-        if packed is not None:
-            await records.record_packed(self._run.connection, key, migration, duration_s=duration_s, packed=packed)
-        else:
-            parts.append(records.record_statement(key, migration, duration_s=duration_s, raw=raw))
+        if not is_recorded:
+            parts.append(records.record_statement(key, migration, before_s=time.monotonic() - began, raw=raw))
         if resumed:
             parts.append(records.end_unfinished(key, migration.name))
         # Last: its command tag says whether the lock was held (a transaction pooler loses it between transactions).
@@ -471,14 +506,7 @@ class _FileRun:
                 self.source.table, self.source.folder, migration, has_name=self._has_name, condition=HELD_HERE
             )
         )
-        try:
-            tag = await self._run.execute(";".join(parts))
-        except asyncpg.PostgresError as error:
-            if is_connection_loss(error):
-                raise
-            raise failed_statement(error, migration, None, None) from error
-        if tag != "INSERT 0 1":
-            raise lock_was_lost(migration)
+        return ";".join(parts)
 
     async def in_steps(
         self,
@@ -498,7 +526,7 @@ class _FileRun:
             raw=raw,
             statements=parsed,
             on_statement=self._run.at,
-            finish=lambda: self._row(migration, raw, began, packed=records.compress(raw), resumed=True),
+            finish=lambda: self.statements_and_row(migration, raw, (), began, resumed=True),
         ).run(interrupted)
 
 

@@ -42,18 +42,25 @@ _REMEDIES: dict[str, str] = {
 
 
 def failed_statement(
-    error: Any, migration: Migration, raw: bytes | None, statement: Statement | None, *, done: int | None = None
+    error: Any,
+    migration: Migration,
+    raw: bytes | None,
+    statement: Statement | None,
+    *,
+    done: int | None = None,
+    shift: int = 0,
 ) -> MigrationError:
     """A statement that the server refused; without `statement` it was the commit or our own ledger row.
 
-    `done` says how many statements of the file are done and stay, where the file is not one transaction.
+    `shift` is how many characters of ours were sent before the statement. `done` says how many statements of the file
+    are done and stay, where the file is not one transaction.
     """
     facts: dict[str, object] = {"migration": migration.name, "file": str(migration.path), "sqlstate": error.sqlstate}
     where = str(migration.path)
     if statement is not None and raw is not None:
         from orchestrator.migrator.sql import excerpt, locate
 
-        position = int(error.position) if error.position else None
+        position = int(error.position) - shift if error.position else None
         line, column = locate(statement, position)
         where = f"{where}:{line}:{column}"
         facts |= {

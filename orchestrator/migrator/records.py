@@ -127,11 +127,15 @@ _RECORD = (
 )
 
 
-def record_statement(ledger_key: str, migration: Migration, *, duration_s: float, raw: bytes) -> str:
-    """SQL that keeps the text of a small applied migration; it travels in one message with the ledger row."""
+def record_statement(ledger_key: str, migration: Migration, *, before_s: float, raw: bytes) -> str:
+    """SQL that keeps the text of a small applied migration; it travels in one message with the ledger row.
+
+    The duration is `before_s`, and what this very message has taken when the server comes to it.
+    """
     return (
         f"{_RECORD} ({literal(ledger_key)}, {literal(migration.name)}, {literal(migration.hash)}, {migration.when_ms},"
-        f" {duration_s:.6f}, {migration.size_bytes}, {literal(raw.decode(errors='replace'))}, NULL)"
+        f" {before_s:.6f} + extract(epoch FROM clock_timestamp() - statement_timestamp()), {migration.size_bytes},"
+        f" {literal(raw.decode(errors='replace'))}, NULL)"
     )
 
 

@@ -514,11 +514,14 @@ async def test_a_v0_folder_on_an_upgraded_ledger_writes_the_names_that_drizzle_v
     for url in (pair.url, pair.reference_url):
         assert pair.theirs("v0", v0, url) == ""
         assert pair.theirs("v1", v1, url) == ""
-    older, newer = pair.folder("older", "v0", STRAIGHT), pair.folder("newer", "v1", STRAIGHT)
+    # `migrations.prefix` of drizzle-kit is index, timestamp, supabase, unix or none; and a person renames a file.
+    tags = ["0002_glossy_excalibur", "20250528134058_touch", "1748439658_touch", "_no_prefix", "add_users", "0007"]
+    files = [*STRAIGHT[:2], *(File(tag, TOUCH.when + 1000 * i, "SELECT 1") for i, tag in enumerate(tags))]
+    older, newer = pair.folder("older", "v0", files), pair.folder("newer", "v1", files)
     run = await pair.ours(older)
-    assert (run.code, len(run.applied)) == (0, 2), run.output
+    assert (run.code, len(run.applied)) == (0, len(tags)), run.output
     names = [json.loads(row)["name"] for row in (await pair.state(pair.url)).ledger]
-    assert names == [file.v1_name for file in STRAIGHT]
+    assert names == [file.v1_name for file in files]
     before = await pair.ledger(pair.url)
     assert pair.theirs("v1", newer, pair.url) == ""
     assert await pair.ledger(pair.url) == before

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 OLDEST_SERVER = 14
 _REPORT_EVERY_S = 30.0
-_PROBE_EVERY_S = 0.04
+_PROBE_EVERY_S = 0.055
 _PROBE_TIMEOUT_S = 0.5
 _RESOLVE_EVERY_S = 1.0
 _RESOLVE_AGAIN_S = 0.1  # a look-up that fails is a thread and two packets: rarer than a probe

@@ -105,12 +105,12 @@ async def upgrade_ledger(connection: Any, table: LedgerTable, names: Mapping[int
 def ledger_name(folder: Folder, migration: Migration) -> str:
     """What stands in the column `name`: v1's folder name; for a v0 file, the name that `drizzle-kit up` would give it.
 
-    A v0 row without it would make drizzle v1 run the migration again.
+    A v0 row without it would make drizzle v1 run the migration again. The rule is drizzle-kit 1.0's
+    (`migrateToFoldersV3`): `when` cut to seconds, and the tag without what stands before its first underscore.
     """
     if folder.generation == "v1":
         return migration.name
-    number, separator, title = migration.name.partition("_")
-    return f"{ms_to_stamp(migration.when_ms)}_{title if separator and number.isdigit() else migration.name}"
+    return f"{ms_to_stamp(migration.when_ms)}_{migration.name.partition('_')[2]}"
 
 
 def insert_statement(

@@ -253,6 +253,7 @@ class _Run:
     def __init__(self, connection: Any, options: Options, life: Lifecycle) -> None:
         self._connection, self._options, self._life = connection, options, life
         self.applied: list[AppliedMigration] = []
+        self._said_session = False
 
     async def source(self, one: Survey, parsed: dict[tuple[str, str], tuple[Statement, ...]]) -> None:
         """Bring one source up to date."""
@@ -302,7 +303,8 @@ class _Run:
         else:
             await file.in_steps(migration, raw, parsed, began, one.unfinished.get(migration.name))
         self._done(file.source, migration, time.monotonic() - began)
-        if not is_last and any(s.changes_session for s in parsed):
+        if not is_last and not self._said_session and any(s.changes_session for s in parsed):
+            self._said_session = True  # once: a project that does so does it often
             # Drizzle's session is one too. A run that begins behind this file would not have the setting.
             self._life.warn(
                 "migration.session_changed",

@@ -332,3 +332,18 @@ async def test_a_run_with_times_that_go_backwards_goes_on_where_it_stopped(migra
     assert (result.returncode, applied(result)) == (0, ["0002_old"])
     assert await admin.value(database_url, "SELECT count(*) FROM orchestrator.unfinished_migrations") == 0
     assert applied(await migrate(folder)) == []
+
+
+async def test_a_role_that_a_file_sets_holds_for_the_next_one_and_not_for_our_records(
+    migrate, admin, database_url, tmp_path
+):
+    name = f"maker_{database_url.rsplit('_', 1)[1][:8]}"
+    make = f"CREATE ROLE {name}; GRANT CREATE ON SCHEMA public TO {name}; SET ROLE {name};"
+    result = await migrate(write(tmp_path / "m", ("0000_role", make), ("0001_t", "CREATE TABLE t ();")))
+    try:
+        assert (result.returncode, applied(result)) == (0, ["0000_role", "0001_t"]), result.stderr
+        assert (
+            await admin.value(database_url, "SELECT relowner::regrole::text FROM pg_class WHERE relname = 't'") == name
+        )
+    finally:
+        await admin.script(database_url, f"DROP OWNED BY {name}; DROP ROLE {name}")

@@ -254,6 +254,7 @@ class _Run:
         self._connection, self._options, self._life = connection, options, life
         self.applied: list[AppliedMigration] = []
         self._said_session = False
+        self.has_changed_session = False
 
     async def source(self, one: Survey, parsed: dict[tuple[str, str], tuple[Statement, ...]]) -> None:
         """Bring one source up to date."""
@@ -338,6 +339,7 @@ class _Run:
             self._done(file.source, migration, duration_s)
 
     def _begin(self, source: Source, migration: Migration, parsed: Sequence[Statement]) -> float:
+        self.has_changed_session = self.has_changed_session or any(s.changes_session for s in parsed)
         state = self._life.migrations
         state.current, state.statement, state.statements = migration.name, 0, len(parsed)
         self._life.emit(
@@ -497,7 +499,8 @@ class _FileRun:
     def _row(self, migration: Migration, raw: bytes, began: float, *, is_recorded: bool, resumed: bool) -> str:
         """SQL of record, ledger row, and the proof that the lock is still ours."""
         key = self.source.table.key
-        parts = []
+        # A role that a file SET has no right to our tables; it is the next file's again after the commit.
+        parts = ["SET LOCAL ROLE NONE"] if self._run.has_changed_session else []
         if not is_recorded:
             parts.append(records.record_statement(key, migration, before_s=time.monotonic() - began, raw=raw))
         if resumed:

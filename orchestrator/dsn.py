@@ -99,6 +99,25 @@ class Dsn:
             arguments["dsn"] = f"postgresql://?{'&'.join(tls)}"
         return arguments
 
+    def libpq_environment(self) -> dict[str, str]:
+        """Variables by which a program on libpq (pg_dump, psql) reaches the same database: nothing stands in argv.
+
+        Hand them on in an environment that has no other PG* variable.
+        """
+        options = self.options
+        found = {
+            "PGHOST": ",".join(host for host, _ in self.hosts),
+            "PGPORT": ",".join(str(port) for _, port in self.hosts),
+            "PGUSER": self.user,
+            "PGDATABASE": self.database,
+            "PGPASSWORD": self.password,
+        }
+        found |= {name: options.get(keyword) for name, keyword in PG_VARIABLES.items() if keyword in options}
+        if self.server_settings:
+            escaped = {k: v.replace("\\", "\\\\").replace(" ", "\\ ") for k, v in self.server_settings.items()}
+            found["PGOPTIONS"] = " ".join(f"-c {name}={value}" for name, value in escaped.items())
+        return {name: value for name, value in found.items() if value is not None}
+
     def with_database(self, name: str) -> Dsn:
         """The same server and user, another database."""
         return replace(self, database=name)

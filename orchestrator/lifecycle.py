@@ -81,10 +81,38 @@ class Check:
 
 
 @dataclass(slots=True)
+class MigrationItem:
+    """One migration of one source, as the start sees it; `duration_s` None until it was applied by this process."""
+
+    source: str
+    name: str
+    state: Literal["applied", "pending", "running", "failed"]
+    duration_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """What the running statement does, as the server's own views tell it; `elapsed_s` since the statement began.
+
+    `percent` is known for index builds, COPY, CLUSTER and VACUUM (pg_stat_progress_*), `stage` is the server's word for
+    it, `blockers` are the sessions that it waits for.
+    """
+
+    statement_kind: str
+    excerpt: str
+    elapsed_s: float
+    wait_event: str | None = None
+    stage: str | None = None
+    percent: float | None = None
+    blockers: tuple[Mapping[str, object], ...] = ()
+
+
+@dataclass(slots=True)
 class MigrationCounts:
     """How far the migrations are; `applied_now` counts those of this process.
 
-    `started_at` is a monotonic time in seconds, None before the first one.
+    `started_at` is a monotonic time in seconds, None before the first one. `items` are all migrations of all sources in
+    order, `activity` what the running statement does.
     """
 
     applied: int = 0
@@ -95,6 +123,12 @@ class MigrationCounts:
     statements: int = 0
     started_at: float | None = None
     elapsed_s: float | None = None
+    items: list[MigrationItem] = field(default_factory=list)
+    activity: Activity | None = None
+
+    def item(self, source: str, name: str) -> MigrationItem | None:
+        """The item of that name."""
+        return next((item for item in self.items if item.name == name and item.source == source), None)
 
 
 @dataclass(slots=True)
@@ -112,6 +146,7 @@ class Lifecycle:
     warnings: list[dict[str, object]] = field(default_factory=list)
     was_ready: bool = False
     connect_attempts: int = 0
+    failure: Mapping[str, object] | None = None
     _phase: Phase = Phase.STARTING
     _entered_at: float = 0.0
     _entered_monotonic: float = 0.0
@@ -183,6 +218,11 @@ class Lifecycle:
             previous_duration_s=round(duration_s, 3),
             **facts,
         )
+
+    def fail(self, **facts: object) -> None:
+        """Remember why the start failed, for those who watch it, and enter FAILED."""
+        self.failure = facts
+        self.enter(Phase.FAILED)
 
     def check(self, name: str, status: Literal["ok", "pending", "warning", "failed"], **facts: object) -> None:
         """Remember the newest outcome of the check `name`; `/health` shows it."""

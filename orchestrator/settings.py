@@ -1,4 +1,4 @@
-"""Settings: every variable in one table, read in one place, all problems reported at once.
+"""Settings: every variable read in one place, all problems reported at once.
 
 Touches the files that variables name (X_FILE, MIGRATIONS_DIR) and nothing else; the environment is handed in. Imports
 nothing heavy, since every command begins here.
@@ -6,9 +6,7 @@ nothing heavy, since every command begins here.
 
 from __future__ import annotations
 
-import os
 import re
-import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -17,316 +15,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from orchestrator import dsn as dsns
 from orchestrator.dsn import Dsn
 from orchestrator.errors import ConfigurationError, Problem
+from orchestrator.variables import BY_NAME, VARIABLES, UnusableError, Variable, why_unreadable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
 _NOTHING: Mapping[str, str] = MappingProxyType({})
-# The largest that Postgres takes for a time-out: an int32 of milliseconds.
-_DURATION_MAX_S = 2147483.0
-_PORT_MAX = 65535
-_IDENTIFIER_BYTES_MAX = 63
-_UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 UNSET = "not set"
-
-
-class _UnusableError(ValueError):
-    """What is wrong with a value, never the value itself."""
-
-
-@dataclass(frozen=True, slots=True)
-class Variable:
-    """One row of the table of variables: what drives the reading, the README and `orchestrator config`.
-
-    `kind` is the expected form in words. `default` is the text of the default as a person would write it, "" for none.
-    `field` is the name in Settings, "" where the variable is a part of another one. `file` says that NAME_FILE may
-    name a file that holds the value.
-    """
-
-    name: str
-    kind: str
-    default: str
-    description: str
-    example: str
-    field: str = ""
-    parse: Callable[[str], object] | None = None
-    secret: bool = False
-    file: bool = False
-
-
-def _duration(text: str) -> float:
-    match = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)\s*(ms|s|m|h)?", text)
-    if match is None:
-        raise _UnusableError("is no duration")
-    seconds = float(match[1]) * _UNITS_S[match[2] or "s"]
-    if seconds > _DURATION_MAX_S:
-        raise _UnusableError("is longer than 24 days")
-    return seconds
-
-
-def _duration_above_zero(text: str) -> float:
-    seconds = _duration(text)
-    if seconds <= 0:
-        raise _UnusableError("is zero")
-    return seconds
-
-
-def _port(text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,5}", text) or int(text) > _PORT_MAX:
-        raise _UnusableError("is no port")
-    return int(text)
-
-
-def _host(text: str) -> str:
-    if not re.fullmatch(r"[\w.:%\-]{1,253}", text):
-        raise _UnusableError("is no name or address")
-    return text
-
-
-def _directory(text: str) -> Path:
-    path = Path(text).absolute()
-    try:
-        found = path.stat()
-    except (OSError, ValueError) as error:
-        raise _UnusableError(_why(error)) from None
-    if not stat.S_ISDIR(found.st_mode):
-        raise _UnusableError("is no directory")
-    if not os.access(path, os.R_OK | os.X_OK):
-        raise _UnusableError("cannot be read by this user")
-    return path
-
-
-def _path(text: str) -> Path:
-    return Path(text).absolute()
-
-
-def _identifier(text: str) -> str:
-    if "\0" in text or len(text.encode("utf-8", "surrogateescape")) > _IDENTIFIER_BYTES_MAX:
-        raise _UnusableError("is longer than 63 bytes, which Postgres would cut off")
-    return text
-
-
-def _schema(text: str) -> str:
-    if text.startswith("pg_"):
-        raise _UnusableError("begins with pg_, which Postgres keeps for itself")
-    if text == "orchestrator":
-        raise _UnusableError("is the schema of this program's own tables")
-    return _identifier(text)
-
-
-def _extensions(text: str) -> tuple[str, ...]:
-    names = [name for name in re.split(r"[,\s]+", text) if name]
-    if not all(re.fullmatch(r"[a-z0-9_][a-z0-9_\-]{0,62}", name) for name in names):
-        raise _UnusableError("holds a name that no extension has")
-    return tuple(dict.fromkeys(names))
-
-
-def _one_of(*words: str, **also: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        word = also.get(text.lower(), text.lower())
-        if word not in words:
-            raise _UnusableError("is none of these")
-        return word
-
-    return parse
-
-
-_DURATION = "a duration: 15, 15s, 500ms, 2m, 1h"
-_URL = dsns.EXPECTED
-
-VARIABLES: tuple[Variable, ...] = (
-    Variable(
-        "DATABASE_URL",
-        _URL,
-        "",
-        "The database to wait for, to migrate and to serve from. Required, unless `PGHOST` and `PGDATABASE` are set.",
-        dsns.EXAMPLE,
-        field="database",
-        secret=True,
-        file=True,
-    ),
-    Variable(
-        "MIGRATION_DATABASE_URL",
-        _URL,
-        "",
-        "The same database for migrations: past a pooler such as PgBouncer, or as the owner. Default: `DATABASE_URL`.",
-        "postgresql://owner:secret@db:5432/app",
-        field="migration_database",
-        secret=True,
-        file=True,
-    ),
-    Variable("HOST", "a name or address", "0.0.0.0", "Where HTTP listens.", "127.0.0.1", field="host", parse=_host),  # noqa: S104
-    Variable(
-        "PORT", "a port from 1 to 65535, or 0 for a free one", "3005", "Where HTTP listens.", "3005", "port", _port
-    ),
-    Variable(
-        "MIGRATIONS_DIR",
-        "a directory that can be read",
-        "",
-        "The Drizzle folder to apply. Without it only the program's own tables are made.",
-        "/app/drizzle",
-        field="migrations_dir",
-        parse=_directory,
-    ),
-    Variable(
-        "MIGRATIONS_SCHEMA",
-        "a name of at most 63 bytes",
-        "drizzle",
-        "The schema of Drizzle's ledger (`migrationsSchema` in Drizzle).",
-        "drizzle",
-        field="migrations_schema",
-        parse=_schema,
-    ),
-    Variable(
-        "MIGRATIONS_TABLE",
-        "a name of at most 63 bytes",
-        "__drizzle_migrations",
-        "The table of Drizzle's ledger (`migrationsTable` in Drizzle).",
-        "__drizzle_migrations",
-        field="migrations_table",
-        parse=_identifier,
-    ),
-    Variable(
-        "EXTENSIONS",
-        "names of extensions with commas between, in lower case",
-        "",
-        "Extensions to create before the migrations, where they are missing.",
-        "vector,uuid-ossp",
-        field="extensions",
-        parse=_extensions,
-    ),
-    Variable(
-        "DB_WAIT_TIMEOUT",
-        _DURATION,
-        "0",
-        "How long to wait for the database before giving up (exit 69); 0 waits for ever.",
-        "5m",
-        field="db_wait_timeout_s",
-        parse=_duration,
-    ),
-    Variable(
-        "DB_CONNECT_TIMEOUT",
-        f"{_DURATION}; more than 0",
-        "5s",
-        "How long one attempt to connect may take.",
-        "5s",
-        field="db_connect_timeout_s",
-        parse=_duration_above_zero,
-    ),
-    Variable(
-        "MIGRATION_LOCK_TIMEOUT",
-        _DURATION,
-        "0",
-        "How long to wait for another migrator before giving up (exit 75); 0 waits for ever.",
-        "10m",
-        field="migration_lock_timeout_s",
-        parse=_duration,
-    ),
-    Variable(
-        "MIGRATION_STATEMENT_TIMEOUT",
-        _DURATION,
-        "0",
-        "How long one statement of a migration may take; 0 is no limit.",
-        "1h",
-        field="migration_statement_timeout_s",
-        parse=_duration,
-    ),
-    Variable(
-        "MIGRATION_POLICY",
-        "drizzle or strict",
-        "drizzle",
-        "Edited, out of order, re-dated and orphaned migrations: decide as Drizzle does and warn, or refuse.",
-        "strict",
-        field="migration_policy",
-        parse=_one_of("drizzle", "strict"),
-    ),
-    Variable(
-        "MIGRATION_AHEAD",
-        "refuse or warn",
-        "refuse",
-        "A database that is newer than every file, as after a roll back of the code.",
-        "warn",
-        field="migration_ahead",
-        parse=_one_of("refuse", "warn"),
-    ),
-    Variable(
-        "MIGRATION_TRANSACTION",
-        "each or all",
-        "each",
-        "One transaction for each migration, or one for all, as Drizzle has it.",
-        "all",
-        field="migration_transaction",
-        parse=_one_of("each", "all"),
-    ),
-    Variable(
-        "LOG_LEVEL",
-        "debug, info, warning or error",
-        "info",
-        "The least that is logged.",
-        "debug",
-        field="log_level",
-        parse=_one_of("debug", "info", "warning", "error", warn="warning"),
-    ),
-    Variable(
-        "LOG_FORMAT",
-        "auto, json or console",
-        "auto",
-        "One JSON object a line, or lines for people; `auto`: the latter on a terminal.",
-        "json",
-        field="log_format",
-        parse=_one_of("auto", "json", "console"),
-    ),
-    Variable(
-        "SHUTDOWN_TIMEOUT",
-        _DURATION,
-        "15s",
-        "How long an orderly stop may take.",
-        "15s",
-        field="shutdown_timeout_s",
-        parse=_duration,
-    ),
-    Variable(
-        "DATA_DIR",
-        "a directory",
-        "$XDG_DATA_HOME/orchestrator",
-        "Where `--embedded` keeps its database. By default the user's (`~/.local/share`), else `/var/lib`.",
-        "/var/lib/orchestrator",
-        field="data_dir",
-        parse=_path,
-    ),
-    *(
-        Variable(
-            name,
-            f"as libpq's `{keyword}`",
-            "",
-            "Used without `DATABASE_URL`, as by libpq.",
-            example,
-            secret=keyword == "password",
-            file=keyword == "password",
-        )
-        for name, keyword, example in (
-            ("PGHOST", "host", "db"),
-            ("PGPORT", "port", "5432"),
-            ("PGUSER", "user", "app"),
-            ("PGPASSWORD", "password", "secret"),
-            ("PGDATABASE", "dbname", "app"),
-            ("PGPASSFILE", "passfile", "/run/secrets/pgpass"),
-            ("PGSSLMODE", "sslmode", "verify-full"),
-            ("PGSSLROOTCERT", "sslrootcert", "/run/secrets/ca.crt"),
-            ("PGSSLCERT", "sslcert", "/run/secrets/client.crt"),
-            ("PGSSLKEY", "sslkey", "/run/secrets/client.key"),
-            ("PGSSLCRL", "sslcrl", "/run/secrets/ca.crl"),
-            ("PGSSLNEGOTIATION", "sslnegotiation", "direct"),
-            ("PGCHANNELBINDING", "channel_binding", "prefer"),
-            ("PGGSSENCMODE", "gssencmode", "disable"),
-            ("PGAPPNAME", "application_name", "job-server"),
-            ("PGOPTIONS", "options", "-c lock_timeout=5s"),
-            ("PGCONNECT_TIMEOUT", "connect_timeout", "5"),
-            ("PGTARGETSESSIONATTRS", "target_session_attrs", "primary"),
-        )
-    ),
-)
-_BY_NAME: Mapping[str, Variable] = MappingProxyType({variable.name: variable for variable in VARIABLES})
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,6 +50,19 @@ class Settings:
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "json", "console"] = "auto"
     shutdown_timeout_s: float = 15.0
+    migration_ddl_lock_timeout_s: float = 5.0
+    migration_ddl_retry_for_s: float = 600.0
+    backup_dir: Path | None = None
+    backup_before_migrate: Literal["never", "pending", "always"] = "never"
+    backup_keep: int = 7
+    backup_max_age_s: float = 0.0
+    jobs: tuple[str, ...] = ()
+    jobs_concurrency: int = 20
+    jobs_lease_s: float = 30.0
+    jobs_retention_s: float = 604800.0
+    api_token: str = ""
+    cors_origins: tuple[str, ...] = ()
+    schema: str = ""
     data_dir: Path = Path("/var/lib/orchestrator")
     sources: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
     suspects: tuple[tuple[str, str], ...] = ()
@@ -363,7 +71,8 @@ class Settings:
     def secrets(self) -> tuple[str, ...]:
         """What must not be seen in any output; for `logs.configure`."""
         databases = [dsn for dsn in (self.database, self.migration_database) if dsn is not None]
-        return tuple(dict.fromkeys(secret for dsn in databases for secret in dsn.secrets))
+        token = (self.api_token,) if self.api_token else ()
+        return tuple(dict.fromkeys([*(secret for dsn in databases for secret in dsn.secrets), *token]))
 
     def describe(self) -> list[tuple[str, str, str]]:
         """Rows (variable, value without secrets, where it came from), for `orchestrator config`."""
@@ -371,7 +80,9 @@ class Settings:
         for variable in VARIABLES:
             source = self.sources.get(variable.name, UNSET)
             if variable.field:
-                rows.append((variable.name, _shown(getattr(self, variable.field)), source))
+                value = getattr(self, variable.field)
+                hidden = variable.secret and isinstance(value, str) and value
+                rows.append((variable.name, "***" if hidden else _shown(value), source))
             elif source != UNSET:
                 rows.append((variable.name, "(part of DATABASE_URL)", source))
         return rows
@@ -441,7 +152,7 @@ class _Reading:
             # An editor's byte order mark and the line break that nearly every file ends with are not meant.
             text = Path(path).read_bytes().decode("utf-8-sig").rstrip("\r\n")
         except (OSError, ValueError) as error:
-            why = "is no UTF-8 text" if isinstance(error, UnicodeDecodeError) else _why(error)
+            why = "is no UTF-8 text" if isinstance(error, UnicodeDecodeError) else why_unreadable(error)
             self.problem(variable, f"names the file {shown}, which {why}", name=named)
             return None
         if not text:
@@ -465,12 +176,12 @@ class _Reading:
             return
         try:
             values[variable.field] = variable.parse(text.strip())
-        except _UnusableError as error:
+        except UnusableError as error:
             self.problem(variable, str(error))
 
     def read_databases(self, values: dict[str, Any], suspects: Mapping[str, str]) -> None:
         """DATABASE_URL, else the PG* variables; and MIGRATION_DATABASE_URL, else the same."""
-        main, migration = _BY_NAME["DATABASE_URL"], _BY_NAME["MIGRATION_DATABASE_URL"]
+        main, migration = BY_NAME["DATABASE_URL"], BY_NAME["MIGRATION_DATABASE_URL"]
         before = len(self.problems)
         text = self.text(main)
         if text is not None:
@@ -507,7 +218,7 @@ class _Reading:
     def _pg(self) -> Dsn | None:
         texts: dict[str, str] = {}
         for name in dsns.PG_VARIABLES:
-            text = self.text(_BY_NAME[name])
+            text = self.text(BY_NAME[name])
             if text is not None:
                 texts[name] = text
         self.sources["DATABASE_URL"] = " ".join(texts)
@@ -516,15 +227,6 @@ class _Reading:
         except ConfigurationError as error:
             self.problems.extend(error.problems)
             return None
-
-
-def _why(error: OSError | ValueError) -> str:
-    known: dict[type[Exception], str] = {
-        FileNotFoundError: "does not exist",
-        IsADirectoryError: "is a directory",
-        PermissionError: "this user may not read",
-    }
-    return known.get(type(error), f"cannot be read ({type(error).__name__})")
 
 
 def _default_data_dir(environ: Mapping[str, str]) -> Path:
@@ -539,7 +241,10 @@ def _default_data_dir(environ: Mapping[str, str]) -> Path:
 _ALIASES: Mapping[str, str] = MappingProxyType(
     dict.fromkeys(("POSTGRES_URL", "POSTGRESQL_URL", "DB_URL", "PG_URL", "PGURL", "DATABASE_DSN"), "DATABASE_URL")
 )
-_WORDS = re.compile(r"DATABASE|MIGRATION|EXTENSION|SHUTDOWN|TIMEOUT|DATA_?DIR|^DB_|^PG|LOG_?(?:LEVEL|FORMAT)")
+_WORDS = re.compile(
+    r"DATABASE|MIGRATION|EXTENSION|SHUTDOWN|TIMEOUT|DATA_?DIR|^DB_|^PG|LOG_?(?:LEVEL|FORMAT)"
+    r"|BACKUP|^JOBS|API_?TOKEN|CORS"
+)
 _CLOSE = 0.85
 
 
@@ -569,13 +274,3 @@ def _shown(value: object) -> str:
     if isinstance(value, tuple):
         return ",".join(map(str, value))
     return f"{value:g}s" if isinstance(value, float) else str(value)
-
-
-def markdown_table() -> str:
-    """VARIABLES as the README shows them; a line each, with a line break at the end."""
-    lines = ["| Variable | Default | Expected | Meaning |", "|---|---|---|---|"]
-    for v in VARIABLES:
-        name = f"`{v.name}`, `{v.name}_FILE`" if v.file else f"`{v.name}`"
-        default = f"`{v.default}`" if v.default else ""
-        lines.append(f"| {name} | {default} | {v.kind}, e.g. `{v.example}` | {v.description} |")
-    return "\n".join(lines) + "\n"

@@ -47,8 +47,9 @@ async def serve(settings: Settings, life: Lifecycle, *, embedded: bool = False) 
     backend = Backend()
     # Half of the time to stop is for requests in flight, the rest for the database.
     drain_s = settings.shutdown_timeout_s / 2
-    async with listening(
-        build_app(life, backend), life, host=settings.host, port=settings.port, shutdown_timeout_s=drain_s
+    async with (
+        listening(build_app(life, backend), life, host=settings.host, port=settings.port, shutdown_timeout_s=drain_s),
+        _failure_shown(life),
     ):
         await asyncio.to_thread(_import_what_comes_next)
         sources = await asyncio.to_thread(read_sources, settings)
@@ -66,6 +67,17 @@ async def serve(settings: Settings, life: Lifecycle, *, embedded: bool = False) 
                 )
                 await _record(pool, life, command="serve", outcome="ready")
                 await _watch(dsn, life)
+
+
+@asynccontextmanager
+async def _failure_shown(life: Lifecycle) -> AsyncIterator[None]:
+    """Enter FAILED while HTTP still answers, so that whoever watches the start learns why it ended."""
+    try:
+        yield
+    except OrchestratorError as error:
+        if life.phase not in {Phase.STOPPING, Phase.STOPPED, Phase.FAILED}:
+            life.fail(error=error.message, remedy=error.remedy, restart_helps=error.restart_helps, **error.facts)
+        raise
 
 
 async def migrate_once(settings: Settings, life: Lifecycle, *, embedded: bool = False) -> None:

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from orchestrator.settings import VARIABLES, markdown_table
+from orchestrator.variables import VARIABLES, markdown_table
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -20,7 +20,7 @@ def test_no_variable_is_named_that_does_not_exist():
 
 
 def test_every_command_of_the_table_exists():
-    from orchestrator.cli import _parser
+    from orchestrator.cli import parser
 
     for command in re.findall(r"^\| `orchestrator ([a-z]+)", README, re.MULTILINE):
-        assert _parser().parse_args([command]).command == command
+        assert parser().parse_args([command]).command == command

@@ -12,7 +12,8 @@ import pytest
 from orchestrator import settings as module
 from orchestrator.dsn import PG_VARIABLES, parse
 from orchestrator.errors import EXIT_CONFIG, ConfigurationError
-from orchestrator.settings import VARIABLES, Settings, load, markdown_table
+from orchestrator.settings import Settings, load
+from orchestrator.variables import VARIABLES, markdown_table
 
 URL = "postgres://app:hunter22@db/app"
 

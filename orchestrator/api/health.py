@@ -54,6 +54,7 @@ def health(life: Lifecycle) -> dict[str, object]:
             "statement": migrations.statement if migrations.current else None,
             "statements": migrations.statements if migrations.current else None,
             "elapsed_s": None if elapsed_s is None else round(elapsed_s, 3),
+            "activity": migrations.activity,
         },
         "checks": {
             name: {"status": check.status, "checked_at": _iso(check.at), **check.facts}
@@ -68,6 +69,7 @@ def health(life: Lifecycle) -> dict[str, object]:
             for entry in life.history
         ],
         "warnings": life.warnings,
+        "failure": life.failure,
     }
 
 

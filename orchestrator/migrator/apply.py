@@ -19,6 +19,7 @@ from orchestrator.database.connect import on_notice
 from orchestrator.database.failure import StandbyError, is_connection_loss
 from orchestrator.database.lock import HELD_HERE
 from orchestrator.errors import MigrationError
+from orchestrator.lifecycle import MigrationItem
 from orchestrator.migrator import records
 from orchestrator.migrator.failures import (
     failed_statement,
@@ -174,8 +175,18 @@ def _announce(surveys: Sequence[Survey], life: Lifecycle) -> None:
 
 
 def _count(surveys: Sequence[Survey], life: Lifecycle) -> None:
-    life.migrations.total = sum(len(s.source.folder.migrations) for s in surveys)
-    life.migrations.applied = sum(len({a.migration.name for a in s.plan.applied if a.migration}) for s in surveys)
+    state = life.migrations
+    state.total = sum(len(s.source.folder.migrations) for s in surveys)
+    state.applied, state.items = 0, []
+    for one in surveys:
+        applied = {a.migration.name for a in one.plan.applied if a.migration}
+        pending = {m.name for m in one.plan.pending}
+        state.applied += len(applied)
+        for migration in one.source.folder.migrations:
+            if migration.name in pending:
+                state.items.append(MigrationItem(one.source.label, migration.name, "pending"))
+            elif migration.name in applied:
+                state.items.append(MigrationItem(one.source.label, migration.name, "applied"))
 
 
 async def _parse_all(surveys: Sequence[Survey], options: Options) -> dict[tuple[str, str], tuple[Statement, ...]]:

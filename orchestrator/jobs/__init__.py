@@ -1,0 +1,1 @@
+"""The job server: handlers, a queue in Postgres, workers, schedules."""

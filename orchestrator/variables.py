@@ -1,0 +1,504 @@
+"""The table of variables: names, forms, defaults, meanings, and how each text is read.
+
+It drives the reading (settings.py), the README and `orchestrator config`. Touches nothing but the directories and files
+that a parser is asked about.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from orchestrator import dsn as dsns
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+# The largest that Postgres takes for a time-out: an int32 of milliseconds.
+_DURATION_MAX_S = 2147483.0
+_PORT_MAX = 65535
+_IDENTIFIER_BYTES_MAX = 63
+_TOKEN_LENGTH_MIN = 16
+_UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+class UnusableError(ValueError):
+    """What is wrong with a value, never the value itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """One row of the table of variables: what drives the reading, the README and `orchestrator config`.
+
+    `kind` is the expected form in words. `default` is the text of the default as a person would write it, "" for none.
+    `field` is the name in Settings, "" where the variable is a part of another one. `file` says that NAME_FILE may
+    name a file that holds the value.
+    """
+
+    name: str
+    kind: str
+    default: str
+    description: str
+    example: str
+    field: str = ""
+    parse: Callable[[str], object] | None = None
+    secret: bool = False
+    file: bool = False
+
+
+def _duration(text: str) -> float:
+    match = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)\s*(ms|s|m|h|d)?", text)
+    if match is None:
+        raise UnusableError("is no duration")
+    seconds = float(match[1]) * _UNITS_S[match[2] or "s"]
+    if seconds > _DURATION_MAX_S:
+        raise UnusableError("is longer than 24 days")
+    return seconds
+
+
+def _duration_above_zero(text: str) -> float:
+    seconds = _duration(text)
+    if seconds <= 0:
+        raise UnusableError("is zero")
+    return seconds
+
+
+def _port(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,5}", text) or int(text) > _PORT_MAX:
+        raise UnusableError("is no port")
+    return int(text)
+
+
+def _host(text: str) -> str:
+    if not re.fullmatch(r"[\w.:%\-]{1,253}", text):
+        raise UnusableError("is no name or address")
+    return text
+
+
+def _directory(text: str) -> Path:
+    path = Path(text).absolute()
+    try:
+        found = path.stat()
+    except (OSError, ValueError) as error:
+        raise UnusableError(why_unreadable(error)) from None
+    if not stat.S_ISDIR(found.st_mode):
+        raise UnusableError("is no directory")
+    if not os.access(path, os.R_OK | os.X_OK):
+        raise UnusableError("cannot be read by this user")
+    return path
+
+
+def _path(text: str) -> Path:
+    return Path(text).absolute()
+
+
+def _identifier(text: str) -> str:
+    if "\0" in text or len(text.encode("utf-8", "surrogateescape")) > _IDENTIFIER_BYTES_MAX:
+        raise UnusableError("is longer than 63 bytes, which Postgres would cut off")
+    return text
+
+
+def _schema(text: str) -> str:
+    if text.startswith("pg_"):
+        raise UnusableError("begins with pg_, which Postgres keeps for itself")
+    if text == "orchestrator":
+        raise UnusableError("is the schema of this program's own tables")
+    return _identifier(text)
+
+
+def _extensions(text: str) -> tuple[str, ...]:
+    names = [name for name in re.split(r"[,\s]+", text) if name]
+    if not all(re.fullmatch(r"[a-z0-9_][a-z0-9_\-]{0,62}", name) for name in names):
+        raise UnusableError("holds a name that no extension has")
+    return tuple(dict.fromkeys(names))
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,6}", text):
+        raise UnusableError("is no whole number")
+    return int(text)
+
+
+def _count_above_zero(text: str) -> int:
+    count = _count(text)
+    if count == 0:
+        raise UnusableError("is zero")
+    return count
+
+
+def _modules(text: str) -> tuple[str, ...]:
+    names = [name for name in re.split(r"[,\s]+", text) if name]
+    if not all(re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", name) for name in names):
+        raise UnusableError("holds something that is no module's name")
+    return tuple(dict.fromkeys(names))
+
+
+def _attribute(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", text):
+        raise UnusableError("is not of the form module:name")
+    return text
+
+
+def _token(text: str) -> str:
+    if len(text) < _TOKEN_LENGTH_MIN or not re.fullmatch(r"[\x21-\x7e]+", text):
+        raise UnusableError("is shorter than 16 characters, or holds a space or what is not ASCII")
+    return text
+
+
+def _origins(text: str) -> tuple[str, ...]:
+    origins = [origin.rstrip("/") for origin in re.split(r"[,\s]+", text) if origin]
+    if not all(re.fullmatch(r"https?://[A-Za-z0-9.\-\[\]:]+", origin) for origin in origins):
+        raise UnusableError("holds something that is no origin")
+    return tuple(dict.fromkeys(origins))
+
+
+def _one_of(*words: str, **also: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        word = also.get(text.lower(), text.lower())
+        if word not in words:
+            raise UnusableError("is none of these")
+        return word
+
+    return parse
+
+
+_DURATION = "a duration: 15, 15s, 500ms, 2m, 1h, 7d"
+_URL = dsns.EXPECTED
+
+VARIABLES: tuple[Variable, ...] = (
+    Variable(
+        "DATABASE_URL",
+        _URL,
+        "",
+        "The database to wait for, to migrate and to serve from. Required, unless `PGHOST` and `PGDATABASE` are set.",
+        dsns.EXAMPLE,
+        field="database",
+        secret=True,
+        file=True,
+    ),
+    Variable(
+        "MIGRATION_DATABASE_URL",
+        _URL,
+        "",
+        "The same database for migrations: past a pooler such as PgBouncer, or as the owner. Default: `DATABASE_URL`.",
+        "postgresql://owner:secret@db:5432/app",
+        field="migration_database",
+        secret=True,
+        file=True,
+    ),
+    Variable("HOST", "a name or address", "0.0.0.0", "Where HTTP listens.", "127.0.0.1", field="host", parse=_host),  # noqa: S104
+    Variable(
+        "PORT", "a port from 1 to 65535, or 0 for a free one", "3005", "Where HTTP listens.", "3005", "port", _port
+    ),
+    Variable(
+        "MIGRATIONS_DIR",
+        "a directory that can be read",
+        "",
+        "The Drizzle folder to apply. Without it only the program's own tables are made.",
+        "/app/drizzle",
+        field="migrations_dir",
+        parse=_directory,
+    ),
+    Variable(
+        "MIGRATIONS_SCHEMA",
+        "a name of at most 63 bytes",
+        "drizzle",
+        "The schema of Drizzle's ledger (`migrationsSchema` in Drizzle).",
+        "drizzle",
+        field="migrations_schema",
+        parse=_schema,
+    ),
+    Variable(
+        "MIGRATIONS_TABLE",
+        "a name of at most 63 bytes",
+        "__drizzle_migrations",
+        "The table of Drizzle's ledger (`migrationsTable` in Drizzle).",
+        "__drizzle_migrations",
+        field="migrations_table",
+        parse=_identifier,
+    ),
+    Variable(
+        "EXTENSIONS",
+        "names of extensions with commas between, in lower case",
+        "",
+        "Extensions to create before the migrations, where they are missing.",
+        "vector,uuid-ossp",
+        field="extensions",
+        parse=_extensions,
+    ),
+    Variable(
+        "DB_WAIT_TIMEOUT",
+        _DURATION,
+        "0",
+        "How long to wait for the database before giving up (exit 69); 0 waits for ever.",
+        "5m",
+        field="db_wait_timeout_s",
+        parse=_duration,
+    ),
+    Variable(
+        "DB_CONNECT_TIMEOUT",
+        f"{_DURATION}; more than 0",
+        "5s",
+        "How long one attempt to connect may take.",
+        "5s",
+        field="db_connect_timeout_s",
+        parse=_duration_above_zero,
+    ),
+    Variable(
+        "MIGRATION_LOCK_TIMEOUT",
+        _DURATION,
+        "0",
+        "How long to wait for another migrator before giving up (exit 75); 0 waits for ever.",
+        "10m",
+        field="migration_lock_timeout_s",
+        parse=_duration,
+    ),
+    Variable(
+        "MIGRATION_STATEMENT_TIMEOUT",
+        _DURATION,
+        "0",
+        "How long one statement of a migration may take; 0 is no limit.",
+        "1h",
+        field="migration_statement_timeout_s",
+        parse=_duration,
+    ),
+    Variable(
+        "MIGRATION_POLICY",
+        "drizzle or strict",
+        "drizzle",
+        "Edited, out of order, re-dated and orphaned migrations: decide as Drizzle does and warn, or refuse.",
+        "strict",
+        field="migration_policy",
+        parse=_one_of("drizzle", "strict"),
+    ),
+    Variable(
+        "MIGRATION_AHEAD",
+        "refuse or warn",
+        "refuse",
+        "A database that is newer than every file, as after a roll back of the code.",
+        "warn",
+        field="migration_ahead",
+        parse=_one_of("refuse", "warn"),
+    ),
+    Variable(
+        "MIGRATION_TRANSACTION",
+        "each or all",
+        "each",
+        "One transaction for each migration, or one for all, as Drizzle has it.",
+        "all",
+        field="migration_transaction",
+        parse=_one_of("each", "all"),
+    ),
+    Variable(
+        "MIGRATION_DDL_LOCK_TIMEOUT",
+        _DURATION,
+        "5s",
+        "How long a migration waits for a table's lock before it rolls back and tries again; 0 waits for ever.",
+        "5s",
+        field="migration_ddl_lock_timeout_s",
+        parse=_duration,
+    ),
+    Variable(
+        "MIGRATION_DDL_RETRY_FOR",
+        _DURATION,
+        "10m",
+        "For how long such a migration is tried again before the start fails (exit 70).",
+        "10m",
+        field="migration_ddl_retry_for_s",
+        parse=_duration,
+    ),
+    Variable(
+        "BACKUP_DIR",
+        "a directory",
+        "",
+        "Where `backup` and the job `database.backup` write. Without it neither runs on its own.",
+        "/backups",
+        field="backup_dir",
+        parse=_path,
+    ),
+    Variable(
+        "BACKUP_BEFORE_MIGRATE",
+        "never, pending or always",
+        "never",
+        "A backup before migrations: none, when something is pending, at every start. No backup, no migration.",
+        "pending",
+        field="backup_before_migrate",
+        parse=_one_of("never", "pending", "always"),
+    ),
+    Variable(
+        "BACKUP_KEEP",
+        "a whole number",
+        "7",
+        "How many backups are kept in `BACKUP_DIR`; 0 keeps all.",
+        "7",
+        field="backup_keep",
+        parse=_count,
+    ),
+    Variable(
+        "BACKUP_MAX_AGE",
+        _DURATION,
+        "0",
+        "Backups older than this are removed, but for the newest; 0 is no limit.",
+        "30d",
+        field="backup_max_age_s",
+        parse=_duration,
+    ),
+    Variable(
+        "JOBS",
+        "names of Python modules with commas between",
+        "",
+        "Modules that hold your job handlers; imported when the migrations are done.",
+        "my_app.jobs",
+        field="jobs",
+        parse=_modules,
+    ),
+    Variable(
+        "JOBS_CONCURRENCY",
+        "a whole number above 0",
+        "20",
+        "How many jobs this process runs at a time.",
+        "20",
+        field="jobs_concurrency",
+        parse=_count_above_zero,
+    ),
+    Variable(
+        "JOBS_LEASE",
+        _DURATION + "; more than 0",
+        "30s",
+        "How long a worker may be silent before its jobs are taken over.",
+        "30s",
+        field="jobs_lease_s",
+        parse=_duration_above_zero,
+    ),
+    Variable(
+        "JOBS_RETENTION",
+        _DURATION,
+        "7d",
+        "How long finished jobs and their events are kept; 0 keeps them.",
+        "7d",
+        field="jobs_retention_s",
+        parse=_duration,
+    ),
+    Variable(
+        "API_TOKEN",
+        "at least 16 printable ASCII characters",
+        "",
+        "The bearer token that the API asks for. Without it, changes are refused unless `HOST` is loopback.",
+        "a-long-random-text",
+        field="api_token",
+        parse=_token,
+        secret=True,
+        file=True,
+    ),
+    Variable(
+        "CORS_ORIGINS",
+        "origins with commas between",
+        "",
+        "Origins whose pages may use the API; none by default.",
+        "https://stats.example.org",
+        field="cors_origins",
+        parse=_origins,
+    ),
+    Variable(
+        "SCHEMA",
+        "module:name",
+        "",
+        "The SQLAlchemy MetaData, or declarative base, that `generate` compares with.",
+        "my_app.models:Base",
+        field="schema",
+        parse=_attribute,
+    ),
+    Variable(
+        "LOG_LEVEL",
+        "debug, info, warning or error",
+        "info",
+        "The least that is logged.",
+        "debug",
+        field="log_level",
+        parse=_one_of("debug", "info", "warning", "error", warn="warning"),
+    ),
+    Variable(
+        "LOG_FORMAT",
+        "auto, json or console",
+        "auto",
+        "One JSON object a line, or lines for people; `auto`: the latter on a terminal.",
+        "json",
+        field="log_format",
+        parse=_one_of("auto", "json", "console"),
+    ),
+    Variable(
+        "SHUTDOWN_TIMEOUT",
+        _DURATION,
+        "15s",
+        "How long an orderly stop may take.",
+        "15s",
+        field="shutdown_timeout_s",
+        parse=_duration,
+    ),
+    Variable(
+        "DATA_DIR",
+        "a directory",
+        "$XDG_DATA_HOME/orchestrator",
+        "Where `--embedded` keeps its database. By default the user's (`~/.local/share`), else `/var/lib`.",
+        "/var/lib/orchestrator",
+        field="data_dir",
+        parse=_path,
+    ),
+    *(
+        Variable(
+            name,
+            f"as libpq's `{keyword}`",
+            "",
+            "Used without `DATABASE_URL`, as by libpq.",
+            example,
+            secret=keyword == "password",
+            file=keyword == "password",
+        )
+        for name, keyword, example in (
+            ("PGHOST", "host", "db"),
+            ("PGPORT", "port", "5432"),
+            ("PGUSER", "user", "app"),
+            ("PGPASSWORD", "password", "secret"),
+            ("PGDATABASE", "dbname", "app"),
+            ("PGPASSFILE", "passfile", "/run/secrets/pgpass"),
+            ("PGSSLMODE", "sslmode", "verify-full"),
+            ("PGSSLROOTCERT", "sslrootcert", "/run/secrets/ca.crt"),
+            ("PGSSLCERT", "sslcert", "/run/secrets/client.crt"),
+            ("PGSSLKEY", "sslkey", "/run/secrets/client.key"),
+            ("PGSSLCRL", "sslcrl", "/run/secrets/ca.crl"),
+            ("PGSSLNEGOTIATION", "sslnegotiation", "direct"),
+            ("PGCHANNELBINDING", "channel_binding", "prefer"),
+            ("PGGSSENCMODE", "gssencmode", "disable"),
+            ("PGAPPNAME", "application_name", "job-server"),
+            ("PGOPTIONS", "options", "-c lock_timeout=5s"),
+            ("PGCONNECT_TIMEOUT", "connect_timeout", "5"),
+            ("PGTARGETSESSIONATTRS", "target_session_attrs", "primary"),
+        )
+    ),
+)
+BY_NAME: Mapping[str, Variable] = MappingProxyType({variable.name: variable for variable in VARIABLES})
+
+
+def why_unreadable(error: OSError | ValueError) -> str:
+    """Words for a file or directory that cannot be used."""
+    known: dict[type[Exception], str] = {
+        FileNotFoundError: "does not exist",
+        IsADirectoryError: "is a directory",
+        PermissionError: "this user may not read",
+    }
+    return known.get(type(error), f"cannot be read ({type(error).__name__})")
+
+
+def markdown_table() -> str:
+    """VARIABLES as the README shows them; a line each, with a line break at the end."""
+    lines = ["| Variable | Default | Expected | Meaning |", "|---|---|---|---|"]
+    for v in VARIABLES:
+        name = f"`{v.name}`, `{v.name}_FILE`" if v.file else f"`{v.name}`"
+        default = f"`{v.default}`" if v.default else ""
+        lines.append(f"| {name} | {default} | {v.kind}, e.g. `{v.example}` | {v.description} |")
+    return "\n".join(lines) + "\n"

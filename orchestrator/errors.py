@@ -33,6 +33,16 @@ class OrchestratorError(Exception):
         self.remedy = remedy
         self.facts: dict[str, object] = dict(facts or {})
 
+    def described(self) -> dict[str, object]:
+        """Message, remedy and facts as one flat set of keys: the last log line, and what those who watch are told."""
+        own = {
+            "error": self.message,
+            "remedy": self.remedy,
+            "restart_helps": self.restart_helps,
+            "exit_code": self.exit_code,
+        }
+        return {**{f"error_{name}" if name in own else name: value for name, value in self.facts.items()}, **own}
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:

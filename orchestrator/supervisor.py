@@ -76,7 +76,7 @@ async def _failure_shown(life: Lifecycle) -> AsyncIterator[None]:
         yield
     except OrchestratorError as error:
         if life.phase not in {Phase.STOPPING, Phase.STOPPED, Phase.FAILED}:
-            life.fail(error=error.message, remedy=error.remedy, restart_helps=error.restart_helps, **error.facts)
+            life.fail(**error.described())
         raise
 
 

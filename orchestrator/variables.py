@@ -51,11 +51,15 @@ class Variable:
     file: bool = False
 
 
-def _duration(text: str) -> float:
+def _span(text: str) -> float:
     match = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)\s*(ms|s|m|h|d)?", text)
     if match is None:
         raise UnusableError("is no duration")
-    seconds = float(match[1]) * _UNITS_S[match[2] or "s"]
+    return float(match[1]) * _UNITS_S[match[2] or "s"]
+
+
+def _duration(text: str) -> float:
+    seconds = _span(text)
     if seconds > _DURATION_MAX_S:
         raise UnusableError("is longer than 24 days")
     return seconds
@@ -346,7 +350,7 @@ VARIABLES: tuple[Variable, ...] = (
         "Backups older than this are removed, but for the newest; 0 is no limit.",
         "30d",
         field="backup_max_age_s",
-        parse=_duration,
+        parse=_span,
     ),
     Variable(
         "JOBS",
@@ -382,7 +386,7 @@ VARIABLES: tuple[Variable, ...] = (
         "How long finished jobs and their events are kept; 0 keeps them.",
         "7d",
         field="jobs_retention_s",
-        parse=_duration,
+        parse=_span,
     ),
     Variable(
         "API_TOKEN",

@@ -150,15 +150,7 @@ def _force(life: Lifecycle) -> None:
 
 def _explain(error: OrchestratorError, life: Lifecycle) -> None:
     """The last line: what, where, and what to do next."""
-    life.emit(
-        "service.failed",
-        level="error",
-        error=error.message,
-        remedy=error.remedy,
-        restart_helps=error.restart_helps,
-        exit_code=error.exit_code,
-        **{f"error_{k}" if k in {"error", "remedy"} else k: v for k, v in error.facts.items()},
-    )
+    life.emit("service.failed", level="error", **error.described())
 
 
 def failed_early(error: OrchestratorError) -> int:

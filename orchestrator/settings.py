@@ -60,7 +60,7 @@ class Settings:
     jobs_concurrency: int = 20
     jobs_lease_s: float = 30.0
     jobs_retention_s: float = 604800.0
-    api_token: str = ""
+    api_token: str = field(default="", repr=False)
     cors_origins: tuple[str, ...] = ()
     schema: str = ""
     data_dir: Path = Path("/var/lib/orchestrator")

@@ -123,6 +123,29 @@ async def gather_status(settings: Settings, life: Lifecycle) -> dict[str, Any]:
         }
 
 
+async def gather_plan(settings: Settings, life: Lifecycle, *, embedded: bool = False) -> dict[str, Any]:
+    """What `plan` shows, read over one connection; writes nothing and takes no lock. One try, as for `status`."""
+    from orchestrator.database.catalogue import server_status
+    from orchestrator.database.connect import connected
+    from orchestrator.migrator.preview import preview
+
+    sources = await asyncio.to_thread(read_sources, settings)
+    options = _connect_options(settings, "plan")
+    options["wait_timeout_s"] = settings.db_wait_timeout_s or settings.db_connect_timeout_s
+    async with _database(settings, life, embedded=embedded) as (_, dsn):
+        life.enter(Phase.CONNECTING)
+        async with (
+            connected(dsn, life, **options) as connection,
+            connection.transaction(readonly=True, isolation="repeatable_read"),
+        ):
+            policy, ahead = settings.migration_policy, settings.migration_ahead
+            return {
+                "version": __version__,
+                "server": await server_status(connection, dsn),
+                **await preview(connection, sources, policy=policy, ahead=ahead),
+            }
+
+
 def read_sources(settings: Settings) -> list[Source]:
     """The service's own folder, then the user's. Blocking. A broken image fails here, before it waits for anything.
 

@@ -1,0 +1,174 @@
+"""`plan`, and `migrate --dry-run`: what would run, and whom it would hold up."""
+
+from __future__ import annotations
+
+from orchestrator.commands.edge import print_json, run, with_folder, with_json
+
+TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
+if TYPE_CHECKING:
+    import argparse
+    from typing import Any
+
+    from orchestrator.lifecycle import Lifecycle
+    from orchestrator.settings import Settings
+
+
+def plan(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `plan`."""
+    with_folder(parser)
+    with_plan_options(parser)
+    parser.set_defaults(run=show_plan)
+
+
+def with_plan_options(parser: argparse.ArgumentParser) -> None:
+    """The options that `migrate --dry-run` shares."""
+    with_json(parser)
+    parser.add_argument("--exit-code", action="store_true", help="exit 1 when something is pending, 70 when refused")
+
+
+def show_plan(options: argparse.Namespace) -> int:
+    """Print the plan; the exit code is that of `status --exit-code`."""
+    from orchestrator import supervisor
+
+    found: dict[str, Any] = {}
+
+    async def gather(settings: Settings, life: Lifecycle) -> None:
+        embedded = getattr(options, "embedded", False)
+        found.update(await supervisor.gather_plan(settings, life, embedded=embedded))
+
+    code = run(options, gather, default_level="warning")
+    if code != 0:
+        return code
+    if options.json:
+        print_json(found)
+    else:
+        _print(found)
+    if options.exit_code:
+        from orchestrator.errors import EXIT_MIGRATION
+
+        return EXIT_MIGRATION if found["refused"] else int(found["pending"] > 0)
+    return 0
+
+
+def _print(found: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    console = Console(soft_wrap=True)
+    for source in found["sources"]:
+        _print_source(console, source)
+    hurting = [p["name"] for s in found["sources"] for p in s["pending"] if p["hurts"]]
+    if found["refused"]:
+        console.print("\n[bold red]Refused:[/] nothing would run until the findings above are dealt with.")
+    elif not found["pending"]:
+        console.print("\n[green]Nothing would run.[/]")
+    else:
+        statements = sum(s["count"] for f in found["sources"] for p in f["pending"] for s in p["statements"])
+        console.print(f"\n{found['pending']} migrations, {statements} statements would run.", highlight=False)
+        if hurting:
+            console.print(f"[bold red]Running code would wait[/] in: {', '.join(hurting)}", highlight=False)
+        else:
+            console.print("[green]None of them holds running code up for longer than a blink.[/]")
+
+
+def _print_source(console: Any, source: dict[str, Any]) -> None:
+    from rich.markup import escape
+
+    from orchestrator.terminal import print_findings
+
+    pending, made = source["pending"], "" if source["ledger_exists"] else " (made first)"
+    console.print(
+        f"[bold]Migrations of the {source['source']}[/]: {source['applied']} applied, {len(pending)} pending;"
+        f" ledger {escape(source['ledger'])}{made}",
+        highlight=False,
+    )
+    for migration in pending:
+        _print_migration(console, migration)
+    print_findings(console, source)
+
+
+def _print_migration(console: Any, migration: dict[str, Any]) -> None:
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+    from rich.text import Text
+
+    how = "one transaction" if migration["transaction"] == "one" else "statement by statement, no one transaction"
+    console.print(f"\n  [bold cyan]{escape(migration['name'])}[/]  [dim]{how}[/]", highlight=False)
+    if migration["statements_done"]:
+        console.print(f"  an interrupted run did the first {migration['statements_done']} statements already")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=True, show_edge=False)
+    for column, options in (
+        ("line", {"justify": "right"}),
+        ("statement", {"overflow": "fold"}),
+        ("lock", {"no_wrap": True}),
+        ("on", {"overflow": "fold"}),
+        ("rows", {"justify": "right"}),
+        ("size", {"justify": "right"}),
+        ("what it does", {"overflow": "fold"}),
+    ):
+        table.add_column(column, **options)
+    for statement in migration["statements"]:
+        kind = statement["kind"] + (f" ({statement['count']} times)" if statement["count"] > 1 else "")
+        kind += " (outside a transaction)" if statement["outside_transaction"] else ""
+        shown = [t for t in statement["touches"] if not t["new"]] or statement["touches"][:1]
+        first = True
+        for touch in shown or [None]:
+            style = _style(touch)
+            table.add_row(
+                str(statement["line"]) if first else "",
+                Text(kind if first else ""),
+                Text(_lock(touch), style=style),
+                Text("" if touch is None else touch["table"]),
+                _rows(touch),
+                _size(touch),
+                Text(_does(touch, statement["notes"] if first else []), style=style),
+            )
+            first = False
+    console.print(table)
+    for held in migration["held"]:
+        console.print(
+            f"  [bold red]held[/]: the lock on {escape(held['table'])} that statement {held['taken_by']} takes stays"
+            f" while statement {held['until']} does its {escape(held['work'])}: {held['blocks']} wait",
+            highlight=False,
+        )
+
+
+def _style(touch: dict[str, Any] | None) -> str:
+    from orchestrator.migrator.preview import LARGE_BYTES, LARGE_ROWS
+
+    if touch is None or touch["new"]:
+        return "dim"
+    if touch["hurts"]:
+        unknown = touch["rows"] is None and touch["size_bytes"] is None
+        large = (touch["rows"] or 0) >= LARGE_ROWS or (touch["size_bytes"] or 0) >= LARGE_BYTES
+        return "bold red" if large or unknown else "yellow"
+    return "yellow" if touch["blocks"] == "reads and writes" else ""
+
+
+def _lock(touch: dict[str, Any] | None) -> str:
+    return "-" if touch is None else str(touch["lock"]).removesuffix("Lock")
+
+
+def _rows(touch: dict[str, Any] | None) -> str:
+    return "" if touch is None or touch["new"] or touch["rows"] is None else f"{touch['rows']:,}"
+
+
+def _size(touch: dict[str, Any] | None) -> str:
+    from orchestrator.terminal import size_words
+
+    return "" if touch is None or touch["new"] or touch["size_bytes"] is None else size_words(touch["size_bytes"])
+
+
+def _does(touch: dict[str, Any] | None, notes: list[str]) -> str:
+    if touch is None:
+        return "; ".join(notes)
+    if touch["new"]:
+        return "; ".join(["new here", *notes])
+    work = [
+        f"{words}: {touch[key]}"
+        for key, words in (("rewrites", "REWRITES"), ("builds_index", "BUILDS AN INDEX"), ("scans", "SCANS"))
+        if touch[key]
+    ]
+    if touch["hurts"]:
+        work.append(f"{touch['blocks']} wait meanwhile")
+    return "; ".join([*work, *notes])

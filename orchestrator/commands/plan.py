@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+
 from orchestrator.commands.edge import print_json, run, with_folder, with_json
 
 TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
@@ -90,7 +92,6 @@ def _print_migration(console: Any, migration: dict[str, Any]) -> None:
     from rich import box
     from rich.markup import escape
     from rich.table import Table
-    from rich.text import Text
 
     how = "one transaction" if migration["transaction"] == "one" else "statement by statement, no one transaction"
     console.print(f"\n  [bold cyan]{escape(migration['name'])}[/]  [dim]{how}[/]", highlight=False)
@@ -107,29 +108,64 @@ def _print_migration(console: Any, migration: dict[str, Any]) -> None:
         ("what it does", {"overflow": "fold"}),
     ):
         table.add_column(column, **options)
-    for statement in migration["statements"]:
-        kind = statement["kind"] + (f" ({statement['count']} times)" if statement["count"] > 1 else "")
-        kind += " (outside a transaction)" if statement["outside_transaction"] else ""
-        shown = [t for t in statement["touches"] if not t["new"]] or statement["touches"][:1]
-        first = True
-        for touch in shown or [None]:
-            style = _style(touch)
-            table.add_row(
-                str(statement["line"]) if first else "",
-                Text(kind if first else ""),
-                Text(_lock(touch), style=style),
-                Text("" if touch is None else touch["table"]),
-                _rows(touch),
-                _size(touch),
-                Text(_does(touch, statement["notes"] if first else []), style=style),
-            )
-            first = False
+    for in_use, group in groupby(migration["statements"], key=_is_in_use):
+        if in_use:
+            for statement in group:
+                _add_rows(table, statement)
+        else:
+            table.add_row(*_folded(list(group)), style="dim")
     console.print(table)
     for held in migration["held"]:
         console.print(
             f"  [bold red]held[/]: the lock on {escape(held['table'])} that statement {held['taken_by']} takes stays"
             f" while statement {held['until']} does its {escape(held['work'])}: {held['blocks']} wait",
             highlight=False,
+        )
+
+
+def _is_in_use(statement: dict[str, Any]) -> bool:
+    """Whether there is anything to say of it: it touches what others use, or a note tells why not."""
+    return (
+        bool(statement["notes"]) or statement["outside_transaction"] or any(not t["new"] for t in statement["touches"])
+    )
+
+
+def _folded(statements: list[dict[str, Any]]) -> list[str]:
+    """One row for neighbours that touch nothing in use."""
+    kinds: dict[str, int] = {}
+    for statement in statements:
+        kinds[statement["kind"]] = kinds.get(statement["kind"], 0) + statement["count"]
+    first, last = statements[0]["line"], statements[-1]["line"]
+    lines = str(first) if first == last else f"{first}-{last}"
+    words = ", ".join(kind if count == 1 else f"{kind} ({count} times)" for kind, count in kinds.items())
+    new = sorted({t["table"] for s in statements for t in s["touches"]})
+    return [
+        lines,
+        words,
+        "-",
+        "",
+        "",
+        "",
+        f"on what is new here: {', '.join(new)}" if new else "touches no table in use",
+    ]
+
+
+def _add_rows(table: Any, statement: dict[str, Any]) -> None:
+    from rich.text import Text
+
+    kind = statement["kind"] + (f" ({statement['count']} times)" if statement["count"] > 1 else "")
+    kind += " (outside a transaction)" if statement["outside_transaction"] else ""
+    shown = [touch for touch in statement["touches"] if not touch["new"]]
+    for number, touch in enumerate(shown or [None]):
+        style = _style(touch)
+        table.add_row(
+            "" if number else str(statement["line"]),
+            Text("" if number else kind),
+            Text(_lock(touch), style=style),
+            Text("" if touch is None else touch["table"]),
+            _rows(touch),
+            _size(touch),
+            Text(_does(touch, [] if number else statement["notes"]), style=style),
         )
 
 
@@ -162,8 +198,6 @@ def _size(touch: dict[str, Any] | None) -> str:
 def _does(touch: dict[str, Any] | None, notes: list[str]) -> str:
     if touch is None:
         return "; ".join(notes)
-    if touch["new"]:
-        return "; ".join(["new here", *notes])
     work = [
         f"{words}: {touch[key]}"
         for key, words in (("rewrites", "REWRITES"), ("builds_index", "BUILDS AN INDEX"), ("scans", "SCANS"))

@@ -460,6 +460,7 @@ def _add_constraint(found: _Found, name: Name, command: Tree, inherit: bool) -> 
 
 def _foreign_key(found: _Found, name: Name, constraint: Tree, *, validates: bool) -> None:
     referenced = tree.relation(constraint["pktable"])
+    validates = validates and not found.known.is_fresh(name)
     reason = f"each row is looked up in {referenced}" if validates else ""
     found.tree(name, Lock.SHARE_ROW_EXCLUSIVE, scans=reason)
     found.tree(referenced, Lock.SHARE_ROW_EXCLUSIVE, scans=f"{SEARCHED} {name}" if validates else "")

@@ -110,24 +110,23 @@ def _print_migration(console: Any, migration: dict[str, Any]) -> None:
         table.add_column(column, **options)
     for in_use, group in groupby(migration["statements"], key=_is_in_use):
         if in_use:
-            for statement in group:
-                _add_rows(table, statement)
+            for _, same in groupby(group, key=_looks):
+                _add_rows(table, list(same))
         else:
             table.add_row(*_folded(list(group)), style="dim")
     console.print(table)
     for held in migration["held"]:
         console.print(
             f"  [bold red]held[/]: the lock on {escape(held['table'])} that statement {held['taken_by']} takes stays"
-            f" while statement {held['until']} does its {escape(held['work'])}: {held['blocks']} wait",
+            f" until statement {held['until']}: {held['blocks']} wait for: {escape(held['work'])}",
             highlight=False,
         )
 
 
 def _is_in_use(statement: dict[str, Any]) -> bool:
     """Whether there is anything to say of it: it touches what others use, or a note tells why not."""
-    return (
-        bool(statement["notes"]) or statement["outside_transaction"] or any(not t["new"] for t in statement["touches"])
-    )
+    special = statement["notes"] or statement["outside_transaction"]
+    return bool(special) or any(not touch["new"] for touch in statement["touches"])
 
 
 def _folded(statements: list[dict[str, Any]]) -> list[str]:
@@ -139,27 +138,31 @@ def _folded(statements: list[dict[str, Any]]) -> list[str]:
     lines = str(first) if first == last else f"{first}-{last}"
     words = ", ".join(kind if count == 1 else f"{kind} ({count} times)" for kind, count in kinds.items())
     new = sorted({t["table"] for s in statements for t in s["touches"]})
-    return [
-        lines,
-        words,
-        "-",
-        "",
-        "",
-        "",
-        f"on what is new here: {', '.join(new)}" if new else "touches no table in use",
-    ]
+    does = f"on what is new here: {', '.join(new)}" if new else "touches no table in use"
+    return [lines, words, "-", "", "", "", does]
 
 
-def _add_rows(table: Any, statement: dict[str, Any]) -> None:
+def _looks(statement: dict[str, Any]) -> tuple[str, ...]:
+    """Neighbours that are told in the same words are one row."""
+    return _words(statement), str(statement["touches"]), str(statement["notes"])
+
+
+def _words(statement: dict[str, Any]) -> str:
+    words = f"{statement['kind']} {', '.join(dict.fromkeys(statement['actions']))}".rstrip()
+    return words + (" (outside a transaction)" if statement["outside_transaction"] else "")
+
+
+def _add_rows(table: Any, statements: list[dict[str, Any]]) -> None:
     from rich.text import Text
 
-    kind = statement["kind"] + (f" ({statement['count']} times)" if statement["count"] > 1 else "")
-    kind += " (outside a transaction)" if statement["outside_transaction"] else ""
+    statement, count = statements[0], sum(s["count"] for s in statements)
+    first, last = statement["line"], statements[-1]["line"]
+    kind = _words(statement) + (f" ({count} times)" if count > 1 else "")
     shown = [touch for touch in statement["touches"] if not touch["new"]]
     for number, touch in enumerate(shown or [None]):
         style = _style(touch)
         table.add_row(
-            "" if number else str(statement["line"]),
+            "" if number else str(first) if first == last else f"{first}-{last}",
             Text("" if number else kind),
             Text(_lock(touch), style=style),
             Text("" if touch is None else touch["table"]),

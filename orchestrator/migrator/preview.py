@@ -180,26 +180,37 @@ def _statements(parsed: Sequence[Statement], raw_size: int, known: Known) -> dic
             shown[-1]["count"] += 1
             continue
         last = statement.kind, impact
-        shown.append(_described(statement, impact))
+        shown.append(_described(statement, fields, impact))
     known.end_transaction()
     return {
         "statements": shown,
-        "held": [
-            {
-                "table": str(h.table),
-                "lock": h.lock.mode,
-                "blocks": h.lock.blocks,
-                "taken_by": h.taken_by,
-                "until": h.until,
-                "work": h.work,
-            }
-            for h in held
-        ],
+        "held": _held(held),
         "hurts": any(s["hurts"] for s in shown) or bool(held),
     }
 
 
-def _described(statement: Statement, impact: Impact) -> dict[str, Any]:
+def _held(held: Sequence[Held]) -> list[dict[str, Any]]:
+    """One entry for each table whose lock stays while others are worked on."""
+    found: dict[tuple[str, int], dict[str, Any]] = {}
+    for one in held:
+        entry = found.setdefault(
+            (str(one.table), one.taken_by),
+            {
+                "table": str(one.table),
+                "lock": one.lock.mode,
+                "blocks": one.lock.blocks,
+                "taken_by": one.taken_by,
+                "until": one.until,
+                "work": one.work,
+            },
+        )
+        entry["until"] = one.until
+        if one.work not in entry["work"].split("; "):
+            entry["work"] += f"; {one.work}"
+    return list(found.values())
+
+
+def _described(statement: Statement, fields: tree.Tree, impact: Impact) -> dict[str, Any]:
     text = " ".join(statement.text[: 2 * _SHOWN_CHARACTERS].split())
     lock = impact.lock
     return {
@@ -208,6 +219,7 @@ def _described(statement: Statement, impact: Impact) -> dict[str, Any]:
         "line": statement.line,
         "column": statement.column,
         "kind": statement.kind,
+        "actions": tree.actions(fields),
         "text": text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 1]}…",
         "outside_transaction": impact.outside,
         "lock": lock.mode if lock else None,

@@ -6,6 +6,7 @@ absent.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -72,6 +73,14 @@ def column_type(type_name: Tree) -> Type:
 def commands(fields: Tree) -> list[Tree]:
     """The subcommands of an ALTER TABLE."""
     return [command["AlterTableCmd"] for command in fields.get("cmds", ())]
+
+
+def actions(fields: Tree) -> list[str]:
+    """The subcommands of an ALTER TABLE in words: `ADD COLUMN`, `ALTER COLUMN TYPE`."""
+    return [
+        re.sub(r"(?<=[a-z])(?=[A-Z])", " ", command["subtype"].removeprefix("AT_")).upper()
+        for command in commands(fields)
+    ]
 
 
 def constraints(definition: Tree) -> list[Tree]:

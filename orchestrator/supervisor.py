@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from orchestrator.database.starts import Outcome
     from orchestrator.dsn import Dsn
     from orchestrator.lifecycle import Event, Lifecycle
+    from orchestrator.migrator.lint import LintFolder, Report
     from orchestrator.migrator.survey import Source
     from orchestrator.settings import Settings
 
@@ -144,6 +145,22 @@ async def gather_plan(settings: Settings, life: Lifecycle, *, embedded: bool = F
                 "server": await server_status(connection, dsn),
                 **await preview(connection, sources, policy=policy, ahead=ahead),
             }
+
+
+async def gather_lint(settings: Settings, life: Lifecycle, folder: LintFolder, *, every: bool) -> tuple[Report, str]:
+    """What `lint` finds with the database at hand, and in words what it looked at. One try, as for `status`."""
+    from orchestrator.database.connect import connected
+    from orchestrator.migrator.lint_live import lint_with_ledger
+
+    sources = await asyncio.to_thread(read_sources, settings)
+    options = _connect_options(settings, "lint")
+    options["wait_timeout_s"] = settings.db_wait_timeout_s or settings.db_connect_timeout_s
+    life.enter(Phase.CONNECTING)
+    async with (
+        connected(_given(settings.migration_database), life, **options) as connection,
+        connection.transaction(readonly=True, isolation="repeatable_read"),
+    ):
+        return await lint_with_ledger(connection, sources[-1], folder, every=every)
 
 
 def read_sources(settings: Settings) -> list[Source]:

@@ -13,6 +13,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from orchestrator.migrator import tree
+from orchestrator.migrator.blocks import block_statements
 from orchestrator.migrator.known import VOLATILE, serial_base
 from orchestrator.migrator.tree import Name, Tree, Type
 
@@ -331,7 +332,7 @@ def _alter_type(found: _Found, name: Name, command: Tree, inherit: bool) -> None
     if reason:
         found.tree(name, Lock.ACCESS_EXCLUSIVE, inherit=inherit, rewrites=reason)
         _rebuilds(found, name, inherit=inherit)
-    else:
+    elif not known.is_fresh(name):
         found.notes.append(f"{old} → {new} keeps the stored values: no rewrite")
     table = known.find(name)
     if table and old and not reason and column in table.indexed and not _keeps_index(old, new, definition):
@@ -899,9 +900,19 @@ def _copy(found: _Found, fields: Tree) -> None:
     found.reads(fields.get("query"))
 
 
-def _opaque(found: _Found, fields: Tree) -> None:
+def _do(found: _Found, fields: Tree) -> None:
+    """Every statement of the block, also where a condition may pass it over."""
+    inner, is_whole = block_statements(fields)
+    for one in inner:
+        if rule := _RULES.get(one.node):
+            rule(found, one.fields)
+    if not is_whole:
+        found.notes.append("what it EXECUTEs or calls is not seen by the grammar: read it")
+
+
+def _call(found: _Found, fields: Tree) -> None:
     del fields
-    found.notes.append("what the code does is not seen by the grammar: read it")
+    found.notes.append("what the procedure does is not seen by the grammar: read it")
 
 
 def _grant(found: _Found, fields: Tree) -> None:
@@ -947,7 +958,7 @@ _RULES: dict[str, Callable[[_Found, Tree], None]] = {
     "AlterPublicationStmt": _publication,
     "AlterSeqStmt": _alter_sequence,
     "AlterTableStmt": _alter_table,
-    "CallStmt": _opaque,
+    "CallStmt": _call,
     "ClusterStmt": _cluster,
     "CommentStmt": _comment,
     "CopyStmt": _copy,
@@ -961,7 +972,7 @@ _RULES: dict[str, Callable[[_Found, Tree], None]] = {
     "CreateTableAsStmt": _create_as,
     "CreateTrigStmt": _create_trigger,
     "DeleteStmt": _update,
-    "DoStmt": _opaque,
+    "DoStmt": _do,
     "DropStmt": _drop,
     "GrantStmt": _grant,
     "IndexStmt": _create_index,
@@ -1009,9 +1020,9 @@ class Holding:
         work = long_work(node, impact)
         held = []
         if work:
-            # A statement's own locks are its own affair; those on the same table too, if it is strong itself.
-            own = {t.table for t in impact.touches if t.lock >= Lock.SHARE and t.work}
-            held = [Held(t, lock, at, index, work) for t, (lock, at) in self.locks.items() if t not in own]
+            # What the statement itself locks as strongly is its own affair.
+            own = {t.table: t.lock for t in impact.touches}
+            held = [Held(t, lock, at, index, work) for t, (lock, at) in self.locks.items() if lock > own.get(t, 0)]
         for touch in impact.touches:
             if (
                 touch.lock >= Lock.SHARE
@@ -1037,4 +1048,6 @@ def long_work(node: str, impact: Impact) -> str:
     if node == "CallStmt":
         return "CALL"
     at_work = next((t for t in impact.touches if t.work and not t.fresh), None)
-    return f"{at_work.work} {at_work.table}" if at_work else ""
+    if at_work is None:
+        return ""
+    return f"{at_work.work}{' on' if at_work.work.startswith('builds') else ''} {at_work.table}"

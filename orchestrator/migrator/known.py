@@ -12,6 +12,7 @@ from functools import partial
 from typing import Literal
 
 from orchestrator.migrator import tree
+from orchestrator.migrator.blocks import block_statements
 from orchestrator.migrator.tree import Name, Type
 
 RelationKind = Literal[
@@ -150,6 +151,7 @@ class Known:
     functions: dict[str, bool] = field(default_factory=dict)  # name → volatile
     fresh_functions: set[str] = field(default_factory=set)
     fresh_schemas: set[str] = field(default_factory=set)
+    fresh_triggers: set[str] = field(default_factory=set)
     statistics: dict[Name, Name] = field(default_factory=dict)
     coercible: frozenset[tuple[str, str]] = BINARY_COERCIBLE
     timezone_is_utc: bool | None = None
@@ -240,6 +242,7 @@ class Known:
             fact.fresh = False
         self.fresh_functions.clear()
         self.fresh_schemas.clear()
+        self.fresh_triggers.clear()
         self.end_transaction()
 
     def end_transaction(self) -> None:
@@ -414,6 +417,10 @@ def _create_function(known: Known, fields: tree.Tree) -> None:
     known.fresh_functions.add(name)
 
 
+def _create_trigger(known: Known, fields: tree.Tree) -> None:
+    known.fresh_triggers.add(fields["trigname"])
+
+
 def _set(known: Known, fields: tree.Tree) -> None:
     if fields.get("name") == "search_path" and fields.get("kind") == "VAR_SET_VALUE":
         words = [a["A_Const"]["sval"].get("sval", "") for a in fields.get("args", ()) if "sval" in a.get("A_Const", {})]
@@ -444,6 +451,11 @@ def _drop(known: Known, fields: tree.Tree) -> None:
 _RELATIONS = frozenset(
     {"OBJECT_TABLE", "OBJECT_VIEW", "OBJECT_MATVIEW", "OBJECT_INDEX", "OBJECT_SEQUENCE", "OBJECT_FOREIGN_TABLE"}
 )
+
+
+def _do(known: Known, fields: tree.Tree) -> None:
+    for one in block_statements(fields)[0]:
+        known.learn(one.node, one.fields)
 
 
 def _rename(known: Known, fields: tree.Tree) -> None:
@@ -604,6 +616,8 @@ _LEARNERS: dict[str, Callable[[Known, tree.Tree], None]] = {
     "CreateStatsStmt": _create_statistics,
     "CreateStmt": _create_table,
     "CreateTableAsStmt": _create_as,
+    "CreateTrigStmt": _create_trigger,
+    "DoStmt": _do,
     "DropStmt": _drop,
     "IndexStmt": _create_index,
     "RenameStmt": _rename,

@@ -13,10 +13,11 @@ import msgspec
 from orchestrator.database.quoting import identifier
 from orchestrator.errors import MigrationError
 from orchestrator.migrator import grammar, tree
+from orchestrator.migrator.blocks import block_statements
 from orchestrator.migrator.facts import read_known
 from orchestrator.migrator.impact import Holding, Impact, impact_of
 from orchestrator.migrator.records import SERVICE_SCHEMA
-from orchestrator.migrator.sql import statements
+from orchestrator.migrator.sql import SqlSyntaxError, statements
 from orchestrator.migrator.status import described_findings
 from orchestrator.migrator.survey import survey
 
@@ -49,17 +50,9 @@ async def preview(connection: Any, sources: Sequence[Source], *, policy: Policy,
         ReadDeniedError: the role may not read a ledger that is there, with the GRANTs that let it.
         SqlSyntaxError: a pending file is not SQL: `migrate` would refuse it before it runs anything.
     """
-    for source in sources:
-        await _check_readable(connection, source)
-    surveys = [await survey(connection, source, policy=policy, ahead=ahead) for source in sources]
+    surveys = [await readable_survey(connection, source, policy=policy, ahead=ahead) for source in sources]
     files = await asyncio.to_thread(_parse_pending, surveys)
-    named: set[str] = set()
-    functions: set[str] = set()
-    for raw_size, parsed in files.values():
-        for _, node, fields in _trees(parsed, raw_size):
-            named |= {name.name for name in tree.mentioned(node, fields)}
-            functions |= {name.name for name in tree.called(fields)}
-    known = await read_known(connection, named, functions)
+    known = await _known_for(connection, files)
     refused = [f for s in surveys for f in s.plan.refusals]
     return {
         "would_run": not refused and bool(files),
@@ -67,6 +60,36 @@ async def preview(connection: Any, sources: Sequence[Source], *, policy: Policy,
         "pending": sum(len(s.plan.pending) for s in surveys),
         "sources": [await asyncio.to_thread(_source, one, files, known) for one in surveys],
     }
+
+
+async def readable_survey(
+    connection: Any, source: Source, *, policy: Policy = "drizzle", ahead: Ahead = "warn"
+) -> Survey:
+    """The survey of one source; ReadDeniedError where the role may not read the ledger."""
+    await _check_readable(connection, source)
+    return await survey(connection, source, policy=policy, ahead=ahead)
+
+
+async def known_for(connection: Any, surveys: Sequence[Survey], *, tolerant: bool = False) -> Known:
+    """The catalogue, as far as the pending files speak of it; with `tolerant`, one that is not SQL is left out."""
+    return await _known_for(connection, await asyncio.to_thread(_parse_pending, surveys, tolerant=tolerant))
+
+
+async def _known_for(connection: Any, files: _Files) -> Known:
+    named, functions = await asyncio.to_thread(_mentioned, files)
+    return await read_known(connection, named, functions)
+
+
+def _mentioned(files: _Files) -> tuple[set[str], set[str]]:
+    named: set[str] = set()
+    functions: set[str] = set()
+    for raw_size, parsed in files.values():
+        for _, node, fields in trees(parsed, raw_size):
+            inner = block_statements(fields)[0] if node == "DoStmt" else ()
+            for one_node, one in ((node, fields), *((i.node, i.fields) for i in inner)):
+                named |= {name.name for name in tree.mentioned(one_node, one)}
+                functions |= {name.name for name in tree.called(one)}
+    return named, functions
 
 
 async def _check_readable(connection: Any, source: Source) -> None:
@@ -96,12 +119,16 @@ async def _check_readable(connection: Any, source: Source) -> None:
 _Files = dict[tuple[str, str], tuple[int, tuple["Statement", ...]]]
 
 
-def _parse_pending(surveys: Sequence[Survey]) -> _Files:
+def _parse_pending(surveys: Sequence[Survey], *, tolerant: bool = False) -> _Files:
     files: _Files = {}
     for one in surveys:
         for migration in one.plan.pending:
             raw = migration.read()
-            files[one.source.label, migration.name] = len(raw), statements(raw, path=migration.path)
+            try:
+                files[one.source.label, migration.name] = len(raw), statements(raw, path=migration.path)
+            except SqlSyntaxError:
+                if not tolerant:
+                    raise
     return files
 
 
@@ -114,7 +141,7 @@ class _Head(msgspec.Struct):
     relation: _Relation
 
 
-def _trees(parsed: Sequence[Statement], raw_size: int) -> Iterator[tuple[Statement, str, tree.Tree]]:
+def trees(parsed: Sequence[Statement], raw_size: int) -> Iterator[tuple[Statement, str, tree.Tree]]:
     """Each statement with its tree; of the data statements of a large file only the table."""
     for statement in parsed:
         (one,) = grammar.parse(statement.text.encode())
@@ -166,7 +193,7 @@ def _statements(parsed: Sequence[Statement], raw_size: int, known: Known) -> dic
     steps = not _is_one_transaction(parsed)
     in_own = False  # after the file's own COMMIT each statement is a transaction
     last: tuple[str, Impact] | None = None
-    for statement, node, fields in _trees(parsed, raw_size):
+    for statement, node, fields in trees(parsed, raw_size):
         if statement.transaction_control in {"commit", "rollback"} or not statement.transactional:
             known.end_transaction()
             holding = Holding()

@@ -240,6 +240,8 @@ def _hits(parsed: Sequence[Statement], size: int, known: Known) -> Iterator[tupl
         control = statement.transaction_control
         impact = impact_of(node, fields, known, outside=not statement.transactional)
         for hit in check(at, node, fields, impact):
+            # That rule says the same of the same lock, and better.
+            at.told_of_lock = at.told_of_lock or hit.rule == "validate-in-same-transaction"
             yield statement, hit
         if not statement.transactional and inside and not ends_itself and not mixed_told:
             mixed_told = True

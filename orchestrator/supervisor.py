@@ -139,12 +139,14 @@ async def gather_plan(settings: Settings, life: Lifecycle, *, embedded: bool = F
             connected(dsn, life, **options) as connection,
             connection.transaction(readonly=True, isolation="repeatable_read"),
         ):
-            policy, ahead = settings.migration_policy, settings.migration_ahead
-            return {
-                "version": __version__,
-                "server": await server_status(connection, dsn),
-                **await preview(connection, sources, policy=policy, ahead=ahead),
-            }
+            found = await preview(
+                connection,
+                sources,
+                policy=settings.migration_policy,
+                ahead=settings.migration_ahead,
+                transaction=settings.migration_transaction,
+            )
+            return {"version": __version__, "server": await server_status(connection, dsn), **found}
 
 
 async def gather_lint(settings: Settings, life: Lifecycle, folder: LintFolder, *, every: bool) -> tuple[Report, str]:

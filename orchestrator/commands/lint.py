@@ -45,7 +45,7 @@ def _lint(options: argparse.Namespace) -> int:
         folders = _folders(options, settings)
     except OrchestratorError as error:
         return failed_early(error)
-    if settings.database is None or any(problem.level == "error" for problem in folders[0][0].problems):
+    if settings.database is None or _is_broken(folders[0][0]):
         reports = [(_without_a_database(folder, only), _scope(folder, only)) for folder, only in folders]
         return _tell(options, reports)
     found: list[Report] = []
@@ -60,6 +60,11 @@ def _lint(options: argparse.Namespace) -> int:
 
     code = run(options, ask, default_level="warning")
     return code if code != 0 else _tell(options, [(found[0], scope[0])])
+
+
+def _is_broken(folder: LintFolder) -> bool:
+    """Whether no run could read it, so that the ledger has nothing to be held against."""
+    return any(problem.rule in {"missing-file", "broken-folder"} for problem in folder.problems)
 
 
 def _folders(options: argparse.Namespace, settings: Settings) -> list[tuple[LintFolder, list[Path] | None]]:

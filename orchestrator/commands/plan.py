@@ -66,6 +66,8 @@ def _print(found: dict[str, Any]) -> None:
     else:
         statements = sum(s["count"] for f in found["sources"] for p in f["pending"] for s in p["statements"])
         console.print(f"\n{found['pending']} migrations, {statements} statements would run.", highlight=False)
+        if found["transaction"] == "all":
+            console.print("[yellow]MIGRATION_TRANSACTION=all[/]: every lock above stays until the last one is done.")
         if hurting:
             console.print(f"[bold red]Running code would wait[/] in: {', '.join(hurting)}", highlight=False)
         else:

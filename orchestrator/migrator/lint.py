@@ -44,6 +44,7 @@ class Finding:
     why: str
     instead: str
     statement: str = ""
+    migration: str = ""
     allowed: str | None = None
 
 
@@ -124,7 +125,7 @@ def _read_v0(path: Path, journal: Path) -> LintFolder:
         file = path / f"{entry.tag}.sql"
         if entry.when <= highest:
             why = f"the `when` of {entry.tag} ({entry.when:.0f}) is not after that of {holder} ({highest:.0f})"
-            problems.append(finding("when-backwards", journal, why, line=line))
+            problems.append(replace(finding("when-backwards", journal, why, line=line), migration=entry.tag))
         else:
             highest, holder = entry.when, entry.tag
         if file.is_file():
@@ -184,14 +185,18 @@ def lint(
     report = Report()
     known = known or Known()
     wanted = None if only is None else {path.resolve() for path in only}
+    of_file: dict[str, list[Finding]] = {}
     for problem in folder.problems:
-        if wanted is None or Path(problem.file).resolve() in wanted:
+        if problem.migration:
+            of_file.setdefault(problem.migration, []).append(problem)
+        elif wanted is None or Path(problem.file).resolve() in wanted:
             report.findings.append(problem)
     for file in folder.files:
         if pending is not None and file.name not in pending:
             continue
         is_wanted = wanted is None or file.path.resolve() in wanted
-        _file(file, known, report if is_wanted else None)
+        raw = as_node_reads(file.path.read_bytes())
+        _text(str(file.path), raw, known, report if is_wanted else None, of_file.get(file.name, ()))
         if pending is None:
             known.settle()
     report.findings.sort(key=lambda f: (f.file, f.line, f.column))
@@ -206,12 +211,8 @@ def lint_file(path: Path, raw: bytes, known: Known | None = None) -> Report:
     return report
 
 
-def _file(file: LintFile, known: Known, report: Report | None) -> None:
-    raw = as_node_reads(file.path.read_bytes())
-    _text(str(file.path), raw, known, report)
-
-
-def _text(path: str, raw: bytes, known: Known, report: Report | None) -> None:
+def _text(path: str, raw: bytes, known: Known, report: Report | None, of_folder: Sequence[Finding] = ()) -> None:
+    """One file; `of_folder` is what the journal's entry of it breaks, which any allow in the file can speak of."""
     if report is not None:
         report.files.append(path)
     try:
@@ -219,8 +220,9 @@ def _text(path: str, raw: bytes, known: Known, report: Report | None) -> None:
     except SqlSyntaxError as error:
         if report is not None:
             report.findings.append(finding("syntax", path, error.reason, line=error.line, column=error.column))
+            report.findings += of_folder
         return
-    found: list[tuple[Finding, Statement | None]] = []
+    found: list[tuple[Finding, Statement | None]] = [(one, None) for one in of_folder]
     for statement, hit in _hits(parsed, len(raw), known):
         if report is not None:
             found.append((_placed(path, statement, hit), statement))
@@ -315,9 +317,9 @@ def _allow(
     allows = _allows(raw, parsed) if b"lint:" in raw else []
     for one, statement in found:
         line = statement.line if statement else one.line
-        match = next(
-            (a for a in allows if a.rule == one.rule and a.reason and a.first_line <= line <= a.last_line), None
-        )
+        of_journal = one.file != path
+        here = (a for a in allows if a.rule == one.rule and (of_journal or a.first_line <= line <= a.last_line))
+        match = next((a for a in here if a.reason), None)
         if match is None:
             report.findings.append(one)
         else:

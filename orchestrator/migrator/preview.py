@@ -6,7 +6,7 @@ No lock is taken, and a role that can only read can ask.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -43,7 +43,14 @@ class ReadDeniedError(MigrationError):
     """The role may not read the ledger; nothing was looked at."""
 
 
-async def preview(connection: Any, sources: Sequence[Source], *, policy: Policy, ahead: Ahead) -> dict[str, Any]:
+async def preview(
+    connection: Any,
+    sources: Sequence[Source],
+    *,
+    policy: Policy,
+    ahead: Ahead,
+    transaction: Literal["each", "all"] = "each",
+) -> dict[str, Any]:
     """What `migrate` would do now, JSON-ready. Call it in a transaction that only reads.
 
     Raises:
@@ -57,6 +64,7 @@ async def preview(connection: Any, sources: Sequence[Source], *, policy: Policy,
     return {
         "would_run": not refused and bool(files),
         "refused": bool(refused),
+        "transaction": transaction,
         "pending": sum(len(s.plan.pending) for s in surveys),
         "sources": [await asyncio.to_thread(_source, one, files, known) for one in surveys],
     }

@@ -495,6 +495,8 @@ async def test_with_a_database_the_pending_files_are_judged_on_the_live_catalogu
         ("0002_c", "CREATE TABLE m (a int); ALTER TABLE by_hand ALTER COLUMN a TYPE text;"),
         ("0003_d", "CREATE INDEX i ON m (a);\nCREATE INDEX j ON by_hand (a);\nCREATE TABEL"),
         ("0004_e", "CREATE INDEX i ON m (a);\nCREATE INDEX j ON n (a);"),
+        ("0005_f", "SELECT 1;"),
+        when=[1000, 2000, 3000, 4000, 5000, 1500],
     )
     done = await orchestrator("lint", "--json", env=env)
     told = json.loads(done.stdout)
@@ -504,9 +506,10 @@ async def test_with_a_database_the_pending_files_are_judged_on_the_live_catalogu
         ("0000_a", "changed-after-apply", 1),
         ("0003_d", "syntax", 3),
         ("0004_e", "index-not-concurrent", 2),
+        ("0005_f", "never-runs", 1),
     ]
     every = json.loads((await orchestrator("lint", "--all", "--json", env=env)).stdout)
-    assert len(every["files"]) == 5
+    assert len(every["files"]) == 6
     assert {f["rule"] for f in every["findings"]} >= {"changed-after-apply", "syntax"}
     offline = json.loads((await orchestrator("lint", "--offline", "--json", env=env)).stdout)
     assert "changed-after-apply" not in {f["rule"] for f in offline["findings"]}

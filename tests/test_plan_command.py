@@ -102,6 +102,15 @@ async def test_it_tells_what_each_statement_does_to_whom_and_writes_nothing(half
     assert not index["hurts"]
     after = await admin(half["DATABASE_URL"], "SELECT * FROM drizzle.__drizzle_migrations")
     assert before == after
+    # An interrupted run's progress is told.
+    await admin(
+        half["DATABASE_URL"],
+        "INSERT INTO orchestrator.unfinished_migrations (ledger, name, statements_done, done_hash)"
+        " VALUES ('drizzle.__drizzle_migrations', '0001_m1', 3, '')",
+    )
+    again = json.loads((await orchestrator("plan", "--json", env=half)).stdout)
+    assert [p["statements_done"] for p in user_source(again)["pending"]] == [3, 0]
+    await admin(half["DATABASE_URL"], "DELETE FROM orchestrator.unfinished_migrations")
     assert (await orchestrator("migrate", env=half)).returncode == 0, "and it runs as it was told"
 
 

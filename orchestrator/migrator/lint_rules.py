@@ -390,14 +390,12 @@ def _alter_type(at: Statements, name: Name, command: Tree, impact: Impact) -> It
     column, definition = command["name"], command["def"]["ColumnDef"]
     new = tree.column_type(definition["typeName"])
     facts = at.known.column(name, column)
-    if facts and facts.fresh:
-        return
     full = at.known.full(name)
     touch = next((t for t in impact.touches if t.table == full), None)
     if touch and touch.work:
         reason = touch.rewrites or touch.builds_index or touch.scans
         yield Hit("type-change", f"{reason}: {_wait(name)}, and running code meets another type", _offset(definition))
-    else:
+    elif not (facts and facts.fresh):
         old = facts.type if facts else "its type"
         why = f"{name}.{column}: {old} → {new} keeps the stored values, but running code meets another type"
         yield Hit("type-change", why, _offset(definition), Level.NOTE)

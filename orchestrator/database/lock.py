@@ -28,7 +28,7 @@ HELD_HERE = (
     f" AND pid = pg_catalog.pg_backend_pid() AND classid = {_CLASS_ID} AND objid = {_OBJECT_ID} AND objsubid = 1)"
 )
 _HOLDER = (
-    "SELECT a.pid, a.application_name, a.client_addr::text AS client_address,"  # noqa: S608 constants
+    "SELECT a.pid, a.application_name, pg_catalog.host(a.client_addr) AS client_address,"  # noqa: S608 constants
     " round(extract(epoch FROM now() - a.backend_start))::int AS session_age_s, a.state,"
     " round(extract(epoch FROM clock_timestamp() - a.query_start)::numeric, 1)::float8 AS statement_age_s"
     " FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid"

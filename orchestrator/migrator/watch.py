@@ -56,7 +56,8 @@ _LOOK = f"""
       FROM pg_catalog.pg_stat_activity a LEFT JOIN ({_PROGRESS}) p ON true
      WHERE a.pid = $1 AND pg_catalog.pg_postmaster_start_time() = $2"""  # noqa: S608 constants
 _BLOCKERS = """
-    SELECT b.pid, b.application_name, b.usename::text AS username, b.client_addr::text AS client_address, b.state,
+    SELECT b.pid, b.application_name, b.usename::text AS username, b.state,
+           pg_catalog.host(b.client_addr) AS client_address,
            b.backend_type, left(b.query, 1000) AS query,
            round(extract(epoch FROM clock_timestamp() - b.xact_start)::numeric, 1)::float8 AS transaction_age_s,
            round(extract(epoch FROM clock_timestamp() - b.state_change)::numeric, 1)::float8 AS state_age_s

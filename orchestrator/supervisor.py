@@ -265,7 +265,9 @@ async def _under_the_lock(
         return await connect_once(dsn, timeout_s=timeout_s, application_name=f"orchestrator {command} watch")
 
     life.enter(Phase.LOCKING)
-    async with migration_lock(connection, life, timeout_s=settings.migration_lock_timeout_s):
+    async with migration_lock(
+        connection, life, timeout_s=settings.migration_lock_timeout_s, connect_second=connect_second
+    ):
         life.enter(Phase.EXTENSIONS)
         await ensure_extensions(connection, settings.extensions, life)
         life.enter(Phase.MIGRATING)
@@ -283,7 +285,12 @@ def _explained(error: Exception) -> Exception:
     """An error of the server outside of any migration file, as one of ours; anything else as it is."""
     import asyncpg
 
+    from orchestrator.database.failure import POOLER_SQLSTATES
+    from orchestrator.database.pooler import PoolerError
+
     if isinstance(error, asyncpg.PostgresError):
+        if error.sqlstate in POOLER_SQLSTATES:
+            return PoolerError("a statement that one transaction prepares is gone in the next")
         return MigrationError(
             f"the server refused what comes before the migrations: {error} (SQLSTATE {error.sqlstate})",
             remedy="Mend what it names, then start again; no migration was run.",

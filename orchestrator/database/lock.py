@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
+from orchestrator.database.pooler import PoolerError, ensure_own_session
 from orchestrator.errors import LockTimeoutError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from orchestrator.lifecycle import Lifecycle
 
@@ -36,23 +37,39 @@ _HOLDER = (
     f" AND l.classid = {_CLASS_ID} AND l.objid = {_OBJECT_ID}"
     " AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())"
 )
+# By a simple query: through a pooler a prepared statement may be gone before it is executed.
+_TRY = f"SELECT 1 WHERE pg_catalog.pg_try_advisory_lock({LOCK_KEY})"
+_UNLOCK = f"SELECT 1 WHERE pg_catalog.pg_advisory_unlock({LOCK_KEY})"
+_DONE = "SELECT 1"
+_UNLOCK_TRIES = 30
 _POLL_S = 0.2
 _REPORT_EVERY_S = 30.0
 
 
 @asynccontextmanager
-async def migration_lock(connection: Any, life: Lifecycle, *, timeout_s: float) -> AsyncIterator[None]:
+async def migration_lock(
+    connection: Any,
+    life: Lifecycle,
+    *,
+    timeout_s: float,
+    connect_second: Callable[[], Awaitable[Any]] | None = None,
+) -> AsyncIterator[None]:
     """Hold the lock of the database on this session; wait for it at most `timeout_s` (0 = for ever).
+
+    Before it is taken, a pooler that would share the session is refused; `connect_second` opens another connection by
+    the same way, which makes that sure.
 
     Polls `pg_try_advisory_lock`: a waiter blocked in `pg_advisory_lock` holds a snapshot, and CREATE INDEX CONCURRENTLY
     of the holder would wait for it: a deadlock. Cancelled while waiting: nothing is held.
 
     Raises:
         LockTimeoutError: with who holds it (exit 75).
+        PoolerError: the session is not ours alone (exit 78).
     """
+    await ensure_own_session(connection, connect_second)
     began = time.monotonic()
     said_at: float | None = None
-    while not await connection.fetchval("SELECT pg_catalog.pg_try_advisory_lock($1)", LOCK_KEY):
+    while await connection.execute(_TRY) != _DONE:
         now = time.monotonic()
         is_late = bool(timeout_s) and now - began >= timeout_s
         if is_late or said_at is None or now - said_at >= _REPORT_EVERY_S:
@@ -72,6 +89,8 @@ async def migration_lock(connection: Any, life: Lifecycle, *, timeout_s: float) 
     life.checks.pop("lock", None)
     life.emit("lock.acquired", waited_s=round(time.monotonic() - began, 3))
     try:
+        if await connection.execute(f"SELECT 1 WHERE {HELD_HERE}") != _DONE:
+            raise PoolerError("the lock that was taken is not held in the next transaction")
         yield
     finally:
         await _release(connection, life)
@@ -99,5 +118,13 @@ async def _release(connection: Any, life: Lifecycle) -> None:
         async with asyncio.timeout(2):
             if connection.is_in_transaction():
                 await connection.execute("ROLLBACK")
-            await connection.fetchval("SELECT pg_catalog.pg_advisory_unlock($1)", LOCK_KEY)
-            life.emit("lock.released", level="debug")
+            # Once, where the session is ours. If a pooler has given us another one, the lock is on one that comes back.
+            for _ in range(_UNLOCK_TRIES):
+                if await connection.execute(_UNLOCK) == _DONE:
+                    life.emit("lock.released", level="debug")
+                    return
+            life.emit(
+                "lock.stranded",
+                level="warning",
+                hint="The lock was not found again to release it: a pooler holds it, or a file has released it.",
+            )

@@ -285,6 +285,8 @@ class Run:
             if len(message) > 1 and not self.has_changed_session:
                 following = cut[number + 1] if number + 1 < len(cut) else []
                 left = await self._together(file, message, parsed, following, last=last)
+            if left:
+                self._tell()
             for migration in left:
                 await self._one(file, migration, parsed.get((key, migration.name)), one, is_last=migration is last)
         self._tell()
@@ -346,8 +348,6 @@ class Run:
             else:
                 self._items[label, migration.name].state = "pending"
                 left.append(migration)
-        if left:
-            self._tell()
         return left
 
     async def _send_together(self, text: str, message: Sequence[Migration]) -> None:

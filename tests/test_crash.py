@@ -22,7 +22,9 @@ import pytest
 from orchestrator.database.embedded import embedded_postgres
 
 BREAK = "\n--> statement-breakpoint\n"
+# In full, the work takes most of a run, so that most instants fall into it.
 KILLS = int(os.environ.get("CRASH_KILLS", "0"))
+ROWS = 20_000 if KILLS else 3_000
 SEED = int(os.environ.get("CRASH_SEED", "0")) or random.SystemRandom().randrange(1, 10**9)
 
 # Transactional, CONCURRENTLY with and without a name, COMMIT in mid-file, a new enum value used by the next file, data,
@@ -31,7 +33,7 @@ FILES = [
     [
         "CREATE TYPE mood AS ENUM ('calm')",
         "CREATE TABLE a (id int PRIMARY KEY, mood mood, v int, t text)",
-        f"INSERT INTO a SELECT g, 'calm', g % 97, repeat('x', 40) FROM generate_series(1, {20000 if KILLS else 3000}) g",
+        f"INSERT INTO a SELECT g, 'calm', g % 97, repeat('x', 40) FROM generate_series(1, {ROWS}) g",
     ],
     ["ALTER TYPE mood ADD VALUE 'wild'"],
     ["UPDATE a SET mood = 'wild' WHERE id % 3 = 0", "ALTER TABLE a ADD COLUMN w int NOT NULL DEFAULT 7"],

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
-from orchestrator.database.embedded import embedded_postgres
+from orchestrator.database.embedded import DataDirectoryInUseError, embedded_postgres
 
 BREAK = "\n--> statement-breakpoint\n"
 # In full, the work takes most of a run, so that most instants fall into it.
@@ -227,7 +227,12 @@ async def server_that_may_die(data_dir: Path, known):
 
     async def again():
         await stack.aclose()
-        return await start()
+        for _ in range(200):
+            # Its other processes notice that the postmaster is gone when they next wait for something.
+            with contextlib.suppress(DataDirectoryInUseError):
+                return await start()
+            await asyncio.sleep(0.1)
+        raise AssertionError("the processes of the killed server have not gone in 20 s")
 
     try:
         yield await start(), again

@@ -103,7 +103,7 @@ async def gather_status(settings: Settings, life: Lifecycle) -> dict[str, Any]:
     """What `status` shows, read over one connection; writes nothing and needs no lock. One try, no waiting for ever."""
     from orchestrator.database.catalogue import extensions_status, server_status, tables_status
     from orchestrator.database.connect import connected
-    from orchestrator.migrator.status import migrations_status
+    from orchestrator.migrator.status import migration_running, migrations_status
 
     sources = await asyncio.to_thread(read_sources, settings)
     options = _connect_options(settings, "status")
@@ -119,6 +119,7 @@ async def gather_status(settings: Settings, life: Lifecycle) -> dict[str, Any]:
             "sources": await migrations_status(
                 connection, sources, policy=settings.migration_policy, ahead=settings.migration_ahead
             ),
+            "running": await migration_running(connection),
             "extensions": await extensions_status(connection, settings.extensions),
             "tables": await tables_status(connection),
         }

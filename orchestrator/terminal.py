@@ -122,6 +122,8 @@ def print_status(status: dict[str, Any]) -> None:
     console.print(
         f"[bold]{server['address']}[/]  PostgreSQL {server['server_version']} ({role}), {_bytes(server['size_bytes'])}"
     )
+    if status.get("running"):
+        _print_running(console, status["running"])
     for source in status["sources"]:
         _print_source(console, source)
     if status["extensions"]:
@@ -140,6 +142,20 @@ def print_status(status: dict[str, Any]) -> None:
         rows = "-" if t["estimated_rows"] is None else f"{t['estimated_rows']:,}"
         table.add_row(f"{t['schema']}.{t['name']}", rows, _bytes(t["size_bytes"]))
     console.print(table if status["tables"] else "No tables yet.")
+
+
+def _print_running(console: Any, running: dict[str, Any]) -> None:
+    from rich.markup import escape
+
+    told = [f"pid {running['pid']}, {running['application_name']!r}", f"for {running['session_age_s']} s"]
+    if running["percent"] is not None:
+        told.append(f"{running['stage'] or ''} {running['percent']:.0f} %".strip())
+    if running["wait_event"]:
+        told.append(f"waits: {running['wait_event']}")
+    told += [f"blocked by pid {one['pid']} ({one.get('state')})" for one in running["blockers"]]
+    console.print(f"[yellow]A migration runs now[/]: {escape(', '.join(told))}")
+    if running["query"]:
+        console.print(f"  {escape(running['query'])}")
 
 
 _SHOWN_APPLIED = 10

@@ -214,6 +214,10 @@ async def test_what_waits_is_seen_on_health_with_its_blockers(
             assert activity["blockers"][0]["pid"] == reader.get_server_pid()
             assert "hide me" not in json.dumps(body)
             assert "FOR UPDATE" in activity["blockers"][0]["query"]
+            status = json.loads((await orchestrator("status", "--json", env=env)).stdout)["running"]
+            assert (status["application_name"], status["wait_event"]) == ("orchestrator serve", "Lock: transactionid")
+            assert status["blockers"][0]["pid"] == reader.get_server_pid()
+            assert "A migration runs now" in (await orchestrator("status", env=env)).stdout
             line = await run.event("migration.progressed", timeout_s=20)
             assert (line["statement"], line["statements"], line["wait_event"]) == (2, 2, "Lock: transactionid")
             assert line["statement_elapsed_s"] > 5

@@ -73,7 +73,7 @@ async def migration_lock(
         now = time.monotonic()
         is_late = bool(timeout_s) and now - began >= timeout_s
         if is_late or said_at is None or now - said_at >= _REPORT_EVERY_S:
-            holder = await _holder(connection)
+            holder = await lock_holder(connection)
             if is_late:
                 raise LockTimeoutError(
                     f"another migrator held the lock for {timeout_s:g} s: {_describe(holder)}",
@@ -96,7 +96,8 @@ async def migration_lock(
         await _release(connection, life)
 
 
-async def _holder(connection: Any) -> dict[str, object] | None:
+async def lock_holder(connection: Any) -> dict[str, object] | None:
+    """Who holds the lock of this database, None where nobody does or it cannot be seen."""
     row = await connection.fetchrow(_HOLDER)
     return dict(row) if row is not None else None
 

@@ -148,6 +148,19 @@ async def test_in_steps_the_piece_that_waited_is_tried_again_and_nothing_before_
     assert [r["id"] for r in await admin(database_url, "SELECT id FROM t ORDER BY id")] == [1, 2, 3, 4]
 
 
+async def test_a_statement_outside_transactions_that_stops_readers_waits_no_longer_either(
+    orchestrator, admin, database_url, env, reading, tmp_path
+):
+    write(tmp_path / "m", ("0001_full", f"VACUUM FULL t;{BREAK}CREATE INDEX CONCURRENTLY i ON t (id);"))
+    async with reading() as reader:
+        async with orchestrator.running("migrate", env=env) as run:
+            told = await run.event("migration.lock_refused")
+            assert (told["statement_kind"], told["blockers"][0]["pid"]) == ("VACUUM", reader.get_server_pid())
+            await reader.execute("COMMIT")
+            assert await run.wait() == 0, run.output
+    assert await admin.value(database_url, "SELECT indisvalid FROM pg_index WHERE indexrelid = 'i'::regclass")
+
+
 async def test_a_file_that_sets_lock_timeout_itself_is_obeyed(
     orchestrator, admin, database_url, env, reading, tmp_path
 ):

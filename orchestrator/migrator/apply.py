@@ -494,6 +494,11 @@ class Run:
         """SQL that lets the present transaction wait for locks as long as it may, and no longer."""
         return f"SET LOCAL lock_timeout = {_ms(self.options.ddl_lock_timeout_s)};"
 
+    @property
+    def lock_timeout(self) -> str:
+        """The same for the session."""
+        return f"SET lock_timeout = {_ms(self.options.ddl_lock_timeout_s)};"
+
     def at(self, number: int) -> None:
         """Remember which statement runs now."""
         self._life.migrations.statement = number

@@ -30,6 +30,7 @@ _LINE_EVERY_S = 10.0
 # Below the server's deadlock_timeout (1 s): a deadlock's other side is seen before the server breaks it.
 _FIRST_LOOK_S = 0.6
 _LOOK_EVERY_S = 1.0
+_LEAST_S = 0.05
 _LOOK_TIMEOUT_S = 2.0
 _AFTER_FAILURE_S = 10.0
 _TICK_S = 0.25
@@ -92,8 +93,9 @@ class Watch:
     def __init__(self, life: Lifecycle, *, lock_timeout_s: float) -> None:
         self._life = life
         # A short time-out leaves little time to look: several times within it.
-        self.first_look_s = min(_FIRST_LOOK_S, lock_timeout_s / 4) if lock_timeout_s else _FIRST_LOOK_S
-        self.look_every_s = min(_LOOK_EVERY_S, lock_timeout_s / 4) if lock_timeout_s else _LOOK_EVERY_S
+        within_s = max(_LEAST_S, lock_timeout_s / 4) if lock_timeout_s else _LOOK_EVERY_S
+        self.first_look_s = min(_FIRST_LOOK_S, within_s)
+        self.look_every_s = min(_LOOK_EVERY_S, within_s)
         self._what: Statement | str = ""
         self._began: float | None = None
         self._number = 0

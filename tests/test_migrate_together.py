@@ -100,10 +100,12 @@ async def test_one_that_takes_long_is_taken_out_of_the_message_and_shown(
 
         async def shown():
             body = (await run.health())[1]
-            return body["migrations"] if body and body["migrations"]["statement"] == 2 else None
+            migrations = body and body["migrations"]
+            is_there = migrations and (migrations["current"], migrations["statement"]) == ("0001_m", 2)
+            return migrations if is_there else None
 
         migrations = await wait_until(shown)
-        assert (migrations["current"], migrations["statements"], migrations["applied"]) == ("0001_m", 2, 2)
+        assert (migrations["statements"], migrations["applied"]) == (2, 2)
         await run.phase("ready")
     assert await admin.value(database_url, "SELECT count(*) FROM slow") == 1
     assert [e["migration"] for e in run.events if e["event"] == "migration.applied"][1:] == names(0, 1, 2)

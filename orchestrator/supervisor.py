@@ -110,7 +110,7 @@ async def gather_status(settings: Settings, life: Lifecycle) -> dict[str, Any]:
     """What `status` shows, read over one connection; writes nothing and needs no lock. One try, no waiting for ever."""
     from orchestrator.database.catalogue import extensions_status, server_status, tables_status
     from orchestrator.database.connect import connected
-    from orchestrator.migrator.status import migrations_status
+    from orchestrator.migrator.status import migration_running, migrations_status
 
     sources = await asyncio.to_thread(read_sources, settings)
     options = _connect_options(settings, "status")
@@ -126,6 +126,7 @@ async def gather_status(settings: Settings, life: Lifecycle) -> dict[str, Any]:
             "sources": await migrations_status(
                 connection, sources, policy=settings.migration_policy, ahead=settings.migration_ahead
             ),
+            "running": await migration_running(connection),
             "extensions": await extensions_status(connection, settings.extensions),
             "tables": await tables_status(connection),
         }
@@ -262,7 +263,7 @@ async def _bring_up(settings: Settings, dsn: Dsn, sources: Sequence[Source], lif
         life.enter(Phase.CONNECTING)
         try:
             async with connected(dsn, life, **_connect_options(settings, command)) as connection:
-                await _under_the_lock(connection, settings, sources, life, command=command)
+                await _under_the_lock(connection, settings, dsn, sources, life, command=command)
         except StandbyError:
             # Waits for a primary from here on, among all hosts of the DSN, or for this one to be promoted.
             dsn = msgspec.structs.replace(dsn, options={**dsn.options, "target_session_attrs": "read-write"})
@@ -291,9 +292,10 @@ async def _bring_up(settings: Settings, dsn: Dsn, sources: Sequence[Source], lif
 
 
 async def _under_the_lock(
-    connection: Any, settings: Settings, sources: Sequence[Source], life: Lifecycle, *, command: str
+    connection: Any, settings: Settings, dsn: Dsn, sources: Sequence[Source], life: Lifecycle, *, command: str
 ) -> None:
     """LOCKING, EXTENSIONS, MIGRATING, and a row that tells how it went."""
+    from orchestrator.database.connect import connect_once
     from orchestrator.database.extensions import ensure_extensions
     from orchestrator.database.lock import migration_lock
     from orchestrator.migrator.apply import Options, migrate
@@ -303,14 +305,24 @@ async def _under_the_lock(
         settings.migration_ahead,
         settings.migration_transaction,
         settings.migration_statement_timeout_s,
+        settings.migration_ddl_lock_timeout_s,
+        settings.migration_ddl_retry_for_s,
     )
+
+    async def connect_second() -> Any:
+        """One more session on the same server, for what the one that migrates cannot see of itself."""
+        timeout_s = dsn.connect_timeout_s or settings.db_connect_timeout_s
+        return await connect_once(dsn, timeout_s=timeout_s, application_name=f"orchestrator {command} watch")
+
     life.enter(Phase.LOCKING)
-    async with migration_lock(connection, life, timeout_s=settings.migration_lock_timeout_s):
+    async with migration_lock(
+        connection, life, timeout_s=settings.migration_lock_timeout_s, connect_second=connect_second
+    ):
         life.enter(Phase.EXTENSIONS)
         await ensure_extensions(connection, settings.extensions, life)
         life.enter(Phase.MIGRATING)
         try:
-            await migrate(connection, sources, options, life)
+            await migrate(connection, sources, options, life, connect_second=connect_second)
         except MigrationError as error:
             await _record(connection, life, command=command, outcome="failed", error=error)
             raise
@@ -323,7 +335,12 @@ def _explained(error: Exception) -> Exception:
     """An error of the server outside of any migration file, as one of ours; anything else as it is."""
     import asyncpg
 
+    from orchestrator.database.failure import POOLER_SQLSTATES
+    from orchestrator.database.pooler import PoolerError
+
     if isinstance(error, asyncpg.PostgresError):
+        if error.sqlstate in POOLER_SQLSTATES:
+            return PoolerError("a statement that one transaction prepares is gone in the next")
         return MigrationError(
             f"the server refused what comes before the migrations: {error} (SQLSTATE {error.sqlstate})",
             remedy="Mend what it names, then start again; no migration was run.",

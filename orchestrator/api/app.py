@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from orchestrator.api import health, migrations
+from orchestrator.api import health, migrations, page
 from orchestrator.api.problems import problem
 from orchestrator.lifecycle import Phase
 
@@ -33,12 +33,14 @@ class Backend:
 
 
 def build_app(life: Lifecycle, backend: Backend) -> web.Application:
-    """The application. It can serve before anything else is there: until READY all but `/health*` is 503."""
+    """The application. It can serve before anything else is there: until READY only health and the page are open."""
 
     @web.middleware
     async def gate(request: web.Request, handler: Handler) -> web.StreamResponse:
-        is_health = request.path == "/health" or request.path.startswith("/health/")
-        if life.phase is not Phase.READY and not is_health:
+        if page.is_asked_for(request):
+            return page.index()
+        is_open = request.path == "/health" or request.path.startswith(("/health/", "/page/"))
+        if life.phase is not Phase.READY and not is_open:
             return problem(
                 503,
                 f"the service is not ready: it is {life.phase}; /health tells more",
@@ -69,5 +71,6 @@ def build_app(life: Lifecycle, backend: Backend) -> web.Application:
         response.headers["X-Content-Type-Options"] = "nosniff"
 
     app.on_response_prepare.append(harden)
-    app.add_routes([*health.routes(life), *migrations.routes(backend)])
+    health.install(app, life)
+    app.add_routes([*page.routes(), *migrations.routes(backend)])
     return app

@@ -23,7 +23,10 @@ async def steps(ctx, payload: dict):
     await ctx.progress(1, 4, "a quarter")
 """
 
-ADD = "INSERT INTO orchestrator.job_events (job_id, attempt, name, queue, state) VALUES ($1, 1, 'made', 'default', 'queued')"
+ADD = (
+    "INSERT INTO orchestrator.job_events (job_id, attempt, name, queue, state)"
+    " VALUES ($1, 1, 'made', 'default', 'queued')"
+)
 TELL = "SELECT pg_notify('orchestrator_events', '')"
 
 
@@ -36,7 +39,7 @@ TELL = "SELECT pg_notify('orchestrator_events', '')"
 )
 @settings(max_examples=300, deadline=None)
 def test_however_transactions_commit_each_event_is_taken_once_also_across_reconnects(order, moves):
-    """Events become visible in any order; two replicas look now and then; a client moves between them, or breaks off."""
+    """Events become visible in any order; two replicas look now and then; a client moves between them, and breaks."""
     visible: set[int] = set()
     replicas = {True: Cursor(Position(0)), False: Cursor(Position(0))}
     got: list[int] = []

@@ -11,7 +11,8 @@ const STEPS = {
   migrating: "Migrations",
   launching: "Job server",
 };
-const RETRY_S = [0.5, 1, 2, 3, 5];
+// A start that fails lives for a second: rarer tries would miss it, and a refused connection costs nothing.
+const retry_s = (misses) => (misses < 2 ? 0.4 : misses < 120 ? 1 : 3);
 const SILENCE_S = 25; // the server repeats itself every 10 s
 const POLL_S = 2;
 const JOBS_EVERY_S = 15; // live; without the stream every POLL_S × 2
@@ -50,7 +51,6 @@ function patch(parent, wanted) {
       if (key !== undefined) node = keyed.get(key) ?? null;
       else if (at?.nodeType === Node.ELEMENT_NODE && at.orchKey === undefined) node = at;
       if (node === null || node.orchTag !== v.tag) {
-        node?.remove === undefined || node === at || node.remove();
         node = SVG_TAGS.has(v.tag) ? document.createElementNS(SVG, v.tag) : document.createElement(v.tag);
         node.orchTag = v.tag;
         node.orchKey = key;
@@ -102,9 +102,9 @@ setInterval(() => {
 
 // ------------------------------------------------------------------------------------------------------------ words
 
-/** Server time in ms: the two clocks need not agree. */
+/** Server time in ms: the two clocks need not agree. It stands still while nothing is heard: so do the timers. */
 function now() {
-  return Date.now() + model.skew_ms;
+  return (model.link === "away" ? model.heard_at : Date.now()) + model.skew_ms;
 }
 
 function span(seconds) {
@@ -158,6 +158,29 @@ function until(iso) {
 function timer(text, props) {
   return h("span", { class: "num", ...props, timer: text });
 }
+
+// database/failure.py's causes, for people
+const CAUSES = {
+  refused: "Connection refused",
+  name_not_resolved: "Host name not found",
+  no_socket: "No such socket",
+  timeout: "No answer in time",
+  unreachable: "Host unreachable",
+  starting_up: "The server is starting up",
+  stopping: "The server is shutting down",
+  closed: "Connection closed while logging in",
+  credentials: "User or password refused",
+  no_database: "No such database",
+  not_permitted: "The user may not connect",
+  too_many_connections: "Too many connections",
+  out_of_resources: "The server is out of resources",
+  no_matching_host: "No host with the role that is needed",
+  certificate: "Certificate not trusted",
+  tls: "TLS failed",
+  tls_refused: "The server speaks no TLS",
+};
+
+const address = (text) => String(text).replace(/\/(32|128)$/, "");
 
 const words = (text) => String(text ?? "").replaceAll("_", " ");
 
@@ -292,7 +315,7 @@ async function followStart() {
       for (let n = 0; n < 15 && (await sleep(POLL_S), await pollOnce()); n++);
       continue;
     }
-    const wait_s = RETRY_S[Math.min(model.misses, RETRY_S.length - 1)];
+    const wait_s = retry_s(model.misses);
     model.misses += 1;
     model.link_retry_at = Date.now() + wait_s * 1000;
     if (ended || model.misses > 1) link("away");
@@ -383,7 +406,7 @@ const jobs = {
       model.jobs_link = "away";
       schedule();
       misses += 1;
-      await sleep(RETRY_S[Math.min(misses, RETRY_S.length - 1)]);
+      await sleep(retry_s(misses));
     }
     this.following = false;
   },
@@ -590,7 +613,7 @@ function failedLine(failure) {
   const facts = failure?.facts ?? {};
   const during = failure?.history?.filter((entry) => entry.phase !== "failed").at(-1)?.phase;
   const where = facts.migration ? h("b", null, facts.migration) : during ? `while ${during}` : "";
-  return h("span", null, where, where ? ", " : "", failure ? timer(ago(failure.at)) : "");
+  return h("span", null, where, where ? ", " : "", failure ? timer(() => ago(failure.at)(Date.now() + model.skew_ms)) : "");
 }
 
 function processLine() {
@@ -601,7 +624,7 @@ function processLine() {
 function retryLine() {
   return timer(() => {
     const s = (model.link_retry_at - Date.now()) / 1000;
-    return s > 0.4 ? `Looking for it again in ${Math.ceil(s)} s.` : "Looking for it again…";
+    return s > 1.4 ? `Looking for it again in ${Math.ceil(s)} s.` : "Looking for it again every second.";
   });
 }
 
@@ -633,7 +656,7 @@ function glyph(shape, part) {
       return [["circle", { ...ring, "stroke-dasharray": "2.2 4.607", "stroke-linecap": "round" }]];
     case "start":
       return [
-        ["circle", { ...ring, class: "track", "stroke-opacity": 0.2 }],
+        ["circle", { ...ring, "stroke-opacity": 0.18 }],
         ["circle", { ...ring, class: "arc", "stroke-linecap": "round", "stroke-dasharray": `${(around * part).toFixed(2)} ${around.toFixed(2)}`, transform: "rotate(-90 16 16)" }],
         ["circle", { cx: 16, cy: 16, r: 4.5, fill: "currentColor" }],
       ];
@@ -696,7 +719,7 @@ const DETAILS = {
     if (check.status === "failed" && state !== "done") {
       const where = check.hosts?.join(", ") ?? check.server;
       return [
-        h("p", null, h("b", null, words(check.cause)), where ? ` at ${where}` : "", check.sqlstate ? ` (SQLSTATE ${check.sqlstate})` : ""),
+        h("p", null, h("b", null, CAUSES[check.cause] ?? words(check.cause)), where ? ` at ${where}` : "", check.sqlstate ? ` (SQLSTATE ${check.sqlstate})` : ""),
         check.hint && h("p", { class: "hint" }, check.hint),
         check.next_try_at && h("p", null, "Next try ", timer(until(check.next_try_at)), ["refused", "no_socket", "name_not_resolved", "unreachable"].includes(check.cause) ? ", or as soon as something listens" : ""),
       ];
@@ -719,9 +742,9 @@ const DETAILS = {
         "dl",
         { class: "facts" },
         [
-          ["Process", `pid ${holder.pid}${holder.client_address ? ` from ${holder.client_address}` : ", by the local socket"}`],
+          ["Process", `pid ${holder.pid}${holder.client_address ? ` from ${address(holder.client_address)}` : ", by the local socket"}`],
           ["Connected", timer((t) => `for ${age(holder.session_age_s + (t - ms(aged)) / 1000)}`)],
-          holder.statement_age_s !== null && ["Its statement", timer((t) => `for ${age(holder.statement_age_s + (t - ms(aged)) / 1000)}`)],
+          holder.state === "active" && holder.statement_age_s !== null && ["Its statement runs", timer((t) => `for ${age(holder.statement_age_s + (t - ms(aged)) / 1000)}`)],
           ["State", holder.state],
         ]
           .filter(Boolean)
@@ -741,7 +764,7 @@ const DETAILS = {
     return h(
       "ul",
       { class: "lines" },
-      installed.map(([name, version]) => h("li", { key: `i-${name}` }, h("b", null, name), h("span", null, version))),
+      installed.length ? h("li", { key: "installed" }, h("span", null, installed.map(([name, version], n) => [n ? ", " : "", h("b", null, name), ` ${version}`]))) : null,
       missing.map((one) =>
         h(
           "li",
@@ -758,13 +781,10 @@ const DETAILS = {
   migrating(start, state) {
     const { migrations, items } = start;
     if (!migrations.total) return null;
-    const done = h(
-      "p",
-      null,
-      h("b", null, `${count(migrations.applied)} of ${count(migrations.total)}`),
-      " applied",
-      items?.timed ? `, ${count(items.timed)} by this start` : "",
-    );
+    const done =
+      state === "now" // the headline says it
+        ? null
+        : h("p", null, h("b", null, `${count(migrations.applied)} of ${count(migrations.total)}`), " applied", items?.timed ? `, ${count(items.timed)} by this start` : "");
     return [done, items?.rows.length ? sky(items) : null, state === "now" && migrations.current ? current(start) : null, items?.rows.length ? listing(items) : null];
   },
 
@@ -843,7 +863,7 @@ function current(start) {
       h("span", null, started === null ? null : timer((t) => running((t - started) / 1000)), left_s === null ? "" : `, about ${span(Math.max(1, left_s))} left`),
     ),
     blockers.map((one) =>
-      h("p", { class: "warn", key: `b-${one.pid}` }, `Waits for pid ${one.pid}`, one.application_name ? ` (${one.application_name})` : "", one.client_address ? ` from ${one.client_address}` : "", one.query ? h("code", null, ` ${one.query}`) : ""),
+      h("p", { class: "warn", key: `b-${one.pid}` }, `Waits for pid ${one.pid}`, one.application_name ? ` (${one.application_name})` : "", one.client_address ? ` from ${address(one.client_address)}` : "", one.state && one.state !== "active" ? `, ${one.state}` : "", one.query ? h("code", null, ` ${one.query}`) : ""),
     ),
   );
 }
@@ -914,12 +934,14 @@ function excerpt(facts) {
   const lines = String(facts.excerpt).split("\n");
   const caret = lines.length > 1 && /^\s*\^$/.test(lines.at(-1)) ? lines.pop().length - 1 : -1;
   const text = lines.at(-1);
-  const word = caret >= 0 ? (/^("[^"]*"|'[^']*'|[\w$]+|.)/.exec(text.slice(caret))?.[0] ?? " ") : "";
+  // At the beginning of the statement the server named no place in it: then the statement is meant.
+  const isAll = caret >= 0 && text.slice(0, caret).trim() === "";
+  const word = isAll ? text.slice(caret) : caret >= 0 ? (/^("[^"]*"|'[^']*'|[\w$]+|.)/.exec(text.slice(caret))?.[0] ?? " ") : "";
   return h(
     "div",
     { class: "excerpt", tabindex: 0, role: "region", "aria-label": "The statement in the file" },
     h("code", { class: "line", "aria-hidden": "true" }, facts.line ?? ""),
-    h("code", null, caret < 0 ? lines.join("\n") : [text.slice(0, caret), h("mark", null, word), text.slice(caret + word.length)]),
+    h("code", null, caret < 0 ? lines.join("\n") : [text.slice(0, caret), h("mark", { class: isAll ? "all" : null }, word), text.slice(caret + word.length)]),
   );
 }
 
@@ -1152,10 +1174,10 @@ function startsPart(list) {
 
 function bar(start) {
   const asked = Boolean(start?.access?.token) && start?.phase === "ready";
-  const linked = { live: "Live", poll: `Asking every ${POLL_S} s`, away: model.start || model.misses > 1 ? "Cut off" : "Connecting" }[model.link];
+  const linked = { live: "Live", poll: `Asking every ${POLL_S} s`, away: model.ended ? "Ended" : model.start || model.misses > 1 ? "Cut off" : "Connecting" }[model.link];
   return [
     h("span", { class: "name" }, "orchestrator", start ? h("small", null, start.version) : null),
-    h("span", { class: "link", "data-link": model.link, title: model.link === "poll" ? "The event stream brings nothing (a proxy that buffers?)" : null }, linked),
+    h("span", { class: "link", "data-link": model.ended ? "ended" : model.link, title: model.link === "poll" ? "The event stream brings nothing (a proxy that buffers?)" : null }, linked),
     asked && token() ? h("button", { type: "button", class: "plain", key: "forget", on: { click: forgetToken } }, "Forget the token") : null,
   ];
 }
@@ -1190,11 +1212,12 @@ function content(shown) {
 }
 
 function foot(start) {
+  const isReady = start?.phase === "ready";
   return [
     h("a", { href: "health" }, "/health"),
-    h("a", { href: "openapi.json" }, "/openapi.json"),
-    h("a", { href: "metrics" }, "/metrics"),
-    start ? h("span", { class: "end" }, "Process started ", timer(ago(start.started_at))) : null,
+    isReady ? h("a", { href: "openapi.json" }, "/openapi.json") : null,
+    isReady ? h("a", { href: "metrics" }, "/metrics") : null,
+    start && model.link !== "away" ? h("span", { class: "end" }, "Process started ", timer(ago(start.started_at))) : null,
   ];
 }
 

@@ -1,0 +1,295 @@
+"""Screenshots of the status page, from real servers with realistic content: `python tests/page_screenshots.py [name…]`.
+
+Writes tests/screenshots/<state>-<scheme>.png for the states starting, ready, failed (and others by name). Needs the
+packages of the extra `test`, Debian's chromium, and for the look of most desktops fonts-inter and fonts-jetbrains-mono.
+"""
+
+import asyncio
+import json
+import os
+import struct
+import sys
+import tempfile
+import time
+import zlib
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import asyncpg
+from playwright.async_api import async_playwright
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from orchestrator.database.embedded import embedded_postgres  # noqa: E402 the tree beside this file is meant
+
+OUT = ROOT / "tests" / "screenshots"
+CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
+ARGUMENTS = [
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync", "--font-render-hinting=none"),
+]
+PORT = 3987
+
+TABLES = [
+    "servers", "users", "items", "sessions", "libraries", "activities", "hidden_recommendations", "people",
+    "item_people", "job_results", "server_settings", "embeddings", "watch_time", "anomalies", "user_settings",
+]  # fmt: skip
+
+
+def folder(path: Path, *last: tuple[str, str]) -> str:
+    """A project of 44 migrations that looks like one that grew, and `last`."""
+    files = []
+    for number, table in enumerate(TABLES):
+        sql = (
+            f'CREATE TABLE "{table}" (id bigint PRIMARY KEY, name text, server_id bigint, data jsonb,'
+            " created_at timestamptz DEFAULT now());\n"
+            f'INSERT INTO "{table}" (id, name, server_id) SELECT n, md5(n::text), n % 7'
+            f" FROM generate_series(1, {500 * (number % 4) ** 3 + 50}) n;"
+        )
+        files.append((f"{number:04d}_create_{table}", sql))
+    for number in range(len(TABLES), 43):
+        table = TABLES[number % len(TABLES)]
+        kind = number % 3
+        sql = [
+            f'CREATE INDEX "{table}_name_{number}" ON "{table}" (name);',
+            f'ALTER TABLE "{table}" ADD COLUMN "field_{number}" text DEFAULT \'\' NOT NULL;',
+            f"UPDATE \"{table}\" SET data = jsonb_build_object('n', id, 'at', created_at);",
+        ][kind]
+        name = ["index", "add_field", "backfill"][kind]
+        files.append((f"{number:04d}_{table}_{name}", sql))
+    files += last
+    (path / "meta").mkdir(parents=True)
+    entries = []
+    for number, (tag, sql) in enumerate(files):
+        (path / f"{tag}.sql").write_text(sql)
+        entries.append({"idx": number, "when": 1716000000000 + number * 86_400_000, "tag": tag, "breakpoints": True})
+    (path / "meta" / "_journal.json").write_text(json.dumps({"version": "7", "entries": entries}))
+    return str(path)
+
+
+@asynccontextmanager
+async def database(dsn: str, name: str):
+    connection = await asyncpg.connect(dsn)
+    await connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+    await connection.execute(f'CREATE DATABASE "{name}"')
+    try:
+        yield dsn.replace("/postgres?", f"/{name}?") if "/postgres?" in dsn else dsn.rsplit("/", 1)[0] + f"/{name}"
+    finally:
+        await connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+        await connection.close()
+
+
+@asynccontextmanager
+async def serving(dsn: str, **env: str):
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "orchestrator", "serve"),
+        env={
+            "PATH": os.environ["PATH"],
+            "HOME": os.environ.get("HOME", "/root"),
+            "DATABASE_URL": dsn,
+            "HOST": "127.0.0.1",
+            "PORT": str(PORT),
+            "LOG_FORMAT": "json",
+            "PYTHONPATH": str(ROOT),
+            **env,
+        },
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE if not os.environ.get("VERBOSE") else None,
+        cwd=ROOT,
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        await process.wait()
+
+
+async def failed(work: Path, dsn: str, look):
+    broken = (
+        'ALTER TABLE "sessions" ADD COLUMN "play_range" tstzrange;\n--> statement-breakpoint\n'
+        'UPDATE "sessions" SET "play_range" = tstzrange(created_at, created_at + interval \'1 hour\');\n'
+        "--> statement-breakpoint\n"
+        'CREATE UNIQUE INDEX "sessions_one_per_server" ON "sessions" ("server_id") WHERE "name" IS NOT NULL;'
+    )
+    directory = folder(work / "failed", ("0043_wait", "SELECT pg_sleep(2);"), ("0044_playback_ranges", broken))
+    async with database(dsn, "shot_failed") as own, look.open(PORT):
+        async with serving(own, MIGRATIONS_DIR=directory, EXTENSIONS="vector,pg_trgm") as process:
+            await process.wait()
+        await look.until("The start failed")
+        await look.take("failed")
+
+
+async def starting(work: Path, dsn: str, look):
+    slow = (
+        "INSERT INTO \"embeddings\" (id, name, data) SELECT n, md5(n::text), jsonb_build_object('n', n)"
+        " FROM generate_series(100000, 1800000) n;\n--> statement-breakpoint\n"
+        'CREATE INDEX "embeddings_by_name" ON "embeddings"\n  USING btree (("data" ->> \'n\'), "name",'
+        " created_at DESC)\n  WHERE name IS NOT NULL;"
+    )
+    more = (
+        ("0043_embedding_index", slow),
+        ("0044_watch_time_view", "SELECT pg_sleep(30);"),
+        ("0045_people_search", "SELECT 1;"),
+    )
+    async with database(dsn, "shot_starting") as own:
+        directory = folder(work / "starting", *more)
+        async with look.open(PORT), serving(own, MIGRATIONS_DIR=directory, EXTENSIONS="vector,pg_trgm"):
+            await look.until("Applying migrations")
+            await look.until_text("statement 2 of 2")
+            await asyncio.sleep(1.2)
+            await look.take("starting")
+
+
+async def waiting(work: Path, dsn: str, look):
+    async with look.open(PORT), serving("postgresql://app:secret@127.0.0.1:1/jellystats"):
+        await look.until("Waiting for the database")
+        await asyncio.sleep(1)
+        await look.take("waiting")
+
+
+async def locked(work: Path, dsn: str, look):
+    async with database(dsn, "shot_locked") as own:
+        holder = await asyncpg.connect(own, server_settings={"application_name": "orchestrator serve"})
+        from orchestrator.database.lock import LOCK_KEY
+
+        await holder.execute(f"SELECT pg_advisory_lock({LOCK_KEY})")
+        async with look.open(PORT), serving(own):
+            await look.until("Waiting for another migrator")
+            await asyncio.sleep(1)
+            await look.take("locked")
+        await holder.close()
+
+
+async def ready(work: Path, dsn: str, look):
+    async with database(dsn, "shot_ready") as own:
+        directory = folder(work / "ready")
+        async with look.open(PORT), serving(own, MIGRATIONS_DIR=directory, EXTENSIONS="vector,pg_trgm"):
+            await look.until("Ready")
+            await asyncio.sleep(1)
+            await look.take("ready")
+
+
+STATES = {f.__name__: f for f in (starting, ready, failed, waiting, locked)}
+
+
+class Look:
+    """Two pages on one server, light and dark, that are told apart by nothing else."""
+
+    def __init__(self, browser, *, width: int = 1180, height: int = 860, full: bool = True) -> None:
+        self._browser, self._size, self._full, self._pages = browser, {"width": width, "height": height}, full, {}
+
+    @asynccontextmanager
+    async def open(self, port: int):
+        # The page is there before the server is: it needs one to be loaded from.
+        async with serving("postgresql://u:p@127.0.0.1:1/none"):
+            for scheme in ("light", "dark"):
+                context = await self._browser.new_context(
+                    color_scheme=scheme, viewport=self._size, device_scale_factor=1, locale="en-GB"
+                )
+                page = self._pages[scheme] = await context.new_page()
+                page.on("pageerror", lambda error: print("pageerror:", error))
+                for _ in range(100):
+                    try:
+                        await page.goto(f"http://127.0.0.1:{port}/")
+                        break
+                    except Exception:  # noqa: BLE001 not up yet
+                        await asyncio.sleep(0.1)
+                await page.get_by_role("heading", name="database").first.wait_for()
+        try:
+            yield
+        finally:
+            for page in self._pages.values():
+                await page.context.close()
+
+    async def until(self, title: str) -> None:
+        for page in self._pages.values():
+            await page.get_by_role("heading", level=1, name=title).wait_for(timeout=60_000)
+
+    async def until_text(self, text: str) -> None:
+        for page in self._pages.values():
+            await page.get_by_text(text).first.wait_for(timeout=60_000)
+
+    async def take(self, name: str) -> None:
+        OUT.mkdir(exist_ok=True)
+        for scheme, page in self._pages.items():
+            path = OUT / f"{name}-{scheme}.png"
+            await page.screenshot(path=path, full_page=self._full, animations="disabled")
+            path.write_bytes(quantised(path.read_bytes()))
+            print(f"{path.relative_to(ROOT)}: {path.stat().st_size / 1000:.0f} kB")
+
+
+def quantised(png: bytes) -> bytes:
+    """The same picture with a palette of at most 256 colours, where that is smaller (8-bit RGB or RGBA in)."""
+    width, height, _, kind = struct.unpack(">IIBB", png[16:26])
+    data, at = b"", 8
+    while at < len(png):
+        size = int.from_bytes(png[at : at + 4], "big")
+        if png[at + 4 : at + 8] == b"IDAT":
+            data += png[at + 8 : at + 8 + size]
+        at += size + 12
+    step = {2: 3, 6: 4}[kind]
+    raw = zlib.decompress(data)
+    rows, before, stride = [], bytearray(width * step), width * step
+    for y in range(height):
+        line = raw[y * (stride + 1) : (y + 1) * (stride + 1)]
+        rows.append(before := unfiltered(line[0], bytearray(line[1:]), before, step))
+    counts: dict[bytes, int] = {}
+    for row in rows:
+        for x in range(0, stride, step):
+            colour = bytes(row[x : x + 3])
+            counts[colour] = counts.get(colour, 0) + 1
+    palette = [colour for colour, _ in sorted(counts.items(), key=lambda item: -item[1])[:256]]
+    index = {colour: n for n, colour in enumerate(palette)}
+    for colour in counts:
+        if colour not in index:
+            nearest = min(palette, key=lambda p: sum((a - b) ** 2 for a, b in zip(p, colour, strict=True)))
+            index[colour] = index[nearest]
+    body = b"".join(b"\0" + bytes(index[bytes(row[x : x + 3])] for x in range(0, stride, step)) for row in rows)
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return len(content).to_bytes(4, "big") + name + content + zlib.crc32(name + content).to_bytes(4, "big")
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0)
+    small = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"PLTE", b"".join(palette))
+    small += chunk(b"IDAT", zlib.compress(body, 9)) + chunk(b"IEND", b"")
+    return min(small, png, key=len)
+
+
+def unfiltered(kind: int, line: bytearray, before: bytearray, step: int) -> bytearray:
+    """One row of a PNG without its filter (PNG specification, 9.2)."""
+    for x in range(len(line)):
+        left = line[x - step] if x >= step else 0
+        up, corner = before[x], before[x - step] if x >= step else 0
+        if kind == 1:
+            line[x] = (line[x] + left) & 255
+        elif kind == 2:
+            line[x] = (line[x] + up) & 255
+        elif kind == 3:
+            line[x] = (line[x] + (left + up) // 2) & 255
+        elif kind == 4:
+            a, b, c = abs(up - corner), abs(left - corner), abs(left + up - 2 * corner)
+            line[x] = (line[x] + (left if a <= b and a <= c else up if b <= c else corner)) & 255
+    return line
+
+
+async def main(names: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        work = Path(directory)
+        os.chmod(work, 0o755)  # noqa: PTH101 the server runs as somebody else
+        async with (
+            embedded_postgres(work / "data", lambda *_, **__: None, durable=False) as server,
+            async_playwright() as playwright,
+        ):
+            browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+            size = {"width": 390, "height": 844} if os.environ.get("PHONE") else {}
+            for name in names:
+                began = time.monotonic()
+                await STATES[name](work, server.dsn, Look(browser, **size))
+                print(f"{name}: {time.monotonic() - began:.1f} s")
+            await browser.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1:] or ["starting", "ready", "failed"]))

@@ -7,6 +7,7 @@ packages of the extra `test`, Debian's chromium, and for the look of most deskto
 import asyncio
 import json
 import os
+import re
 import struct
 import sys
 import tempfile
@@ -124,21 +125,17 @@ async def failed(work: Path, dsn: str, look):
 async def starting(work: Path, dsn: str, look):
     slow = (
         "INSERT INTO \"embeddings\" (id, name, data) SELECT n, md5(n::text), jsonb_build_object('n', n)"
-        " FROM generate_series(100000, 1800000) n;\n--> statement-breakpoint\n"
+        " FROM generate_series(100000, 3600000) n;\n--> statement-breakpoint\n"
         'CREATE INDEX "embeddings_by_name" ON "embeddings"\n  USING btree (("data" ->> \'n\'), "name",'
         " created_at DESC)\n  WHERE name IS NOT NULL;"
     )
-    more = (
-        ("0043_embedding_index", slow),
-        ("0044_watch_time_view", "SELECT pg_sleep(30);"),
-        ("0045_people_search", "SELECT 1;"),
-    )
+    view = "SELECT pg_sleep(30);"
+    more = (("0043_embedding_index", slow), ("0044_watch_time_view", view), ("0045_people_search", "SELECT 1;"))
     async with database(dsn, "shot_starting") as own:
         directory = folder(work / "starting", *more)
         async with look.open(PORT), serving(own, MIGRATIONS_DIR=directory, EXTENSIONS="vector,pg_trgm"):
             await look.until("Applying migrations")
-            await look.until_text("statement 2 of 2")
-            await asyncio.sleep(1.2)
+            await look.until_text(re.compile(r"[3-9]\d %"))
             await look.take("starting")
 
 
@@ -207,7 +204,7 @@ class Look:
         for page in self._pages.values():
             await page.get_by_role("heading", level=1, name=title).wait_for(timeout=60_000)
 
-    async def until_text(self, text: str) -> None:
+    async def until_text(self, text: str | re.Pattern[str]) -> None:
         for page in self._pages.values():
             await page.get_by_text(text).first.wait_for(timeout=60_000)
 

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -21,7 +22,7 @@ from orchestrator.api.problems import problem
 from orchestrator.lifecycle import Phase
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable, Mapping
 
     from aiohttp.typedefs import Handler
 
@@ -36,6 +37,7 @@ _GAP_S = 0.1
 _LOOK_S = 0.5
 _REPEAT_S = 10.0
 _WATCHERS_LIMIT = 64
+_NO_ACCESS: Mapping[str, object] = MappingProxyType({})
 # Of 10,000 migrations: these many rows around the first that is not applied, and these many of the slowest.
 _SHOWN_BEFORE = 150
 _SHOWN_AFTER = 50
@@ -96,9 +98,12 @@ def health(life: Lifecycle) -> dict[str, object]:
     }
 
 
-def snapshot(life: Lifecycle) -> dict[str, object]:
-    """The body of `/health`, with the migrations one by one: bounded, however many there are."""
-    return {**health(life), "items": _items(life.migrations)}
+def snapshot(life: Lifecycle, access: Mapping[str, object] = _NO_ACCESS) -> dict[str, object]:
+    """The body of `/health`, with the migrations one by one: bounded, however many there are.
+
+    `access` says what the API asks for (see `install`).
+    """
+    return {**health(life), "items": _items(life.migrations), "access": access}
 
 
 def _items(migrations: MigrationCounts) -> dict[str, object]:
@@ -145,14 +150,14 @@ def _without_clocks(body: dict[str, object]) -> dict[str, object]:
 class StartEvents:
     """The stream of snapshots. It costs nothing while nobody watches."""
 
-    def __init__(self, life: Lifecycle) -> None:
-        self.life = life
+    def __init__(self, life: Lifecycle, access: Callable[[], Mapping[str, object]]) -> None:
+        self.life, self._access = life, access
         self.hub = streams.Hub(limit=1, most=_WATCHERS_LIMIT, keep="newest")
         self._happened = asyncio.Event()
 
-    def first(self) -> bytes:
-        """What a client that comes now is told at once."""
-        return streams.frame("state", snapshot(self.life))
+    def now(self) -> dict[str, object]:
+        """The snapshot of this instant."""
+        return snapshot(self.life, self._access())
 
     async def run(self) -> None:
         """Publish what changes, until cancelled."""
@@ -164,7 +169,7 @@ class StartEvents:
                 async with asyncio.timeout(_LOOK_S):
                     await self._happened.wait()
             self._happened.clear()
-            body = snapshot(self.life)
+            body = self.now()
             still, now = _without_clocks(body), time.monotonic()
             if still != before or now - said_at >= _REPEAT_S:
                 before, said_at = still, now
@@ -190,12 +195,18 @@ class StartEvents:
 
     async def end(self, _: web.Application) -> None:
         """Tell everybody how it ended (a failed start has its `failure` by now), and close."""
-        self.hub.close(streams.frame("end", snapshot(self.life)))
+        self.hub.close(streams.frame("end", self.now()))
 
 
-def install(app: web.Application, life: Lifecycle) -> None:
-    """Add the probes and the stream of the start to the application."""
-    events = StartEvents(life)
+def install(
+    app: web.Application, life: Lifecycle, access: Callable[[], Mapping[str, object]] = lambda: _NO_ACCESS
+) -> None:
+    """Add the probes and the stream of the start to the application.
+
+    `access` tells the page what the API asks for: `token`, whether one is configured, and `actions`, `open`, `token`
+    or `refused`. It is no secret: whoever asks the API learns the same.
+    """
+    events = StartEvents(life, access)
     app.cleanup_ctx.append(events.running)
     app.on_shutdown.append(events.end)
     app.add_routes([*routes(life), web.get("/health/events", _watching(events), allow_head=False)])
@@ -206,13 +217,13 @@ def _watching(events: StartEvents) -> Handler:
         """The stream; `Accept: application/json` asks for one snapshot of the same instead (where streams fail)."""
         if request.headers.get("Accept") == "application/json":
             return web.Response(
-                body=msgspec.json.encode(snapshot(events.life), enc_hook=str),
+                body=msgspec.json.encode(events.now(), enc_hook=str),
                 content_type="application/json",
                 headers=_NO_STORE,
             )
         try:
             with events.hub.subscribe() as subscriber:
-                return await streams.respond(request, subscriber, first=events.first())
+                return await streams.respond(request, subscriber, first=streams.frame("state", events.now()))
         except streams.HubFullError:
             return problem(
                 503,

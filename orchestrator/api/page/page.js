@@ -199,6 +199,8 @@ const model = {
   jobs_link: "away",
   jobs_error: null,
   wants_token: false,
+  series: new Map(), // queue → [{at, value}]
+  whole: new Map(), // job id → the job with its trace
   busy: new Set(),
   toast: null,
 };
@@ -377,10 +379,11 @@ const jobs = {
         ask("api/starts?limit=12"),
       ]);
       model.jobs = { queues, running: runs, failed, schedules, starts };
+      remember(queues);
       model.jobs_error = null;
     } catch (error) {
       if (!(error instanceof HttpError || error instanceof TypeError)) throw error;
-      if (error.status === 401 || error.status === 403) refuseToken();
+      if (error.status === 401) refuseToken();
       else model.jobs_error = error.message;
     } finally {
       this.loading = false;
@@ -400,7 +403,7 @@ const jobs = {
           if (event !== "phase") this.soon();
         });
       } catch (error) {
-        if (error.status === 401 || error.status === 403) refuseToken();
+        if (error.status === 401) refuseToken();
         else if (!(error instanceof TypeError || error instanceof HttpError || error.name === "AbortError")) throw error;
       }
       model.jobs_link = "away";
@@ -411,6 +414,30 @@ const jobs = {
     this.following = false;
   },
 };
+
+/** The throughput of each queue as far back as this page has looked: at most one point in 5 s, an hour of them. */
+function remember(queues) {
+  for (const { name, throughput_per_s } of listOf(queues, "queues")) {
+    const points = model.series.get(name) ?? [];
+    const at = ms(queues.sampled_at) ?? now();
+    if (points.length && at - points.at(-1).at < 4500) points.pop();
+    points.push({ at, value: throughput_per_s ?? 0 });
+    model.series.set(name, points.slice(-720));
+  }
+}
+
+/** The whole of a job, for its trace: read when somebody opens it. */
+async function readJob(id) {
+  if (model.whole.get(id)) return;
+  model.whole.set(id, {});
+  try {
+    model.whole.set(id, await ask(`api/jobs/${encodeURIComponent(id)}`));
+  } catch (error) {
+    if (!(error instanceof HttpError || error instanceof TypeError)) throw error;
+    model.whole.set(id, { problem: error.message });
+  }
+  schedule();
+}
 
 function refuseToken() {
   if (token()) sessionStorage.removeItem(TOKEN);
@@ -431,7 +458,7 @@ async function act(key, path, done) {
   model.busy.add(key);
   schedule();
   try {
-    await ask(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: "{}" });
+    await ask(path, { method: "POST" });
     toast(done);
   } catch (error) {
     if (error.status === 401) {
@@ -494,7 +521,7 @@ dialog.querySelector("form").addEventListener("submit", async (event) => {
   try {
     await ask("api/queues");
   } catch (error) {
-    if (error.status === 401 || error.status === 403) {
+    if (error.status === 401) {
       sessionStorage.removeItem(TOKEN);
       document.getElementById("ask-error").textContent = "The server refused this token.";
       document.getElementById("ask-token").select();
@@ -588,8 +615,8 @@ function describeStart(start) {
 function leftover(start) {
   const { items, migrations } = start;
   const left = migrations.total - migrations.applied;
-  if (!items || items.timed < 5 || left < 2) return "";
-  return `; about ${span(Math.max(1, (items.spent_s / items.timed) * left))} more at this pace`;
+  if (!items || items.timed < 5 || left < 5) return "";
+  return `; about ${age(Math.max(1, (items.spent_s / items.timed) * left))} more at this pace`;
 }
 
 function describeAway(start) {
@@ -860,7 +887,7 @@ function current(start) {
       "div",
       { class: "meter-words" },
       h("span", null, says.join(", ") || (activity ? words(activity.statement_kind) : "running")),
-      h("span", null, started === null ? null : timer((t) => running((t - started) / 1000)), left_s === null ? "" : `, about ${span(Math.max(1, left_s))} left`),
+      h("span", null, started === null ? null : timer((t) => running((t - started) / 1000)), left_s === null ? "" : `, about ${age(Math.max(1, left_s))} left`),
     ),
     blockers.map((one) =>
       h("p", { class: "warn", key: `b-${one.pid}` }, `Waits for pid ${one.pid}`, one.application_name ? ` (${one.application_name})` : "", one.client_address ? ` from ${address(one.client_address)}` : "", one.state && one.state !== "active" ? `, ${one.state}` : "", one.query ? h("code", null, ` ${one.query}`) : ""),
@@ -982,7 +1009,7 @@ function ready(start) {
   if (!queues) return model.jobs_error ? h("p", { class: "note", key: "jobs-error" }, `The jobs cannot be read: ${model.jobs_error}`) : null;
   return [
     model.jobs_error ? h("p", { class: "note", key: "jobs-error" }, `The jobs are not up to date: ${model.jobs_error}`) : null,
-    queuesPart(listOf(queues, "queues")),
+    queuesPart(queues),
     runningPart(listOf(runs, "jobs")),
     failedPart(listOf(failed, "jobs")),
     schedulesPart(listOf(schedules, "schedules")),
@@ -990,60 +1017,44 @@ function ready(start) {
   ];
 }
 
-function queuesPart(queues) {
+function queuesPart({ queues, workers }) {
+  const alive = (workers ?? []).filter((one) => one.is_alive !== false);
+  const slots = alive.reduce((sum, one) => sum + (one.concurrency ?? 0), 0);
   return part(
     "queues",
     "Queues",
-    null,
-    queues.length ? h("div", { class: "cards" }, queues.map(card)) : h("p", { class: "empty" }, "No queue has had a job yet."),
+    workers ? (alive.length ? `${plural(alive.length, "worker")}, ${plural(slots, "slot")}` : h("span", { class: "bad" }, "No worker is alive")) : null,
+    queues?.length ? h("div", { class: "cards" }, queues.map(card)) : h("p", { class: "empty" }, "No queue has had a job yet."),
   );
 }
 
-function card(queue) {
-  const counts = queue.counts ?? queue.states ?? {};
-  const name = queue.queue ?? queue.name;
+function card({ name, counts, oldest_queued_s: oldest_s, throughput_per_s: rate }) {
   const shown = [
-    ["queued", "queued", (counts.queued ?? 0)],
-    ["running", "running", counts.running ?? 0],
-    ["scheduled", "later", counts.scheduled ?? 0],
-    ["failed", "failed", counts.failed ?? 0],
+    ["queued", "waiting"],
+    ["running", "running"],
+    ["scheduled", "later"],
+    ["failed", "failed"],
   ];
+  const rated = !rate ? "idle for a minute" : rate >= 1 ? `${count(Math.round(rate))} a second` : `${count(Math.round(rate * 60))} a minute`;
   return h(
     "article",
     { class: "card", key: name, "aria-label": `Queue ${name}` },
     h("h3", null, name),
-    h("dl", { class: "counts" }, shown.map(([state, label, n]) => h("div", { class: n === 0 ? "zero" : state === "failed" ? "bad" : "" }, h("dt", null, label), h("dd", null, count(n))))),
-    h("p", { class: "more" }, h("span", null, oldest(queue)), h("span", null, rate(queue))),
-    spark(series(queue)),
+    h("dl", { class: "counts" }, shown.map(([state, label]) => h("div", { class: !counts[state] ? "zero" : state === "failed" ? "bad" : "" }, h("dt", null, label), h("dd", null, count(counts[state] ?? 0))))),
+    h("p", { class: "more" }, h("span", null, oldest_s === null || oldest_s === undefined ? "nothing waits" : `oldest waits ${age(oldest_s)}`), h("span", null, rated)),
+    spark(model.series.get(name) ?? []),
   );
 }
 
-function oldest(queue) {
-  const s = queue.oldest_age_s ?? queue.oldest_s ?? null;
-  return s === null ? "nothing waits" : `oldest waits ${age(s)}`;
-}
-
-function rate(queue) {
-  const perMinute = queue.throughput_per_minute ?? null;
-  return perMinute === null ? "" : `${count(perMinute)} a minute`;
-}
-
-function series(queue) {
-  return Array.isArray(queue.throughput) ? queue.throughput.map((p) => (typeof p === "number" ? p : (p.finished ?? p.count ?? 0))) : [];
-}
-
-function spark(values) {
-  if (values.length < 2) return h("svg", { class: "spark", viewBox: "0 0 100 48", preserveAspectRatio: "none", "aria-hidden": "true" });
-  const most = Math.max(1, ...values);
-  const at = (v, n) => [((n / (values.length - 1)) * 100).toFixed(2), (46 - (v / most) * 42).toFixed(2)];
-  const points = values.map(at).map((p) => p.join(" "));
-  const label = `Finished a minute, the last ${values.length} minutes: at most ${count(most)}, now ${count(values.at(-1))}`;
-  return h(
-    "svg",
-    { class: "spark", viewBox: "0 0 100 48", preserveAspectRatio: "none", role: "img", "aria-label": label },
-    h("path", { class: "area", d: `M0 48 L${points.join(" L")} L100 48 Z` }),
-    h("path", { class: "line", d: `M${points.join(" L")}` }),
-  );
+/** Ended jobs a second over the time that is known, as a line on its own area. */
+function spark(points) {
+  const frame = { class: "spark", viewBox: "0 0 100 48", preserveAspectRatio: "none" };
+  if (points.length < 2) return h("svg", { ...frame, "aria-hidden": "true" }, h("path", { class: "line", d: "M0 46 L100 46" }));
+  const [first, last] = [points[0].at, points.at(-1).at];
+  const most = Math.max(...points.map((p) => p.value), 0.1);
+  const line = points.map((p) => `${((100 * (p.at - first)) / (last - first)).toFixed(2)} ${(46 - (p.value / most) * 42).toFixed(2)}`).join(" L");
+  const label = `Throughput over ${age((last - first) / 1000)}: at most ${most.toFixed(1)} a second, now ${points.at(-1).value.toFixed(1)}`;
+  return h("svg", { ...frame, role: "img", "aria-label": label }, h("path", { class: "area", d: `M0 48 L${line} L100 48 Z` }), h("path", { class: "line", d: `M${line}` }));
 }
 
 function jobTitle(job) {
@@ -1089,13 +1100,21 @@ function failedPart(list) {
           "ul",
           { class: "list" },
           list.map((job) => {
-            const error = job.error ?? {};
+            const whole = model.whole.get(job.id);
+            const lines = whole?.error?.trace;
+            const trace = whole?.problem ?? (Array.isArray(lines) ? lines.join("\n") : lines) ?? (whole?.id ? "There is no trace." : "Reading…");
+            const about = `${job.name} #${job.id}`;
             return h(
               "li",
               { key: job.id },
-              h("div", { class: "what" }, jobTitle(job), h("p", { class: "said" }, h("span", { class: "bad" }, error.type ?? "Error"), error.message ? `: ${error.message}` : "")),
-              h("div", { class: "acts" }, job.finished_at ? timer(ago(job.finished_at)) : null, button(`retry-${job.id}`, "Retry", `api/jobs/${encodeURIComponent(job.id)}/retry`, `Job #${job.id} is queued again.`, `${job.name} #${job.id}`)),
-              error.trace ? h("details", { class: "wide" }, h("summary", null, "Trace"), h("pre", { tabindex: 0, role: "region", "aria-label": `Trace of ${job.name} #${job.id}` }, h("code", null, Array.isArray(error.trace) ? error.trace.join("\n") : error.trace))) : null,
+              h("div", { class: "what" }, jobTitle(job), h("p", { class: "said" }, h("span", { class: "bad" }, whole?.error?.type ? `${whole.error.type}: ` : ""), job.error_message ?? "without a message")),
+              h("div", { class: "acts" }, job.finished_at ? timer(ago(job.finished_at)) : null, button(`retry-${job.id}`, "Retry", `api/jobs/${encodeURIComponent(job.id)}/retry`, `Job #${job.id} is queued again.`, about)),
+              h(
+                "details",
+                { class: "wide", on: { toggle: (event) => event.target.open && readJob(job.id) } },
+                h("summary", null, "Trace"),
+                h("pre", { tabindex: 0, role: "region", "aria-label": `Trace of ${about}` }, h("code", null, trace)),
+              ),
             );
           }),
         )

@@ -237,12 +237,7 @@ def quantised(png: bytes) -> bytes:
         for x in range(0, stride, step):
             colour = bytes(row[x : x + 3])
             counts[colour] = counts.get(colour, 0) + 1
-    palette = [colour for colour, _ in sorted(counts.items(), key=lambda item: -item[1])[:256]]
-    index = {colour: n for n, colour in enumerate(palette)}
-    for colour in counts:
-        if colour not in index:
-            nearest = min(palette, key=lambda p: sum((a - b) ** 2 for a, b in zip(p, colour, strict=True)))
-            index[colour] = index[nearest]
+    palette, index = _palette(counts)
     body = b"".join(b"\0" + bytes(index[bytes(row[x : x + 3])] for x in range(0, stride, step)) for row in rows)
 
     def chunk(name: bytes, content: bytes) -> bytes:
@@ -252,6 +247,27 @@ def quantised(png: bytes) -> bytes:
     small = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"PLTE", b"".join(palette))
     small += chunk(b"IDAT", zlib.compress(body, 9)) + chunk(b"IEND", b"")
     return min(small, png, key=len)
+
+
+def _palette(counts: dict[bytes, int]) -> tuple[list[bytes], dict[bytes, int]]:
+    """256 colours, and the one for each: the most frequent, then those that are farthest from what is there.
+
+    A small green dot is a few pixels of a colour that nothing else has: by frequency alone it would turn grey.
+    """
+
+    def distance(a: bytes, b: bytes) -> int:
+        return sum((x - y) ** 2 for x, y in zip(a, b, strict=True))
+
+    ordered = sorted(counts, key=lambda colour: -counts[colour])
+    palette, rest = ordered[:160], ordered[160:]
+    nearest = {c: min((distance(c, p), n) for n, p in enumerate(palette)) for c in rest}
+    while rest and len(palette) < 256:
+        farthest = max(rest, key=lambda c: nearest[c][0])
+        rest.remove(farthest)
+        palette.append(farthest)
+        for c in rest:
+            nearest[c] = min(nearest[c], (distance(c, farthest), len(palette) - 1))
+    return palette, {**{c: n for n, c in enumerate(palette)}, **{c: nearest[c][1] for c in rest}}
 
 
 def unfiltered(kind: int, line: bytearray, before: bytearray, step: int) -> bytearray:

@@ -864,7 +864,8 @@ function current(start) {
   const says = [
     percent !== null ? `${percent.toFixed(percent < 10 ? 1 : 0)} %` : null,
     activity?.stage ? words(activity.stage) : null,
-    activity?.wait_event && !blockers.length ? `waits: ${words(activity.wait_event)}` : null,
+    // the disk's and the server's own moments of waiting come and go and say nothing to a person
+    activity?.wait_event && !blockers.length && !/^(IO|LWLock|Timeout|Activity):/.test(activity.wait_event) ? `waits: ${words(activity.wait_event)}` : null,
   ].filter(Boolean);
   return h(
     "div",

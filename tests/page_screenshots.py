@@ -82,9 +82,9 @@ async def database(dsn: str, name: str):
 
 
 @asynccontextmanager
-async def serving(dsn: str, **env: str):
+async def serving(dsn: str, command: str = "serve", **env: str):
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "orchestrator", "serve"),
+        *(sys.executable, "-m", "orchestrator", command),
         env={
             "PATH": os.environ["PATH"],
             "HOME": os.environ.get("HOME", "/root"),
@@ -159,13 +159,109 @@ async def locked(work: Path, dsn: str, look):
         await holder.close()
 
 
+HANDLERS = '''
+import asyncio
+from orchestrator.jobs import Context, job
+
+async def work(ctx: Context, payload: dict) -> None:
+    total, note = payload.get("total", 100), payload.get("note", "")
+    for done in range(payload.get("done", 0), total + 1):
+        await ctx.progress(done, total, note)
+        await asyncio.sleep(payload.get("pace_s", 0.01))
+
+@job("library.sync", schedule="*/20 * * * *")
+async def sync(ctx: Context, payload: dict) -> None:
+    """Bring a library up to date with its server."""
+    await work(ctx, payload)
+
+@job("embeddings.generate", queue="embeddings", concurrency=2, retries=3, schedule="15 2 * * *", timezone="Asia/Tokyo")
+async def embed(ctx: Context, payload: dict) -> None:
+    """Vectors for what has none yet."""
+    if payload.get("model") == "gone":
+        raise_for_status(404, payload)
+    await work(ctx, payload)
+
+def raise_for_status(status: int, payload: dict) -> None:
+    raise RuntimeError(f"the model {payload['model']!r} is not there: the server answered {status}")
+
+@job("sessions.poll", queue="polling", schedule="* * * * *")
+async def poll(ctx: Context, payload: dict) -> None:
+    """Who watches what, now."""
+
+@job("posters.fetch")
+async def posters(ctx: Context, payload: dict) -> None:
+    """Pictures of new items."""
+    raise ConnectionRefusedError(111, "Connect call failed ('10.0.4.18', 8096)")
+
+@job("report.weekly", schedule="0 8 * * 1", timezone="Asia/Tokyo")
+async def report(ctx: Context, payload: dict) -> None:
+    """The mail on Mondays."""
+'''
+
+# What a day leaves behind: ended jobs for the charts, starts for the bars.
+PAST = """
+INSERT INTO orchestrator.jobs (name, queue, state, attempt, run_at, created_at, started_at, finished_at)
+SELECT name, queue, 'succeeded', 1, t, t, t, t FROM (
+    SELECT name, queue, now() - (m * 60 + 20 + n % 30) * interval '1 second' AS t
+    FROM (VALUES ('library.sync', 'default', 9.0, 0.35), ('embeddings.generate', 'embeddings', 34.0, 0.21),
+        ('sessions.poll', 'polling', 6.0, 0.9)) AS of (name, queue, most, wave),
+        generate_series(0, 29) m,
+        generate_series(1, (most * (1.15 + sin(m * wave) + 0.5 * sin(m * 2.3 + most)))::int) n
+) past;
+INSERT INTO orchestrator.starts (started_at, version, host, pid, command, phases, migrations_applied, outcome, error)
+SELECT now() - age::interval, version, 'job-server', 1, 'serve', phases::jsonb, applied, outcome, error::jsonb FROM (VALUES
+    ('9 days', '0.0.9', '{"starting":0.2,"connecting":2.7,"locking":0.01,"extensions":0.4,"migrating":4.8,"launching":0.04}', 38, 'ready', NULL),
+    ('6 days', '0.0.9', '{"starting":0.2,"connecting":3.4,"locking":8.2,"extensions":0.02,"migrating":0.05,"launching":0.04}', 0, 'ready', NULL),
+    ('25 hours', '0.1.0', '{"starting":0.2,"connecting":0.05,"locking":0.01,"extensions":0.02,"migrating":6.1}', 2, 'failed', '{"message": "0041_play_ranges.sql:12: column \\"range\\" already exists"}'),
+    ('1 day', '0.1.0', '{"starting":0.2,"connecting":0.05,"locking":0.01,"extensions":0.02,"migrating":14.3,"launching":0.06}', 3, 'ready', NULL),
+    ('2 hours', '0.1.0', '{"starting":0.2,"connecting":1.9,"locking":0.01,"extensions":0.02,"migrating":0.06,"launching":0.05}', 0, 'ready', NULL)
+) AS past (age, version, phases, applied, outcome, error);
+"""  # noqa: E501 a table is a table
+
+
 async def ready(work: Path, dsn: str, look):
+    (work / "jellystats_jobs.py").write_text(HANDLERS)
+    sys.path.insert(0, str(work))
+    import jellystats_jobs  # noqa: F401 declares the handlers for `enqueue` below
+
+    from orchestrator.jobs import enqueue
+
     async with database(dsn, "shot_ready") as own:
-        directory = folder(work / "ready")
-        async with look.open(PORT), serving(own, MIGRATIONS_DIR=directory, EXTENSIONS="vector,pg_trgm"):
+        env = {
+            "MIGRATIONS_DIR": folder(work / "ready"),
+            "EXTENSIONS": "vector,pg_trgm",
+            "JOBS": "jellystats_jobs",
+            "PYTHONPATH": f"{ROOT}:{work}",
+            "API_TOKEN": "a-token-for-the-screenshot",
+        }
+        async with serving(own, "migrate", **env) as process:
+            await process.wait()
+        connection = await asyncpg.connect(own)
+        await connection.execute(PAST)
+        async with look.open(PORT), serving(own, **env):
             await look.until("Ready")
-            await asyncio.sleep(1)
+            slow = {"pace_s": 2}
+            await enqueue(
+                connection,
+                "embeddings.generate",
+                {**slow, "done": 1241, "total": 1800, "note": "Movies: batch 13 of 18, bge-small"},
+            )
+            await enqueue(
+                connection, "embeddings.generate", {**slow, "done": 310, "total": 2200, "note": "Shows: batch 4 of 22"}
+            )
+            for number in range(7):
+                await enqueue(connection, "embeddings.generate", {"library": number})
+            await enqueue(
+                connection, "library.sync", {**slow, "done": 88, "total": 96, "note": "Reading Concerts from server 2"}
+            )
+            await enqueue(connection, "posters.fetch", {})
+            await enqueue(connection, "embeddings.generate", {"model": "gone"}, max_attempts=1, priority=5)
+            await enqueue(connection, "library.sync", {}, delay_s=5000)
+            await look.give_token("a-token-for-the-screenshot")
+            await look.until_text("batch 13 of 18")
+            await asyncio.sleep(6)
             await look.take("ready")
+        await connection.close()
 
 
 STATES = {f.__name__: f for f in (starting, ready, failed, waiting, locked)}
@@ -207,6 +303,12 @@ class Look:
     async def until_text(self, text: str | re.Pattern[str]) -> None:
         for page in self._pages.values():
             await page.get_by_text(text).first.wait_for(timeout=60_000)
+
+    async def give_token(self, token: str) -> None:
+        for page in self._pages.values():
+            await page.get_by_role("button", name="Enter the token").click()
+            await page.get_by_label("Token").fill(token)
+            await page.keyboard.press("Enter")
 
     async def take(self, name: str) -> None:
         OUT.mkdir(exist_ok=True)

@@ -15,7 +15,7 @@ import msgspec
 from aiohttp import web
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 
 _PING_EVERY_S = 15.0
 _WRITE_TIMEOUT_S = 20.0
@@ -132,18 +132,35 @@ class Hub:
 
 
 async def respond(request: web.Request, subscriber: Subscriber, *, first: bytes = b"") -> web.StreamResponse:
-    """Write `first`, then the subscriber's frames until they end or the client goes.
+    """Write `first`, then the subscriber's frames until they end or the client goes; see `send`."""
 
-    A comment every 15 s finds out that a client has gone; one that takes nothing for 20 s is cut off.
+    async def frames() -> AsyncGenerator[bytes, None]:
+        yield first
+        async for data in taken(subscriber):
+            yield data
+
+    return await send(request, frames())
+
+
+async def taken(subscriber: Subscriber) -> AsyncIterator[bytes]:
+    """The subscriber's frames until they end, with a comment every 15 s in which there are none."""
+    while (data := await subscriber.take(timeout_s=_PING_EVERY_S)) is not None:
+        yield data or _PING
+
+
+async def send(request: web.Request, frames: AsyncGenerator[bytes, None]) -> web.StreamResponse:
+    """Write the frames until they end or the client goes; a client that takes nothing for 20 s is cut off.
+
+    The comments among them find out that a client has gone. `frames` is closed at the end, whatever happens.
     """
     response = web.StreamResponse(headers=_HEADERS)
     try:
         async with asyncio.timeout(_WRITE_TIMEOUT_S):
             await response.prepare(request)
-            await response.write(f"retry: {_RETRY_MS}\n\n".encode() + first)
-        while (data := await subscriber.take(timeout_s=_PING_EVERY_S)) is not None:
+            await response.write(f"retry: {_RETRY_MS}\n\n".encode())
+        async for data in frames:
             async with asyncio.timeout(_WRITE_TIMEOUT_S):
-                await response.write(data or _PING)
+                await response.write(data)
         async with asyncio.timeout(_WRITE_TIMEOUT_S):
             await response.write_eof()
     except TimeoutError:
@@ -151,4 +168,6 @@ async def respond(request: web.Request, subscriber: Subscriber, *, first: bytes 
             request.transport.abort()
     except ConnectionError:
         pass  # the client has gone, which is how a stream ends
+    finally:
+        await frames.aclose()
     return response

@@ -199,7 +199,6 @@ const model = {
   jobs_link: "away",
   jobs_error: null,
   wants_token: false,
-  series: new Map(), // queue → [{at, value}]
   whole: new Map(), // job id → the job with its trace
   busy: new Set(),
   toast: null,
@@ -379,7 +378,6 @@ const jobs = {
         ask("api/starts?limit=12"),
       ]);
       model.jobs = { queues, running: runs, failed, schedules, starts };
-      remember(queues);
       model.jobs_error = null;
     } catch (error) {
       if (!(error instanceof HttpError || error instanceof TypeError)) throw error;
@@ -414,17 +412,6 @@ const jobs = {
     this.following = false;
   },
 };
-
-/** The throughput of each queue as far back as this page has looked: at most one point in 5 s, an hour of them. */
-function remember(queues) {
-  for (const { name, throughput_per_s } of listOf(queues, "queues")) {
-    const points = model.series.get(name) ?? [];
-    const at = ms(queues.sampled_at) ?? now();
-    if (points.length && at - points.at(-1).at < 4500) points.pop();
-    points.push({ at, value: throughput_per_s ?? 0 });
-    model.series.set(name, points.slice(-720));
-  }
-}
 
 /** The whole of a job, for its trace: read when somebody opens it. */
 async function readJob(id) {
@@ -1029,7 +1016,7 @@ function queuesPart({ queues, workers }) {
   );
 }
 
-function card({ name, counts, oldest_queued_s: oldest_s, throughput_per_s: rate }) {
+function card({ name, counts, oldest_queued_s: oldest_s, throughput_per_s: rate, ended_per_minute: minutes }) {
   const shown = [
     ["queued", "waiting"],
     ["running", "running"],
@@ -1043,19 +1030,18 @@ function card({ name, counts, oldest_queued_s: oldest_s, throughput_per_s: rate 
     h("h3", null, name),
     h("dl", { class: "counts" }, shown.map(([state, label]) => h("div", { class: !counts[state] ? "zero" : state === "failed" ? "bad" : "" }, h("dt", null, label), h("dd", null, count(counts[state] ?? 0))))),
     h("p", { class: "more" }, h("span", null, oldest_s === null || oldest_s === undefined ? "nothing waits" : `oldest waits ${age(oldest_s)}`), h("span", null, rated)),
-    spark(model.series.get(name) ?? []),
+    spark(minutes ?? []),
   );
 }
 
-/** Ended jobs a second over the time that is known, as a line on its own area. */
-function spark(points) {
+/** Jobs that ended in each minute, as a line on its own area. */
+function spark(minutes) {
   const frame = { class: "spark", viewBox: "0 0 100 48", preserveAspectRatio: "none" };
-  if (points.length < 2) return h("svg", { ...frame, "aria-hidden": "true" }, h("path", { class: "line", d: "M0 46 L100 46" }));
-  const [first, last] = [points[0].at, points.at(-1).at];
-  const most = Math.max(...points.map((p) => p.value), 0.1);
-  const line = points.map((p) => `${((100 * (p.at - first)) / (last - first)).toFixed(2)} ${(46 - (p.value / most) * 42).toFixed(2)}`).join(" L");
-  const label = `Throughput over ${age((last - first) / 1000)}: at most ${most.toFixed(1)} a second, now ${points.at(-1).value.toFixed(1)}`;
-  return h("svg", { ...frame, role: "img", "aria-label": label }, h("path", { class: "area", d: `M0 48 L${line} L100 48 Z` }), h("path", { class: "line", d: `M${line}` }));
+  const most = Math.max(1, ...minutes);
+  const points = (minutes.length > 1 ? minutes : [0, 0]).map((n, i, all) => `${((100 * i) / (all.length - 1)).toFixed(2)} ${(46 - (42 * n) / most).toFixed(2)}`);
+  const total = minutes.reduce((sum, n) => sum + n, 0);
+  const label = `${plural(total, "job")} ended in ${minutes.length} minutes, at most ${count(Math.max(0, ...minutes))} in one`;
+  return h("svg", { ...frame, role: "img", "aria-label": label }, h("title", null, label), h("path", { class: "area", d: `M0 48 L${points.join(" L")} L100 48 Z` }), h("path", { class: "line", d: `M${points.join(" L")}` }));
 }
 
 function jobTitle(job) {

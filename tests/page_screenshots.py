@@ -200,6 +200,7 @@ async def report(ctx: Context, payload: dict) -> None:
 
 # What a day leaves behind: ended jobs for the charts, starts for the bars.
 PAST = """
+DELETE FROM orchestrator.starts;
 INSERT INTO orchestrator.jobs (name, queue, state, attempt, run_at, created_at, started_at, finished_at)
 SELECT name, queue, 'succeeded', 1, t, t, t, t FROM (
     SELECT name, queue, now() - (m * 60 + 20 + n % 30) * interval '1 second' AS t
@@ -240,6 +241,12 @@ async def ready(work: Path, dsn: str, look):
         await connection.execute(PAST)
         async with look.open(PORT), serving(own, **env):
             await look.until("Ready")
+            # as if it had run for days
+            await connection.execute(
+                "UPDATE orchestrator.schedules SET last_run_at = next_run_at - CASE name"
+                " WHEN 'report.weekly' THEN interval '7 days' WHEN 'embeddings.generate' THEN interval '1 day'"
+                " WHEN 'library.sync' THEN interval '20 minutes' ELSE interval '1 minute' END"
+            )
             slow = {"pace_s": 2}
             await enqueue(
                 connection,
@@ -307,7 +314,7 @@ class Look:
     async def give_token(self, token: str) -> None:
         for page in self._pages.values():
             await page.get_by_role("button", name="Enter the token").click()
-            await page.get_by_label("Token").fill(token)
+            await page.get_by_role("textbox", name="Token").fill(token)
             await page.keyboard.press("Enter")
 
     async def take(self, name: str) -> None:

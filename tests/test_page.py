@@ -9,10 +9,14 @@ import os
 import shutil
 import signal
 from contextlib import asynccontextmanager
+from pathlib import Path
 
+import aiohttp
 import pytest
 from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import async_playwright, expect
+
+from orchestrator.api.safety import Safety
 
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 ARGUMENTS = [
@@ -310,3 +314,131 @@ async def test_an_open_page_does_not_hold_a_stop(orchestrator, browser, database
         assert await run.wait() == 0
         assert asyncio.get_running_loop().time() - began < 4
         await expect(heading(page, "Stopped")).to_be_visible()
+
+
+HANDLERS = f"""
+import asyncio
+from orchestrator.jobs import Context, job
+
+@job("slow.count")
+async def count(ctx: Context, payload: dict) -> None:
+    await ctx.progress(3, 12, {HOSTILE!r})
+    await asyncio.sleep(600)
+
+@job("always.fails", queue="other")
+async def fails(ctx: Context, payload: dict) -> None:
+    raise ValueError({HOSTILE!r})
+
+@job("by.clock", schedule="0 4 1 1 *")
+async def clock(ctx: Context, payload: dict) -> None:
+    pass
+"""
+TOKEN = "t0ken-of-the-page-tests"
+
+
+@pytest.fixture
+def jobs_env(database_url, tmp_path, known):
+    (tmp_path / "page_jobs.py").write_text(HANDLERS)
+    known.secrets.add(TOKEN)
+    root = Path(__file__).parent.parent
+    return {"DATABASE_URL": database_url, "JOBS": "page_jobs", "PYTHONPATH": f"{root}:{tmp_path}", "API_TOKEN": TOKEN}
+
+
+def region(page, name: str):
+    return page.get_by_role("region", name=name, exact=True)
+
+
+async def enqueue(run, name: str) -> int:
+    async with (
+        aiohttp.ClientSession(headers={"Authorization": f"Bearer {TOKEN}"}) as session,
+        session.post(f"{run.url}/api/jobs", json={"name": name, "payload": {}}) as response,
+    ):
+        assert response.status == 202, await response.text()
+        return (await response.json())["id"]
+
+
+async def test_actions_come_with_the_token_and_the_server_refuses_without_it(
+    orchestrator, browser, jobs_env, admin, database_url, wait_until
+):
+    async with orchestrator.running("serve", env=jobs_env) as run:
+        await run.phase("ready")
+        failing, slow = await enqueue(run, "always.fails"), await enqueue(run, "slow.count")
+        page = await browser.open(run.url)
+        await expect(region(page, "Jobs")).to_contain_text("API token")
+        await expect(page.get_by_role("button", name="Retry")).to_have_count(0)
+        await expect(region(page, "Queues")).to_have_count(0)
+        refused = await page.evaluate(f"fetch('api/jobs/{failing}/retry', {{method: 'POST'}}).then(r => r.status)")
+        assert refused == 401
+        await assert_accessible(page)
+
+        await page.get_by_role("button", name="Enter the token").click()
+        await assert_accessible(page)
+        await page.get_by_role("textbox", name="Token").fill("wrong")
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_role("alert")).to_have_text("The server refused this token.")
+        await page.get_by_role("textbox", name="Token").fill(TOKEN)
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_role("dialog")).to_have_count(0)
+
+        card = page.get_by_role("article", name="Queue other")
+        await expect(card).to_contain_text("failed")
+        failures, running = region(page, "Recent failures"), region(page, "Running")
+        await expect(failures).to_contain_text(HOSTILE)
+        await failures.get_by_text("Trace").click()
+        await expect(failures.get_by_role("region")).to_contain_text("raise ValueError(")
+        await expect(running).to_contain_text(HOSTILE)
+        await expect(running).to_contain_text("3 of 12")
+        assert await page.evaluate("window.hit") is None
+        await assert_accessible(page)
+        await assert_fits_a_phone(page)
+
+        await page.get_by_role("button", name=f"Retry always.fails #{failing}").click()
+        await expect(page.get_by_role("status")).to_have_text(f"Job #{failing} is queued again.")
+        attempts = "SELECT count(*) FROM orchestrator.job_attempts WHERE job_id = $1"
+        await wait_until(lambda: admin.value(database_url, attempts + " AND attempt = 2", failing))
+        await page.get_by_role("button", name=f"Cancel slow.count #{slow}").click()
+        await expect(running).to_contain_text("Nothing runs.")
+        state = await admin.value(database_url, "SELECT state FROM orchestrator.jobs WHERE id = $1", slow)
+        assert state == "cancelled"
+        schedule = page.get_by_role("row").filter(has_text="by.clock")
+        await expect(schedule).to_contain_text("never")
+        await page.get_by_role("button", name="Run now by.clock").click()
+        await wait_until(
+            lambda: admin.value(
+                database_url, "SELECT count(*) FROM orchestrator.jobs WHERE name = 'by.clock' AND state = 'succeeded'"
+            )
+        )
+
+        live = await enqueue(run, "slow.count")  # nobody touches the page
+        await expect(running).to_contain_text(f"#{live}")
+        await page.reload()
+        await expect(running).to_contain_text(f"#{live}")  # the token is kept for the tab
+        await page.get_by_role("button", name="Forget the token").click()
+        await expect(region(page, "Queues")).to_have_count(0)
+        other = await browser.open(run.url)
+        await expect(other.get_by_role("button", name="Enter the token")).to_be_visible()
+        starts = page.get_by_role("region", name="Starts")
+        await expect(starts).to_have_count(0)
+
+
+async def test_without_a_token_on_loopback_actions_are_there_at_once(orchestrator, browser, jobs_env):
+    env = {name: value for name, value in jobs_env.items() if name != "API_TOKEN"}
+    async with orchestrator.running("serve", env=env) as run:
+        await run.phase("ready")
+        page = await browser.open(run.url)
+        await expect(page.get_by_role("button", name="Run now by.clock")).to_be_visible()
+        await expect(region(page, "Starts")).to_contain_text("mostly")
+        await expect(page.get_by_role("button", name="token")).to_have_count(0)
+
+
+@pytest.mark.parametrize(
+    ("token", "host", "access"),
+    [
+        ("t", "0.0.0.0", {"token": True, "actions": "token"}),
+        ("t", "127.0.0.1", {"token": True, "actions": "token"}),
+        ("", "127.0.0.1", {"token": False, "actions": "open"}),
+        ("", "0.0.0.0", {"token": False, "actions": "refused"}),
+    ],
+)
+def test_the_page_is_told_what_the_api_asks_for(token, host, access):
+    assert Safety(token=token, host=host).access == access

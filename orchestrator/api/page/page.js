@@ -4,6 +4,7 @@
 // (trusted types) holds that together. State flows one way: feeds → `model` → `draw()` → DOM.
 
 const PHASES = ["connecting", "locking", "extensions", "migrating", "launching"];
+const SPENT = ["starting", ...PHASES]; // where a start's time goes
 const STEPS = {
   connecting: "Database",
   locking: "Lock",
@@ -88,7 +89,13 @@ function dress(node, { props, children }) {
     node.orchTimer = props.timer;
     node.setAttribute("data-timer", "");
     run(node);
-  } else patch(node, children);
+  } else {
+    if (node.orchTimer) {
+      node.orchTimer = null;
+      node.removeAttribute("data-timer");
+    }
+    patch(node, children);
+  }
 }
 
 function run(node) {
@@ -117,8 +124,8 @@ function span(seconds) {
   const m = Math.round(s / 60);
   if (s < 600) return `${Math.floor(Math.round(s) / 60)} min ${String(Math.round(s) % 60).padStart(2, "0")} s`;
   if (m < 60) return `${m} min`;
-  if (m < 1440) return `${Math.floor(m / 60)} h ${m % 60} min`;
-  return `${Math.floor(m / 1440)} d ${Math.floor((m % 1440) / 60)} h`;
+  const [big, small] = m < 1440 ? [`${Math.floor(m / 60)} h`, `${m % 60} min`] : [`${Math.floor(m / 1440)} d`, `${Math.floor((m % 1440) / 60)} h`];
+  return small.startsWith("0 ") ? big : `${big} ${small}`;
 }
 
 /** A span that is running: tenths for ten seconds, then calm. */
@@ -127,9 +134,12 @@ function running(seconds) {
   return s < 10 ? `${(Math.floor(s * 10) / 10).toFixed(1)} s` : span(Math.floor(s));
 }
 
-/** A span in whole units, for ages: no tenths of a second. */
+/** A span for ages: in whole units, and minutes without their seconds. */
 function age(seconds) {
-  return seconds < 1 ? "just now" : span(seconds < 60 ? Math.max(1, Math.round(seconds)) + 0.0001 : seconds).replace(/\.\d /, " ");
+  const s = Math.round(seconds);
+  if (s < 1) return "just now";
+  if (s < 60) return `${s} s`;
+  return s < 600 ? `${Math.floor(s / 60)} min` : span(s);
 }
 
 const ms = (iso) => (iso ? Date.parse(iso) : null);
@@ -197,6 +207,7 @@ const model = {
   failure: null, // { facts, at, phase, started_at }: kept over the process's end
   jobs: { queues: null, running: null, failed: null, schedules: null, starts: null },
   jobs_link: "away",
+  jobs_misses: 0, // streams of job events that brought nothing, in a row
   jobs_error: null,
   wants_token: false,
   whole: new Map(), // job id → the job with its trace
@@ -396,7 +407,7 @@ const jobs = {
     while (this.mayRead()) {
       try {
         await stream("api/events", (event) => {
-          misses = 0;
+          misses = model.jobs_misses = 0;
           model.jobs_link = "live";
           if (event !== "phase") this.soon();
         });
@@ -407,6 +418,7 @@ const jobs = {
       model.jobs_link = "away";
       schedule();
       misses += 1;
+      model.jobs_misses = misses;
       await sleep(retry_s(misses));
     }
     this.following = false;
@@ -997,6 +1009,9 @@ function ready(start) {
   if (!queues) return model.jobs_error ? h("p", { class: "note", key: "jobs-error" }, `The jobs cannot be read: ${model.jobs_error}`) : null;
   return [
     model.jobs_error ? h("p", { class: "note", key: "jobs-error" }, `The jobs are not up to date: ${model.jobs_error}`) : null,
+    start.access?.actions === "refused"
+      ? h("p", { class: "note", key: "refused" }, h("b", null, "To look at only. "), "The port is open beyond this machine and no API_TOKEN is set: the server refuses what changes something.")
+      : null,
     queuesPart(queues),
     runningPart(listOf(runs, "jobs")),
     failedPart(listOf(failed, "jobs")),
@@ -1144,7 +1159,7 @@ function startsPart(list) {
   if (!list.length) return null;
   const rows = list.map((one) => {
     const phases = one.phases ?? one.phases_s ?? {};
-    const times = PHASES.map((phase, n) => ({ phase, n, s: (phases[phase] ?? 0) + (n === 0 ? (phases.starting ?? 0) : 0) })).filter((p) => p.s > 0);
+    const times = SPENT.map((phase, n) => ({ phase, n, s: phases[phase] ?? 0 })).filter((p) => p.s > 0);
     const total = times.reduce((sum, p) => sum + p.s, 0);
     return { one, times, total, most: [...times].sort((a, b) => b.s - a.s)[0] };
   });
@@ -1165,14 +1180,14 @@ function startsPart(list) {
           h(
             "span",
             { class: "bars" },
-            h("span", { class: "stack", "aria-hidden": "true", vars: { "--part": `${(100 * total) / longest}%` } }, times.map((p) => h("i", { class: `k${p.n + 1}`, vars: { "--grow": p.s } }))),
+            h("span", { class: "stack", "aria-hidden": "true", vars: { "--part": `${(100 * total) / longest}%` } }, times.map((p) => h("i", { class: `k${p.n}`, vars: { "--grow": p.s } }))),
             h("small", { class: "mostly" }, bad ? h("span", { class: "bad" }, `failed: ${one.error?.error ?? one.error?.message ?? "see the log"}. `) : null, most ? `mostly ${most.phase}, ${span(most.s)}` : "", one.migrations_applied ? `; ${plural(one.migrations_applied, "migration")}` : ""),
           ),
           h("span", { class: "total" }, span(total)),
         );
       }),
     ),
-    h("p", { class: "legend", "aria-hidden": "true" }, PHASES.map((phase, n) => h("span", null, h("i", { class: `k${n + 1}` }), phase))),
+    h("p", { class: "legend", "aria-hidden": "true" }, SPENT.map((phase, n) => h("span", null, h("i", { class: `k${n}` }), phase))),
   );
 }
 
@@ -1180,10 +1195,11 @@ function startsPart(list) {
 
 function bar(start) {
   const asked = Boolean(start?.access?.token) && start?.phase === "ready";
-  const linked = { live: "Live", poll: `Asking every ${POLL_S} s`, away: model.ended ? "Ended" : model.start || model.misses > 1 ? "Cut off" : "Connecting" }[model.link];
+  const isJobless = start?.phase === "ready" && model.jobs.queues && model.jobs_misses > 2;
+  const linked = { live: isJobless ? `Live; jobs every ${2 * POLL_S} s` : "Live", poll: `Asking every ${POLL_S} s`, away: model.ended ? "Ended" : model.start || model.misses > 1 ? "Cut off" : "Connecting" }[model.link];
   return [
     h("span", { class: "name" }, "orchestrator", start ? h("small", null, start.version) : null),
-    h("span", { class: "link", "data-link": model.ended ? "ended" : model.link, title: model.link === "poll" ? "The event stream brings nothing (a proxy that buffers?)" : null }, linked),
+    h("span", { class: "link", "data-link": model.ended ? "ended" : isJobless && model.link === "live" ? "poll" : model.link, title: model.link === "poll" ? "The event stream brings nothing (a proxy that buffers?)" : null }, linked),
     asked && token() ? h("button", { type: "button", class: "plain", key: "forget", on: { click: forgetToken } }, "Forget the token") : null,
   ];
 }

@@ -829,7 +829,7 @@ function sky(items) {
   const most = Math.max(0.02, ...rows.map((row) => row.duration_s ?? 0));
   const gap = rows.length > 120 ? 0.5 : 2;
   const height = (row) => {
-    if (row.state === "running") return 48;
+    if (row.state === "running" || row.state === "failed") return 48;
     if (row.duration_s === null) return 7;
     return 9 + (39 * Math.log1p(row.duration_s * 50)) / Math.log1p(most * 50);
   };

@@ -169,7 +169,7 @@ async def watching(backend: Backend, dsn: Dsn, life: Lifecycle) -> AsyncIterator
     from orchestrator.api.sampling import Sampler
     from orchestrator.api.tail import Tail
 
-    sampler = backend.sampler = Sampler(backend.pool, life)
+    sampler = backend.sampler = Sampler(backend.pool, life, None if backend.jobs is None else backend.jobs.worker_id)
     tail = backend.tail = Tail(dsn, life)
     stop_telling = tell(life, tail)
     tasks = [

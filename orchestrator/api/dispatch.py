@@ -13,6 +13,8 @@ from aiohttp import web
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from aiohttp.typedefs import Handler
+
     from orchestrator.api.app import Backend
     from orchestrator.api.operations import Operation
 
@@ -69,11 +71,12 @@ class Dispatcher:
         return await match.handler(request)
 
 
-def _handler(operation: Operation, backend: Backend) -> web.Handler:
+def _handler(operation: Operation, backend: Backend) -> Handler:
     from orchestrator.api.operations import perform
+    from orchestrator.api.safety import check_content
 
     async def handle(request: web.Request) -> web.StreamResponse:
         request[ROUTE] = operation.template
-        return await perform(operation, request, backend, request["match"])
+        return check_content(request) or await perform(operation, request, backend, request["match"])
 
     return handle

@@ -107,16 +107,14 @@ def tell(life: Lifecycle, tail: Tail) -> Callable[[], None]:
     return life.listen(hear)
 
 
-async def _frames(
-    call: Call, tail: Tail, first: bytes, start: Position, since_ms: int
-) -> AsyncGenerator[bytes, None]:
+async def _frames(call: Call, tail: Tail, first: bytes, start: Position, since_ms: int) -> AsyncGenerator[bytes, None]:
     """`first`, then what lies between `start` and now, then what happens, with nothing left out between them."""
     yield first
     # A client whose database goes while it is led to the present is sent away, and comes back with its place.
     with suppress(streams.HubFullError, TimeoutError, *CONNECTION_ERRORS):
         for _ in range(_ROUNDS):
             end = tail.position
-            if end is None or end == start or tail.hub.is_closed:
+            if end is None or end == start:
                 break
             async for data in replay(call.connection, start, end, since_ms=since_ms):
                 yield data

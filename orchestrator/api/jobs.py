@@ -56,7 +56,7 @@ class NewJob(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     name: HandlerName
-    payload: Any = msgspec.field(default_factory=dict)
+    payload: Any = {}
     queue: Annotated[str, msgspec.Meta(pattern=_QUEUE)] | None = None
     run_at: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
     delay_s: Annotated[float, msgspec.Meta(ge=0, le=_YEARS_S)] | None = None
@@ -124,7 +124,7 @@ def _new(given: NewJob, key: str | None = None) -> queue.NewJob:
         raise refuse_field("delay_s", "run_at and delay_s exclude each other")
     return queue.NewJob(
         name=given.name,
-        payload=given.payload,
+        payload=_payload(given),
         queue=given.queue,
         run_at=None if given.run_at is None else _bounded(given.run_at),
         delay_s=given.delay_s,
@@ -134,6 +134,11 @@ def _new(given: NewJob, key: str | None = None) -> queue.NewJob:
         max_attempts=given.max_attempts,
         timeout_s=given.timeout_s,
     )
+
+
+def _payload(given: NewJob) -> object:
+    # None would be an empty payload to the queue; null is what it says.
+    return msgspec.Raw(b"null") if given.payload is None else given.payload
 
 
 def _bounded(moment: datetime) -> datetime:
@@ -168,7 +173,7 @@ async def add_batch(call: Call) -> web.Response:
         # Which of them is wrong, the queue cannot say: it is asked one by one, before anything is written.
         try:
             if registry is not None:
-                registry.get(given.name).encode(given.payload)
+                registry.get(given.name).encode(_payload(given))
         except UnknownHandlerError as error:
             raise refuse_field(f"jobs[{number}].name", error.message) from None
         except PayloadError as error:

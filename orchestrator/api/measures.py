@@ -51,6 +51,7 @@ class Measures:
     request_s: dict[tuple[str, str], Histogram] = field(default_factory=dict)
     migration_s: dict[str, Histogram] = field(default_factory=dict)
     lock_wait_s: float = 0.0
+    logins: int = 0
     recent: deque[Event] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
 
     def count_request(self, method: str, route: str, status: int, duration_s: float | None) -> None:
@@ -66,7 +67,9 @@ class Measures:
 
     def hear(self, event: Event) -> None:
         """A listener of the Lifecycle."""
-        if event.name == "lock.acquired":
+        if event.name == "database.connected":
+            self.logins += 1
+        elif event.name == "lock.acquired":
             self.lock_wait_s += _seconds(event, "waited_s")
         elif event.name == "migration.applied":
             source = str(event.facts.get("source", ""))

@@ -1,13 +1,13 @@
 """`/metrics` as Prometheus reads it: what is in memory, in its words. Touches nothing but memory.
 
-It answers in every phase, since the phase is one of its figures, and asks for the token where there is one: the names of
+It answers in every phase, since the phase is one of its figures, and asks for the token if there is one: the names of
 handlers and their numbers are nobody else's, and Prometheus can send it (`authorization: credentials_file`).
 """
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import (
@@ -68,7 +68,9 @@ class Exposition:
         yield seconds
         yield GaugeMetricFamily("orchestrator_uptime_seconds", "Since the process began.", life.uptime_s)
         yield CounterMetricFamily(
-            "orchestrator_database_connect_attempts", "Tries to connect at the start.", life.connect_attempts
+            "orchestrator_database_connect_attempts",
+            "Tries to connect for the start, failed ones and good ones.",
+            life.connect_attempts + self._backend.measures.logins,
         )
         check = life.checks.get("database")
         yield GaugeMetricFamily(
@@ -89,7 +91,9 @@ class Exposition:
         state = self._life.migrations
         yield GaugeMetricFamily("orchestrator_migrations_applied", "Migrations that are applied.", state.applied)
         yield GaugeMetricFamily(
-            "orchestrator_migrations_pending", "Migrations that are not applied yet.", max(0, state.total - state.applied)
+            "orchestrator_migrations_pending",
+            "Migrations that are not applied yet.",
+            max(0, state.total - state.applied),
         )
         yield _histogram(
             "orchestrator_migration_duration_seconds",
@@ -101,7 +105,7 @@ class Exposition:
     def _queue(self) -> Iterator[Metric]:
         sampler = self._backend.sampler
         sample = None if sampler is None else sampler.sample
-        jobs = GaugeMetricFamily("orchestrator_jobs", "Jobs that are kept, by name and state.", labels=["name", "state"])
+        jobs = GaugeMetricFamily("orchestrator_jobs", "Jobs kept, by name and state.", labels=["name", "state"])
         oldest = GaugeMetricFamily(
             "orchestrator_jobs_oldest_queued_seconds", "For how long the first job has been due.", labels=["name"]
         )
@@ -111,8 +115,8 @@ class Exposition:
             counts: dict[tuple[str, str], int] = {}
             waits: dict[str, float] = {}
             for figure in sample.figures:
-                for state in STATES:
-                    counts.setdefault((figure.name, state), 0)
+                for every in STATES:
+                    counts.setdefault((figure.name, every), 0)
                 counts[figure.name, figure.state] += figure.count
                 waits[figure.name] = max(waits.get(figure.name, 0.0), figure.oldest_s or 0.0)
             for (name, state), count in counts.items():
@@ -153,9 +157,7 @@ def _gauge(name: str, text: str, label: str, values: Mapping[Phase, float]) -> G
     return family
 
 
-def _histogram(
-    name: str, text: str, labels: list[str], values: Mapping[tuple[str, ...], Histogram]
-) -> HistogramMetricFamily:
+def _histogram(name: str, text: str, labels: list[str], values: Mapping[Any, Histogram]) -> HistogramMetricFamily:
     family = HistogramMetricFamily(name, text, labels=labels)
     for key, histogram in values.items():
         family.add_metric(list(key), buckets=histogram.cumulative(), sum_value=histogram.total)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 import asyncpg
@@ -29,6 +29,8 @@ from orchestrator.jobs.errors import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
     from orchestrator.api.app import Backend
 
 _BODY_TIMEOUT_S = 30.0
@@ -111,13 +113,17 @@ class Refusal(Exception):  # noqa: N818 it is an answer, not an error of ours
         self.status, self.detail, self.members = status, detail, members
 
 
-def refuse_field(path: str, reason: str, *, status: int = 422, **members: object) -> Refusal:
+def refuse_field(path: str, reason: str, *, status: int = 422, **members: Any) -> Refusal:
     """The refusal of one field, named as in `payload.user.id`, and as a JSON pointer (RFC 9457 uses one)."""
     name = path.removeprefix("$").lstrip(".")
     pointer = "#/" + name.replace("~", "~0").replace("/", "~1").replace(".", "/").replace("[", "/").replace("]", "")
     shown = name or "the body"
     return Refusal(
-        status, f"{shown}: {reason}", field=name, errors=[{"field": name, "pointer": pointer, "detail": reason}], **members
+        status,
+        f"{shown}: {reason}",
+        field=name,
+        errors=[{"field": name, "pointer": pointer, "detail": reason}],
+        **members,
     )
 
 
@@ -150,20 +156,21 @@ async def perform(
         return problem(refusal.status, refusal.detail, instance=request.path, **refusal.members)
     except JobError as error:
         return _job_problem(error, request)
-    except asyncpg.DataError:
-        return _unstorable(request)
-    except asyncpg.QueryCanceledError:
-        return problem(503, "the database took too long; ask for less", headers=_LATER, instance=request.path)
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        if isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError):
-            return _unstorable(request)  # a value that asyncpg could not even send
-        if isinstance(error, asyncpg.PostgresError) and not _is_passing(error):
-            raise
-        return problem(503, "the database does not answer", headers=_LATER, instance=request.path)
+        return _database_problem(error, request)
 
 
-def _unstorable(request: web.Request) -> web.Response:
-    return problem(422, "the database cannot store one of these values", instance=request.path)
+def _database_problem(error: Exception, request: web.Request) -> web.Response:
+    # asyncpg's own ValueError: a value that it could not even send. Of the server's, class 22 is about values.
+    if isinstance(error, asyncpg.DataError) or (
+        isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError)
+    ):
+        return problem(422, "the database cannot store one of these values", instance=request.path)
+    if isinstance(error, asyncpg.QueryCanceledError):
+        return problem(503, "the database took too long; ask for less", headers=_LATER, instance=request.path)
+    if isinstance(error, asyncpg.PostgresError) and not (error.sqlstate or "").startswith(_PASSING):
+        raise error
+    return problem(503, "the database does not answer", headers=_LATER, instance=request.path)
 
 
 _LATER = {"Retry-After": "1"}
@@ -171,12 +178,8 @@ _LATER = {"Retry-After": "1"}
 _PASSING = ("08", "53", "57", "40", "25", "55")
 
 
-def _is_passing(error: asyncpg.PostgresError) -> bool:
-    return (error.sqlstate or "").startswith(_PASSING)
-
-
 def _job_problem(error: JobError, request: web.Request) -> web.Response:
-    facts: dict[str, object] = {"instance": request.path}
+    facts: dict[str, Any] = {"instance": request.path}
     if error.remedy:
         facts["remedy"] = error.remedy
     match error:
@@ -220,6 +223,11 @@ def _query(operation: Operation, request: web.Request) -> Any:
         query = msgspec.convert(values, operation.query, strict=False)
     except (msgspec.ValidationError, ValueError) as error:
         raise _invalid(error, operation.invalid) from None
+    # Text is all that a query has, so msgspec is lenient: it takes the word null for None, and numbers for times.
+    for name, text in values.items():
+        value = getattr(query, name)
+        if value is None or (isinstance(value, datetime) and "-" not in text[1:]):
+            raise refuse_field(name, f"{text[:40]!r} is no value for it", status=operation.invalid)
     return query
 
 

@@ -48,7 +48,8 @@ class Position:
         match = _TOKEN.fullmatch(token)
         if match is None or int(match[1]) > ID_MAX:
             return None
-        last, gaps, before = int(match[1]), [], 0
+        gaps: list[Range] = []
+        last, before = int(match[1]), 0
         for text in match[2].split(".") if match[2] else ():
             found = _GAP.fullmatch(text)
             if found is None:

@@ -7,10 +7,13 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.api.measures import LONG_BUCKETS_S, Histogram
 from orchestrator.database.failure import CONNECTION_ERRORS, classify
-from orchestrator.jobs.reading import NameFigures, Queues, read_sample
+from orchestrator.jobs.reading import NameFigures, Queues, read_runs, read_sample
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from orchestrator.lifecycle import Lifecycle
 
 _EVERY_S = 15.0
@@ -35,13 +38,19 @@ class Sample:
 class Sampler:
     """The newest sample, and who takes the next one."""
 
-    def __init__(self, pool: Any, life: Lifecycle) -> None:
+    def __init__(self, pool: Any, life: Lifecycle, worker_id: str | None = None) -> None:
         self.sample: Sample | None = None
-        self._pool, self._life = pool, life
+        # By name and state: what ended in this process, so that the sum over all replicas is right.
+        self.runs: dict[tuple[str, str], Histogram] = {}
+        self._pool, self._life, self._worker_id = pool, life, worker_id
+        self._counted_until: datetime | None = None
         self._lock = asyncio.Lock()
 
     async def fresh(self) -> Sample:
-        """A sample of about now: one that is a second old serves, or older where it is costly. Errors of the database."""
+        """A sample of about now: one of a second ago serves, or an older one where it is costly.
+
+        Raises what the database does.
+        """
         async with self._lock:
             known = self.sample
             if known is not None:
@@ -70,5 +79,17 @@ class Sampler:
         began = time.monotonic()
         async with asyncio.timeout(_TIMEOUT_S), self._pool.acquire() as connection:
             figures, queues = await read_sample(connection)
+            await self._count_runs(connection)
         self.sample = Sample(time.monotonic(), time.monotonic() - began, figures, queues)
         return self.sample
+
+    async def _count_runs(self, connection: Any) -> None:
+        """Count what has ended here since the last look, by the database's clock."""
+        if self._worker_id is None:
+            return
+        until, rows = await read_runs(connection, self._worker_id, since=self._counted_until, bounds=LONG_BUCKETS_S)
+        self._counted_until = until
+        for name, state, bucket, count, total_s in rows:
+            histogram = self.runs.setdefault((name, state), Histogram(LONG_BUCKETS_S))
+            histogram.counts[bucket] += count
+            histogram.total += total_s

@@ -91,9 +91,7 @@ async def trigger(call: Call) -> web.Response:
     """Add its job now."""
     async with call.connection() as connection, connection.transaction():
         try:
-            made = await schedules.trigger_schedule(
-                connection, call.parameters.name, registry=call.backend.registry
-            )
+            made = await schedules.trigger_schedule(connection, call.parameters.name, registry=call.backend.registry)
         except UnknownHandlerError as error:
             raise Refusal(409, f"{error.message}: this schedule's job is not one of this process") from None
     answer = Added(made.id, made.state, made.created)

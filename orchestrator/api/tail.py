@@ -213,14 +213,13 @@ async def replay(
 ) -> AsyncIterator[bytes]:
     """Frames of what lies after `start` and not after `end`, page by page, for a client that comes back.
 
-    Each page is read on a connection of `connect()`, which nobody holds while the client takes its time. Their ids are as exact as those of the live stream; after the last one the client is at `end`.
+    Each page is read on a connection of `connect()`, which nobody holds while the client takes its time. The ids are as
+    exact as those of the live stream; after the last one the client is at `end`.
     """
     came_to, gaps = 0, list(start.gaps)
     while True:
         async with connect() as connection:
-            rows = await read_events(
-                connection, after=max(came_to, start.last), gaps=gaps, limit=_PAGE, until=end.last
-            )
+            rows = await read_events(connection, after=max(came_to, start.last), gaps=gaps, limit=_PAGE, until=end.last)
         frames = [
             frame_of(row, between(start, end, row.id).token())
             for row in rows

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
-from orchestrator.api.jobs import HandlerName, Name
+from orchestrator.api.jobs import HandlerName, Name  # noqa: TC001 msgspec reads the annotations
 from orchestrator.api.operations import Answer, Call, Operation, Refusal, json_answer
 from orchestrator.jobs import queue, schedules
 from orchestrator.jobs.errors import JobStateError, PayloadError, UnknownHandlerError
@@ -172,8 +172,8 @@ class Servers(msgspec.Struct, frozen=True):
     """Upstream's servers: none here."""
 
     total: int = 0
-    byStatus: ByStatus = ByStatus()  # noqa: N815, RUF009 frozen
-    list: list[Any] = msgspec.field(default_factory=list)
+    byStatus: ByStatus = ByStatus()  # noqa: N815 frozen
+    rows: list[Any] = msgspec.field(name="list", default_factory=list)
 
 
 class SessionPoller(msgspec.Struct, frozen=True):

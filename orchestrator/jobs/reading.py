@@ -5,11 +5,13 @@ The types are what goes over the wire. Times are in UTC; what is JSON in the dat
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 State = Literal["scheduled", "queued", "running", "succeeded", "failed", "cancelled"]
 STATES: tuple[State, ...] = ("scheduled", "queued", "running", "succeeded", "failed", "cancelled")
@@ -204,7 +206,10 @@ def _utc(moment: datetime) -> datetime:
     try:
         return moment.astimezone(UTC)
     except OverflowError:
-        return (datetime.min if moment.year == 1 else datetime.max).replace(tzinfo=UTC)
+        return _FIRST if moment.year == 1 else _LAST
+
+
+_FIRST, _LAST = datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, tzinfo=UTC)
 
 
 async def read_job(connection: Any, job_id: int) -> Job | None:
@@ -409,7 +414,8 @@ async def read_first_event_since(connection: Any, moment: datetime) -> int | Non
     """The lowest id of an event at or after that moment, None where there is none; by the index over `at`."""
     # Materialized, since min() over the primary key would read all that is older.
     found: int | None = await connection.fetchval(
-        "WITH recent AS MATERIALIZED (SELECT id FROM orchestrator.job_events WHERE at >= $1) SELECT min(id) FROM recent",
+        "WITH recent AS MATERIALIZED (SELECT id FROM orchestrator.job_events WHERE at >= $1)"
+        " SELECT min(id) FROM recent",
         _utc(moment),
     )
     return found
@@ -463,3 +469,27 @@ async def read_unfinished_ids(
         limit,
     )
     return [row["id"] for row in rows]
+
+
+# Two seconds behind the clock: what ends stands in its row a moment before its transaction can be seen.
+_RUNS = """
+SELECT name, state, width_bucket(seconds, $4::float8[])::integer AS bucket, count(*)::bigint AS count,
+    sum(seconds)::float8 AS total_s
+FROM (
+    SELECT name, state, greatest(extract(epoch FROM finished_at - started_at), 0)::float8 AS seconds
+    FROM orchestrator.jobs
+    WHERE finished_at > $2 AND finished_at <= $3 AND worker = $1 AND started_at IS NOT NULL
+) ended GROUP BY 1, 2, 3
+"""
+
+
+async def read_runs(
+    connection: Any, worker_id: str, *, since: datetime | None, bounds: Sequence[float]
+) -> tuple[datetime, list[tuple[str, str, int, int, float]]]:
+    """Rows (name, state, bucket, count, seconds) of what ended in one worker after `since`, and until when they count.
+
+    The first time (None) there is nothing to count: a worker's id is as old as its process.
+    """
+    until = await connection.fetchval("SELECT clock_timestamp() - interval '2 seconds'")
+    rows = [] if since is None else await connection.fetch(_RUNS, worker_id, since, until, list(bounds))
+    return until, [tuple(row) for row in rows]

@@ -479,34 +479,42 @@ class Worker:
                     await session.fetch(_HINT)
 
     async def _flush(self, session: Session) -> None:
-        """Write lines and progress, then ends: who sees a job finished sees all that it said."""
+        """Write what there is: ends after the lines and progress that came before them.
+
+        Who sees a job finished sees all that it said.
+        """
+        while True:
+            # Taken first: what these jobs have said is in the lists by now.
+            batch = sorted(self._endings[:_BATCH_MAX], key=itemgetter(0, 1))  # locks in one order everywhere
+            await self._flush_lines(session)
+            await self._flush_progress(session)
+            if not batch:
+                return
+            ids = await self._finish(session, batch)
+            del self._endings[: len(batch)]
+            self._room_made.set()
+            self._hint_wanted = True
+            for job_id, attempt, outcome, *_ in batch:
+                if job_id not in ids:
+                    self._emit("job.finish_refused", level="warning", job_id=job_id, attempt=attempt, outcome=outcome)
+
+    async def _flush_lines(self, session: Session) -> None:
         if self._lines:
             lines = self._lines[:_LINES_MAX]
             self._lines_due = False
             await self._written(session, _LOG, [], lines)
             del self._lines[: len(lines)]
+
+    async def _flush_progress(self, session: Session) -> None:
         if self._moved:
             moved, self._moved = self._moved, {}
+            rows = [(*key, without_nul(text.encode()).decode()) for key, text in sorted(moved.items())]
             try:
-                rows = [
-                    (job_id, attempt, without_nul(text.encode()).decode()) for (job_id, attempt), text in moved.items()
-                ]
                 await self._written(session, _PROGRESS, [self._id], rows)
             except CONNECTION_ERRORS:
                 self._moved = {**moved, **self._moved}
                 raise
             self._hint_wanted = True
-        while self._endings:
-            batch = sorted(self._endings[:_BATCH_MAX], key=itemgetter(0, 1))  # locks in one order everywhere
-            ids = await self._finish(session, batch)
-            del self._endings[: len(batch)]
-            self._room_made.set()
-            self._hint_wanted = True
-            for ending in batch:
-                if ending[0] not in ids:
-                    self._emit(
-                        "job.finish_refused", level="warning", job_id=ending[0], attempt=ending[1], outcome=ending[2]
-                    )
 
     async def _written(self, session: Session, statement: str, first: list[Any], rows: list[Any]) -> None:
         """Write rows by one statement; where the server refuses a value (class 22, 54), all rows but that one."""

@@ -225,7 +225,7 @@ async def _bring_up(settings: Settings, dsn: Dsn, sources: Sequence[Source], lif
         life.enter(Phase.CONNECTING)
         try:
             async with connected(dsn, life, **_connect_options(settings, command)) as connection:
-                await _under_the_lock(connection, settings, sources, life, command=command)
+                await _under_the_lock(connection, settings, dsn, sources, life, command=command)
         except StandbyError:
             # Waits for a primary from here on, among all hosts of the DSN, or for this one to be promoted.
             dsn = msgspec.structs.replace(dsn, options={**dsn.options, "target_session_attrs": "read-write"})
@@ -254,9 +254,10 @@ async def _bring_up(settings: Settings, dsn: Dsn, sources: Sequence[Source], lif
 
 
 async def _under_the_lock(
-    connection: Any, settings: Settings, sources: Sequence[Source], life: Lifecycle, *, command: str
+    connection: Any, settings: Settings, dsn: Dsn, sources: Sequence[Source], life: Lifecycle, *, command: str
 ) -> None:
     """LOCKING, EXTENSIONS, MIGRATING, and a row that tells how it went."""
+    from orchestrator.database.connect import connect_once
     from orchestrator.database.extensions import ensure_extensions
     from orchestrator.database.lock import migration_lock
     from orchestrator.migrator.apply import Options, migrate
@@ -266,14 +267,22 @@ async def _under_the_lock(
         settings.migration_ahead,
         settings.migration_transaction,
         settings.migration_statement_timeout_s,
+        settings.migration_ddl_lock_timeout_s,
+        settings.migration_ddl_retry_for_s,
     )
+
+    async def connect_second() -> Any:
+        """One more session on the same server, for what the one that migrates cannot see of itself."""
+        timeout_s = dsn.connect_timeout_s or settings.db_connect_timeout_s
+        return await connect_once(dsn, timeout_s=timeout_s, application_name=f"orchestrator {command} watch")
+
     life.enter(Phase.LOCKING)
     async with migration_lock(connection, life, timeout_s=settings.migration_lock_timeout_s):
         life.enter(Phase.EXTENSIONS)
         await ensure_extensions(connection, settings.extensions, life)
         life.enter(Phase.MIGRATING)
         try:
-            await migrate(connection, sources, options, life)
+            await migrate(connection, sources, options, life, connect_second=connect_second)
         except MigrationError as error:
             await _record(connection, life, command=command, outcome="failed", error=error)
             raise

@@ -119,7 +119,7 @@ def build_app(life: Lifecycle, backend: Backend) -> web.Application:
     )
     app.on_response_prepare.append(prepare)
     app.on_shutdown.append(end_streams)
-    health.install(app, life)
+    health.install(app, life, lambda: backend.safety.access)
     app.add_routes([*page.routes(), web.get("/metrics", _metrics(life, backend))])
     return app
 

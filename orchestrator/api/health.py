@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
 import time
 from collections import Counter
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -21,11 +23,11 @@ from orchestrator.api.problems import problem
 from orchestrator.lifecycle import Phase
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable, Mapping
 
     from aiohttp.typedefs import Handler
 
-    from orchestrator.lifecycle import Event, Lifecycle, MigrationCounts
+    from orchestrator.lifecycle import Event, Lifecycle, MigrationCounts, MigrationItem
 
 RETRY_AFTER_S = 1
 _NO_STORE = {"Cache-Control": "no-store"}
@@ -35,7 +37,10 @@ _RETRY = {**_NO_STORE, "Retry-After": str(RETRY_AFTER_S)}
 _GAP_S = 0.1
 _LOOK_S = 0.5
 _REPEAT_S = 10.0
+# With 10,000 migrations a look takes milliseconds: at most a 20th of the loop's time goes into looking.
+_SHARE = 20.0
 _WATCHERS_LIMIT = 64
+_NO_ACCESS: Mapping[str, object] = MappingProxyType({})
 # Of 10,000 migrations: these many rows around the first that is not applied, and these many of the slowest.
 _SHOWN_BEFORE = 150
 _SHOWN_AFTER = 50
@@ -96,37 +101,44 @@ def health(life: Lifecycle) -> dict[str, object]:
     }
 
 
-def snapshot(life: Lifecycle) -> dict[str, object]:
-    """The body of `/health`, with the migrations one by one: bounded, however many there are."""
-    return {**health(life), "items": _items(life.migrations)}
+def snapshot(life: Lifecycle, access: Mapping[str, object] = _NO_ACCESS) -> dict[str, object]:
+    """The body of `/health`, with the migrations one by one: bounded, however many there are.
+
+    `access` says what the API asks for (see `install`).
+    """
+    return {**health(life), "items": _items(life.migrations), "access": access}
 
 
 def _items(migrations: MigrationCounts) -> dict[str, object]:
     """Counts of all, rows around the first migration that is not applied, and the slowest of this process."""
-    rows = [
-        {
-            "source": item.source,
-            "name": item.name,
-            "state": "running" if item.state == "pending" and item.name == migrations.current else item.state,
-            "duration_s": None if item.duration_s is None else round(item.duration_s, 4),
-        }
-        for item in migrations.items
-    ]
-    turn = next((number for number, row in enumerate(rows) if row["state"] != "applied"), len(rows))
-    first = max(0, min(turn - _SHOWN_BEFORE, len(rows) - _SHOWN_BEFORE - _SHOWN_AFTER))
-    timed = sorted((item for item in migrations.items if item.duration_s), key=lambda item: -(item.duration_s or 0.0))
+    items, current = migrations.items, migrations.current
+
+    def state(item: MigrationItem) -> str:
+        return "running" if item.state == "pending" and item.name == current else item.state
+
+    def row(item: MigrationItem) -> dict[str, object]:
+        return {"source": item.source, "name": item.name, "state": state(item), "duration_s": _rounded(item.duration_s)}
+
+    turn = next((number for number, item in enumerate(items) if item.state != "applied"), len(items))
+    first = max(0, min(turn - _SHOWN_BEFORE, len(items) - _SHOWN_BEFORE - _SHOWN_AFTER))
+    timed = [item for item in items if item.duration_s]
+    slowest = heapq.nlargest(_SLOWEST, timed, key=lambda item: item.duration_s or 0.0)
     return {
-        "total": len(rows),
-        "counts": Counter(row["state"] for row in rows),
+        "total": len(items),
+        # what is applied stands before the turn, all but a few: nothing to ask about each
+        "counts": Counter({"applied": turn} if turn else {}) + Counter(state(item) for item in items[turn:]),
         "left_out_before": first,
-        "rows": rows[first : first + _SHOWN_BEFORE + _SHOWN_AFTER],
+        "rows": [row(item) for item in items[first : first + _SHOWN_BEFORE + _SHOWN_AFTER]],
         "slowest": [
-            {"source": item.source, "name": item.name, "duration_s": round(item.duration_s or 0.0, 4)}
-            for item in timed[:_SLOWEST]
+            {"source": item.source, "name": item.name, "duration_s": _rounded(item.duration_s)} for item in slowest
         ],
         "spent_s": round(sum(item.duration_s or 0.0 for item in timed), 3),
         "timed": len(timed),
     }
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 4)
 
 
 def _without_clocks(body: dict[str, object]) -> dict[str, object]:
@@ -145,14 +157,14 @@ def _without_clocks(body: dict[str, object]) -> dict[str, object]:
 class StartEvents:
     """The stream of snapshots. It costs nothing while nobody watches."""
 
-    def __init__(self, life: Lifecycle) -> None:
-        self.life = life
+    def __init__(self, life: Lifecycle, access: Callable[[], Mapping[str, object]]) -> None:
+        self.life, self._access = life, access
         self.hub = streams.Hub(limit=1, most=_WATCHERS_LIMIT, keep="newest")
         self._happened = asyncio.Event()
 
-    def first(self) -> bytes:
-        """What a client that comes now is told at once."""
-        return streams.frame("state", snapshot(self.life))
+    def now(self) -> dict[str, object]:
+        """The snapshot of this instant."""
+        return snapshot(self.life, self._access())
 
     async def run(self) -> None:
         """Publish what changes, until cancelled."""
@@ -164,12 +176,13 @@ class StartEvents:
                 async with asyncio.timeout(_LOOK_S):
                     await self._happened.wait()
             self._happened.clear()
-            body = snapshot(self.life)
+            began = time.monotonic()
+            body = self.now()
             still, now = _without_clocks(body), time.monotonic()
             if still != before or now - said_at >= _REPEAT_S:
                 before, said_at = still, now
                 self.hub.publish(streams.frame("state", body))
-            await asyncio.sleep(_GAP_S)
+            await asyncio.sleep(max(_GAP_S, _SHARE * (time.monotonic() - began)))
 
     @asynccontextmanager
     async def running(self, _: web.Application) -> AsyncIterator[None]:
@@ -190,12 +203,18 @@ class StartEvents:
 
     async def end(self, _: web.Application) -> None:
         """Tell everybody how it ended (a failed start has its `failure` by now), and close."""
-        self.hub.close(streams.frame("end", snapshot(self.life)))
+        self.hub.close(streams.frame("end", self.now()))
 
 
-def install(app: web.Application, life: Lifecycle) -> None:
-    """Add the probes and the stream of the start to the application."""
-    events = StartEvents(life)
+def install(
+    app: web.Application, life: Lifecycle, access: Callable[[], Mapping[str, object]] = lambda: _NO_ACCESS
+) -> None:
+    """Add the probes and the stream of the start to the application.
+
+    `access` tells the page what the API asks for: `token`, whether one is configured, and `actions`, `open`, `token`
+    or `refused`. It is no secret: whoever asks the API learns the same.
+    """
+    events = StartEvents(life, access)
     app.cleanup_ctx.append(events.running)
     app.on_shutdown.append(events.end)
     app.add_routes([*routes(life), web.get("/health/events", _watching(events), allow_head=False)])
@@ -206,13 +225,13 @@ def _watching(events: StartEvents) -> Handler:
         """The stream; `Accept: application/json` asks for one snapshot of the same instead (where streams fail)."""
         if request.headers.get("Accept") == "application/json":
             return web.Response(
-                body=msgspec.json.encode(snapshot(events.life), enc_hook=str),
+                body=msgspec.json.encode(events.now(), enc_hook=str),
                 content_type="application/json",
                 headers=_NO_STORE,
             )
         try:
             with events.hub.subscribe() as subscriber:
-                return await streams.respond(request, subscriber, first=events.first())
+                return await streams.respond(request, subscriber, first=streams.frame("state", events.now()))
         except streams.HubFullError:
             return problem(
                 503,

@@ -62,6 +62,12 @@ class Safety:
         """Whether nothing may be changed over HTTP: the port is open beyond this machine, and there is no token."""
         return not self.token and not is_loopback(self.host)
 
+    @property
+    def access(self) -> Mapping[str, object]:
+        """What the page tells people: whether a token is asked for, and whether changes need it, or are refused."""
+        actions = "token" if self.token else "refused" if self.refuses_changes else "open"
+        return {"token": bool(self.token), "actions": actions}
+
     def check(self, request: web.Request) -> web.Response | None:
         """The answer to a request that must not go on, or None. Constant time in the token."""
         origin = request.headers.get("Origin")

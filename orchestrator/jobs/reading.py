@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 State = Literal["scheduled", "queued", "running", "succeeded", "failed", "cancelled"]
 STATES: tuple[State, ...] = ("scheduled", "queued", "running", "succeeded", "failed", "cancelled")
@@ -26,6 +26,8 @@ _MESSAGE_MAX = 500
 # Of one job: an answer stays bounded whatever a handler returns. What is above is told by name, not sent.
 _OUTPUT_MAX_BYTES = 1 << 20
 _ATTEMPTS_MAX = 100
+# How far back the throughput of a queue is told.
+_MINUTES = 30
 
 
 class JobSummary(msgspec.Struct, frozen=True):
@@ -113,13 +115,15 @@ class Counts(msgspec.Struct, frozen=True):
 class QueueFigures(msgspec.Struct, frozen=True):
     """One queue. `oldest_queued_s` is the age of the job that has been due for longest, null where none waits.
 
-    `throughput_per_s` counts the jobs that ended in the last minute.
+    `throughput_per_s` counts the jobs that ended in the last minute, `ended_per_minute` those of the last 30 minutes,
+    oldest first.
     """
 
     name: str
     counts: Counts
     oldest_queued_s: float | None
     throughput_per_s: float
+    ended_per_minute: list[int]
 
 
 class Worker(msgspec.Struct, frozen=True):
@@ -276,10 +280,11 @@ SELECT name, queue, state, count(*)::bigint AS count,
     CASE WHEN state = 'queued' THEN extract(epoch FROM clock_timestamp() - min(run_at))::float8 END AS oldest_s
 FROM orchestrator.jobs GROUP BY name, queue, state ORDER BY name, queue, state
 """
-_THROUGHPUT = """
-SELECT queue, count(*)::bigint AS count FROM orchestrator.jobs
-WHERE finished_at > clock_timestamp() - interval '1 minute' GROUP BY queue
-"""
+# By now(), which is stable: with clock_timestamp() no index would serve.
+_ENDED = f"""
+SELECT queue, floor(extract(epoch FROM now() - finished_at) / 60)::int AS minutes_ago, count(*)::bigint AS count
+FROM orchestrator.jobs WHERE finished_at > now() - interval '{_MINUTES} minutes' GROUP BY 1, 2
+"""  # noqa: S608 constants of this file
 _WORKERS = """
 SELECT id, host, pid, version, started_at, seen_at, concurrency, running, handlers,
     seen_at > clock_timestamp() - make_interval(secs => lease_s) AS is_alive
@@ -295,15 +300,19 @@ async def read_workers(connection: Any) -> list[Worker]:
 async def read_sample(connection: Any) -> tuple[list[NameFigures], Queues]:
     """Jobs by name, queue and state; and the same by queue. One pass over all jobs kept: not for each request."""
     figures = [NameFigures(**row) for row in await connection.fetch(_FIGURES)]
-    ended = {row["queue"]: row["count"] for row in await connection.fetch(_THROUGHPUT)}
+    ended: dict[str, list[int]] = {}
+    for row in await connection.fetch(_ENDED):
+        # What ended between the statement's begin and its snapshot is of now.
+        minutes_ago = min(max(row["minutes_ago"], 0), _MINUTES - 1)
+        ended.setdefault(row["queue"], [0] * _MINUTES)[_MINUTES - 1 - minutes_ago] += row["count"]
     workers = await read_workers(connection)
     return figures, queues_of(figures, ended, workers, await connection.fetchval("SELECT clock_timestamp()"))
 
 
 def queues_of(
-    figures: Sequence[NameFigures], ended: dict[str, int], workers: list[Worker], sampled_at: datetime
+    figures: Sequence[NameFigures], ended: Mapping[str, list[int]], workers: list[Worker], sampled_at: datetime
 ) -> Queues:
-    """Figures by name as figures by queue; `ended` are the jobs that ended in the last minute."""
+    """Figures by name as figures by queue; `ended` are the jobs that ended in each minute, oldest first."""
     counts: dict[str, dict[str, int]] = {}
     oldest: dict[str, float] = {}
     for figure in figures:
@@ -312,8 +321,9 @@ def queues_of(
         if figure.oldest_s is not None:
             oldest[figure.queue] = max(0.0, figure.oldest_s, oldest.get(figure.queue, 0.0))
     queues = [
-        QueueFigures(name, Counts(**of), oldest.get(name), round(ended.get(name, 0) / 60, 3))
+        QueueFigures(name, Counts(**of), oldest.get(name), round(minutes[-1] / 60, 3), minutes)
         for name, of in sorted(counts.items())
+        for minutes in [ended.get(name, [0] * _MINUTES)]
     ]
     return Queues(sampled_at, queues, workers)
 

@@ -4,6 +4,7 @@
 // (trusted types) holds that together. State flows one way: feeds → `model` → `draw()` → DOM.
 
 const PHASES = ["connecting", "locking", "extensions", "migrating", "launching"];
+const SPENT = ["starting", ...PHASES]; // where a start's time goes
 const STEPS = {
   connecting: "Database",
   locking: "Lock",
@@ -11,7 +12,8 @@ const STEPS = {
   migrating: "Migrations",
   launching: "Job server",
 };
-const RETRY_S = [0.5, 1, 2, 3, 5];
+// A start that fails lives for a second: rarer tries would miss it, and a refused connection costs nothing.
+const retry_s = (misses) => (misses < 2 ? 0.4 : misses < 120 ? 1 : 3);
 const SILENCE_S = 25; // the server repeats itself every 10 s
 const POLL_S = 2;
 const JOBS_EVERY_S = 15; // live; without the stream every POLL_S × 2
@@ -50,7 +52,6 @@ function patch(parent, wanted) {
       if (key !== undefined) node = keyed.get(key) ?? null;
       else if (at?.nodeType === Node.ELEMENT_NODE && at.orchKey === undefined) node = at;
       if (node === null || node.orchTag !== v.tag) {
-        node?.remove === undefined || node === at || node.remove();
         node = SVG_TAGS.has(v.tag) ? document.createElementNS(SVG, v.tag) : document.createElement(v.tag);
         node.orchTag = v.tag;
         node.orchKey = key;
@@ -88,7 +89,13 @@ function dress(node, { props, children }) {
     node.orchTimer = props.timer;
     node.setAttribute("data-timer", "");
     run(node);
-  } else patch(node, children);
+  } else {
+    if (node.orchTimer) {
+      node.orchTimer = null;
+      node.removeAttribute("data-timer");
+    }
+    patch(node, children);
+  }
 }
 
 function run(node) {
@@ -102,9 +109,9 @@ setInterval(() => {
 
 // ------------------------------------------------------------------------------------------------------------ words
 
-/** Server time in ms: the two clocks need not agree. */
+/** Server time in ms: the two clocks need not agree. It stands still while nothing is heard: so do the timers. */
 function now() {
-  return Date.now() + model.skew_ms;
+  return (model.link === "away" ? model.heard_at : Date.now()) + model.skew_ms;
 }
 
 function span(seconds) {
@@ -117,8 +124,11 @@ function span(seconds) {
   const m = Math.round(s / 60);
   if (s < 600) return `${Math.floor(Math.round(s) / 60)} min ${String(Math.round(s) % 60).padStart(2, "0")} s`;
   if (m < 60) return `${m} min`;
-  if (m < 1440) return `${Math.floor(m / 60)} h ${m % 60} min`;
-  return `${Math.floor(m / 1440)} d ${Math.floor((m % 1440) / 60)} h`;
+  const [big, small] =
+    m < 1440
+      ? [`${Math.floor(m / 60)} h`, `${m % 60} min`]
+      : [`${Math.floor(m / 1440)} d`, `${Math.floor((m % 1440) / 60)} h`];
+  return small.startsWith("0 ") ? big : `${big} ${small}`;
 }
 
 /** A span that is running: tenths for ten seconds, then calm. */
@@ -127,13 +137,19 @@ function running(seconds) {
   return s < 10 ? `${(Math.floor(s * 10) / 10).toFixed(1)} s` : span(Math.floor(s));
 }
 
-/** A span in whole units, for ages: no tenths of a second. */
+/** A span for ages: in whole units, and minutes without their seconds. */
 function age(seconds) {
-  return seconds < 1 ? "just now" : span(seconds < 60 ? Math.max(1, Math.round(seconds)) + 0.0001 : seconds).replace(/\.\d /, " ");
+  const s = Math.round(seconds);
+  if (s < 1) return "just now";
+  if (s < 60) return `${s} s`;
+  return s < 600 ? `${Math.floor(s / 60)} min` : span(s);
 }
 
 const ms = (iso) => (iso ? Date.parse(iso) : null);
-const since = (iso, words = running) => (t) => words((t - ms(iso)) / 1000);
+const since =
+  (iso, words = running) =>
+  (t) =>
+    words((t - ms(iso)) / 1000);
 const ago = (iso) => (t) => (t - ms(iso) < 1000 ? "just now" : `${age((t - ms(iso)) / 1000)} ago`);
 const count = new Intl.NumberFormat("en").format;
 const plural = (n, word, many = `${word}s`) => `${count(n)} ${n === 1 ? word : many}`;
@@ -159,6 +175,29 @@ function timer(text, props) {
   return h("span", { class: "num", ...props, timer: text });
 }
 
+// database/failure.py's causes, for people
+const CAUSES = {
+  refused: "Connection refused",
+  name_not_resolved: "Host name not found",
+  no_socket: "No such socket",
+  timeout: "No answer in time",
+  unreachable: "Host unreachable",
+  starting_up: "The server is starting up",
+  stopping: "The server is shutting down",
+  closed: "Connection closed while logging in",
+  credentials: "User or password refused",
+  no_database: "No such database",
+  not_permitted: "The user may not connect",
+  too_many_connections: "Too many connections",
+  out_of_resources: "The server is out of resources",
+  no_matching_host: "No host with the role that is needed",
+  certificate: "Certificate not trusted",
+  tls: "TLS failed",
+  tls_refused: "The server speaks no TLS",
+};
+
+const address = (text) => String(text).replace(/\/(32|128)$/, "");
+
 const words = (text) => String(text ?? "").replaceAll("_", " ");
 
 // ------------------------------------------------------------------------------------------------------------ state
@@ -174,8 +213,10 @@ const model = {
   failure: null, // { facts, at, phase, started_at }: kept over the process's end
   jobs: { queues: null, running: null, failed: null, schedules: null, starts: null },
   jobs_link: "away",
+  jobs_misses: 0, // streams of job events that brought nothing, in a row
   jobs_error: null,
   wants_token: false,
+  whole: new Map(), // job id → the job with its trace
   busy: new Set(),
   toast: null,
 };
@@ -190,7 +231,12 @@ function tell(snapshot, isEnd) {
   model.start = snapshot;
   model.ended = isEnd ? snapshot : null;
   if (snapshot.failure) {
-    model.failure = { facts: snapshot.failure, at: snapshot.timestamp, history: snapshot.history, started_at: snapshot.started_at };
+    model.failure = {
+      facts: snapshot.failure,
+      at: snapshot.timestamp,
+      history: snapshot.history,
+      started_at: snapshot.started_at,
+    };
   } else if (snapshot.phase === "ready") model.failure = null;
   if (snapshot.phase === "ready" && before?.phase !== "ready") jobs.wake();
   schedule();
@@ -292,7 +338,7 @@ async function followStart() {
       for (let n = 0; n < 15 && (await sleep(POLL_S), await pollOnce()); n++);
       continue;
     }
-    const wait_s = RETRY_S[Math.min(model.misses, RETRY_S.length - 1)];
+    const wait_s = retry_s(model.misses);
     model.misses += 1;
     model.link_retry_at = Date.now() + wait_s * 1000;
     if (ended || model.misses > 1) link("away");
@@ -357,7 +403,7 @@ const jobs = {
       model.jobs_error = null;
     } catch (error) {
       if (!(error instanceof HttpError || error instanceof TypeError)) throw error;
-      if (error.status === 401 || error.status === 403) refuseToken();
+      if (error.status === 401) refuseToken();
       else model.jobs_error = error.message;
     } finally {
       this.loading = false;
@@ -372,22 +418,37 @@ const jobs = {
     while (this.mayRead()) {
       try {
         await stream("api/events", (event) => {
-          misses = 0;
+          misses = model.jobs_misses = 0;
           model.jobs_link = "live";
           if (event !== "phase") this.soon();
         });
       } catch (error) {
-        if (error.status === 401 || error.status === 403) refuseToken();
-        else if (!(error instanceof TypeError || error instanceof HttpError || error.name === "AbortError")) throw error;
+        if (error.status === 401) refuseToken();
+        else if (!(error instanceof TypeError || error instanceof HttpError || error.name === "AbortError"))
+          throw error;
       }
       model.jobs_link = "away";
       schedule();
       misses += 1;
-      await sleep(RETRY_S[Math.min(misses, RETRY_S.length - 1)]);
+      model.jobs_misses = misses;
+      await sleep(retry_s(misses));
     }
     this.following = false;
   },
 };
+
+/** The whole of a job, for its trace: read when somebody opens it. */
+async function readJob(id) {
+  if (model.whole.get(id)) return;
+  model.whole.set(id, {});
+  try {
+    model.whole.set(id, await ask(`api/jobs/${encodeURIComponent(id)}`));
+  } catch (error) {
+    if (!(error instanceof HttpError || error instanceof TypeError)) throw error;
+    model.whole.set(id, { problem: error.message });
+  }
+  schedule();
+}
 
 function refuseToken() {
   if (token()) sessionStorage.removeItem(TOKEN);
@@ -408,7 +469,7 @@ async function act(key, path, done) {
   model.busy.add(key);
   schedule();
   try {
-    await ask(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: "{}" });
+    await ask(path, { method: "POST" });
     toast(done);
   } catch (error) {
     if (error.status === 401) {
@@ -427,7 +488,13 @@ function button(key, label, path, done, about) {
   const busy = model.busy.has(key);
   return h(
     "button",
-    { type: "button", key, disabled: busy, "aria-label": `${label} ${about}`, on: { click: () => act(key, path, done) } },
+    {
+      type: "button",
+      key,
+      disabled: busy,
+      "aria-label": `${label} ${about}`,
+      on: { click: () => act(key, path, done) },
+    },
     label,
   );
 }
@@ -471,7 +538,7 @@ dialog.querySelector("form").addEventListener("submit", async (event) => {
   try {
     await ask("api/queues");
   } catch (error) {
-    if (error.status === 401 || error.status === 403) {
+    if (error.status === 401) {
       sessionStorage.removeItem(TOKEN);
       document.getElementById("ask-error").textContent = "The server refused this token.";
       document.getElementById("ask-token").select();
@@ -497,13 +564,16 @@ function forgetToken() {
 function describe() {
   const start = model.start;
   if (!start) {
-    if (model.link === "away" && model.misses > 1) return { state: "warn", shape: "away", title: "No answer yet", sub: [retryLine()] };
+    if (model.link === "away" && model.misses > 1)
+      return { state: "warn", shape: "away", title: "No answer yet", sub: [retryLine()] };
     return { state: "idle", shape: "wait", title: "Looking…", sub: [] };
   }
   const { phase } = start;
   if (model.ended || model.link === "away") return describeAway(start);
-  if (phase === "failed") return { state: "bad", shape: "failed", title: "The start failed", sub: [failedLine(model.failure)] };
-  if (phase === "stopping" || phase === "stopped") return { state: "idle", shape: "away", title: "Stopping", sub: ["Requests in flight are finished first."] };
+  if (phase === "failed")
+    return { state: "bad", shape: "failed", title: "The start failed", sub: [failedLine(model.failure)] };
+  if (phase === "stopping" || phase === "stopped")
+    return { state: "idle", shape: "away", title: "Stopping", sub: ["Requests in flight are finished first."] };
   if (phase === "ready") {
     const entered = start.history.at(-1).entered_at;
     return {
@@ -514,14 +584,30 @@ function describe() {
     };
   }
   if (phase === "connecting" && start.status === "unavailable") {
-    return { state: "bad", shape: "lost", title: "The database is lost", sub: [h("span", null, "for ", timer(since(start.history.at(-1).entered_at)), ". The job server waits for it and goes on by itself.")] };
+    return {
+      state: "bad",
+      shape: "lost",
+      title: "The database is lost",
+      sub: [
+        h(
+          "span",
+          null,
+          "for ",
+          timer(since(start.history.at(-1).entered_at)),
+          ". The job server waits for it and goes on by itself.",
+        ),
+      ],
+    };
   }
   return { ...describeStart(start), state: waits(start) ? "warn" : "go", shape: "start", part: progress(start) };
 }
 
 /** Something outside has to happen before this start goes on. */
 function waits(start) {
-  return (start.phase === "connecting" && start.checks.database?.status === "failed") || (start.phase === "locking" && start.checks.lock);
+  return (
+    (start.phase === "connecting" && start.checks.database?.status === "failed") ||
+    (start.phase === "locking" && start.checks.lock)
+  );
 }
 
 function readyAfter(start) {
@@ -541,11 +627,17 @@ function describeStart(start) {
     case "connecting": {
       const check = start.checks.database;
       if (check?.status !== "failed") return { title: "Connecting to the database", sub: [took] };
-      return { title: "Waiting for the database", sub: [h("span", null, "for ", took, check.attempt ? `, ${plural(check.attempt, "try", "tries")} so far` : "")] };
+      return {
+        title: "Waiting for the database",
+        sub: [h("span", null, "for ", took, check.attempt ? `, ${plural(check.attempt, "try", "tries")} so far` : "")],
+      };
     }
     case "locking":
       return start.checks.lock
-        ? { title: "Waiting for another migrator", sub: [h("span", null, "It holds the lock of this database. Waiting for ", took)] }
+        ? {
+            title: "Waiting for another migrator",
+            sub: [h("span", null, "It holds the lock of this database. Waiting for ", took)],
+          }
         : { title: "Taking the lock", sub: [took] };
     case "extensions":
       return { title: "Looking after extensions", sub: [took] };
@@ -553,7 +645,16 @@ function describeStart(start) {
       const { applied, total } = start.migrations;
       return {
         title: "Applying migrations",
-        sub: [h("span", null, total ? `${count(applied)} of ${count(total)} applied, ` : "Reading files and ledger, ", "for ", took, leftover(start))],
+        sub: [
+          h(
+            "span",
+            null,
+            total ? `${count(applied)} of ${count(total)} applied, ` : "Reading files and ledger, ",
+            "for ",
+            took,
+            leftover(start),
+          ),
+        ],
       };
     }
     default:
@@ -565,13 +666,18 @@ function describeStart(start) {
 function leftover(start) {
   const { items, migrations } = start;
   const left = migrations.total - migrations.applied;
-  if (!items || items.timed < 5 || left < 2) return "";
-  return `; about ${span(Math.max(1, (items.spent_s / items.timed) * left))} more at this pace`;
+  if (!items || items.timed < 5 || left < 5) return "";
+  return `; about ${age(Math.max(1, (items.spent_s / items.timed) * left))} more at this pace`;
 }
 
 function describeAway(start) {
   if (model.failure && (start.failure || start.phase === "failed")) {
-    return { state: "bad", shape: "failed", title: "The start failed", sub: [failedLine(model.failure), processLine()] };
+    return {
+      state: "bad",
+      shape: "failed",
+      title: "The start failed",
+      sub: [failedLine(model.failure), processLine()],
+    };
   }
   const ended = model.ended !== null;
   const stopped = ended && ["stopping", "stopped"].includes(start.phase);
@@ -580,7 +686,9 @@ function describeAway(start) {
     shape: "away",
     title: stopped ? "Stopped" : ended ? "The process ended" : "Cut off",
     sub: [
-      stopped ? "It was asked to stop, and did." : `No answer since ${new Date(model.heard_at).toLocaleTimeString("en-GB")}. What is shown below is from then.`,
+      stopped
+        ? "It was asked to stop, and did."
+        : `No answer since ${new Date(model.heard_at).toLocaleTimeString("en-GB")}. What is shown below is from then.`,
       retryLine(),
     ],
   };
@@ -590,7 +698,13 @@ function failedLine(failure) {
   const facts = failure?.facts ?? {};
   const during = failure?.history?.filter((entry) => entry.phase !== "failed").at(-1)?.phase;
   const where = facts.migration ? h("b", null, facts.migration) : during ? `while ${during}` : "";
-  return h("span", null, where, where ? ", " : "", failure ? timer(ago(failure.at)) : "");
+  return h(
+    "span",
+    null,
+    where,
+    where ? ", " : "",
+    failure ? timer(() => ago(failure.at)(Date.now() + model.skew_ms)) : "",
+  );
 }
 
 function processLine() {
@@ -601,7 +715,7 @@ function processLine() {
 function retryLine() {
   return timer(() => {
     const s = (model.link_retry_at - Date.now()) / 1000;
-    return s > 0.4 ? `Looking for it again in ${Math.ceil(s)} s.` : "Looking for it again…";
+    return s > 1.4 ? `Looking for it again in ${Math.ceil(s)} s.` : "Looking for it again every second.";
   });
 }
 
@@ -620,21 +734,45 @@ function progress(start) {
 /** The shapes of the glyph, as [tag, attributes]: the headline draws them, and so does the favicon. */
 function glyph(shape, part) {
   const ring = { cx: 16, cy: 16, r: 13, fill: "none", stroke: "currentColor", "stroke-width": 3 };
-  const line = { fill: "none", stroke: "currentColor", "stroke-width": 3, "stroke-linecap": "round", "stroke-linejoin": "round" };
+  const line = {
+    fill: "none",
+    stroke: "currentColor",
+    "stroke-width": 3,
+    "stroke-linecap": "round",
+    "stroke-linejoin": "round",
+  };
   const around = 2 * Math.PI * 13;
   switch (shape) {
     case "ready":
-      return [["circle", ring], ["path", { ...line, d: "M10 16.5l4.2 4.2L22 12.2" }]];
+      return [
+        ["circle", ring],
+        ["path", { ...line, d: "M10 16.5l4.2 4.2L22 12.2" }],
+      ];
     case "failed":
-      return [["circle", ring], ["path", { ...line, d: "M11.5 11.5l9 9m0-9l-9 9" }]];
+      return [
+        ["circle", ring],
+        ["path", { ...line, d: "M11.5 11.5l9 9m0-9l-9 9" }],
+      ];
     case "lost":
-      return [["circle", { ...ring, "stroke-dasharray": "8.2 5.41" }], ["path", { ...line, d: "M16 9.5v8.5m0 4.4v.1" }]];
+      return [
+        ["circle", { ...ring, "stroke-dasharray": "8.2 5.41" }],
+        ["path", { ...line, d: "M16 9.5v8.5m0 4.4v.1" }],
+      ];
     case "away":
       return [["circle", { ...ring, "stroke-dasharray": "2.2 4.607", "stroke-linecap": "round" }]];
     case "start":
       return [
-        ["circle", { ...ring, class: "track", "stroke-opacity": 0.2 }],
-        ["circle", { ...ring, class: "arc", "stroke-linecap": "round", "stroke-dasharray": `${(around * part).toFixed(2)} ${around.toFixed(2)}`, transform: "rotate(-90 16 16)" }],
+        ["circle", { ...ring, "stroke-opacity": 0.18 }],
+        [
+          "circle",
+          {
+            ...ring,
+            class: "arc",
+            "stroke-linecap": "round",
+            "stroke-dasharray": `${(around * part).toFixed(2)} ${around.toFixed(2)}`,
+            transform: "rotate(-90 16 16)",
+          },
+        ],
         ["circle", { cx: 16, cy: 16, r: 4.5, fill: "currentColor" }],
       ];
     default:
@@ -646,7 +784,12 @@ function favicon(shape, part) {
   const colour = getComputedStyle(document.documentElement).getPropertyValue("--accent").trim();
   // Only our own shapes and numbers go into this markup, nothing that the server said.
   const inside = glyph(shape, part)
-    .map(([tag, attributes]) => `<${tag} ${Object.entries(attributes).map(([k, v]) => `${k}="${v}"`).join(" ")}/>`)
+    .map(
+      ([tag, attributes]) =>
+        `<${tag} ${Object.entries(attributes)
+          .map(([k, v]) => `${k}="${v}"`)
+          .join(" ")}/>`,
+    )
     .join("");
   const svg = `<svg xmlns="${SVG}" viewBox="0 0 32 32" color="${colour}">${inside}</svg>`;
   const url = `data:image/svg+xml,${encodeURIComponent(svg)}`;
@@ -667,7 +810,11 @@ function chain(start) {
   const isFailed = start.phase === "failed";
   const last = start.history.filter((entry) => PHASES.includes(entry.phase)).at(-1)?.phase;
   // A start that was sent back (a connection lost under way) has its later steps before it again.
-  const at = ["ready", "stopping", "stopped"].includes(start.phase) ? PHASES.length : last === undefined ? -1 : PHASES.indexOf(last);
+  const at = ["ready", "stopping", "stopped"].includes(start.phase)
+    ? PHASES.length
+    : last === undefined
+      ? -1
+      : PHASES.indexOf(last);
   return h(
     "ol",
     { class: "chain" },
@@ -675,13 +822,14 @@ function chain(start) {
       const been = reached.get(phase);
       const state = index < at || (isFailed && index < at) ? "done" : index > at ? "next" : isFailed ? "failed" : "now";
       const warned = phase === "extensions" && state === "done" && start.checks.extensions?.status === "warning";
-      const time = !been || state === "next" ? "" : been.now && state === "now" ? timer(since(been.now)) : span(been.total_s);
+      const time =
+        !been || state === "next" ? "" : been.now && state === "now" ? timer(since(been.now)) : span(been.total_s);
       const spoken = { done: "done", now: "running", failed: "failed", next: "to come" }[state];
       return h(
         "li",
         { key: phase, class: `${state}${warned ? " warned" : ""}`, "aria-current": state === "now" ? "step" : null },
         h("span", { class: "node", "aria-hidden": "true" }),
-        h("h3", null, STEPS[phase], h("span", { class: "unseen" }, `, ${spoken}`)),
+        h("h2", null, STEPS[phase], h("span", { class: "unseen" }, ` (${spoken})`)),
         h("span", { class: "clock" }, time),
         state === "next" ? null : h("div", { class: "detail" }, DETAILS[phase](start, state)),
       );
@@ -696,20 +844,41 @@ const DETAILS = {
     if (check.status === "failed" && state !== "done") {
       const where = check.hosts?.join(", ") ?? check.server;
       return [
-        h("p", null, h("b", null, words(check.cause)), where ? ` at ${where}` : "", check.sqlstate ? ` (SQLSTATE ${check.sqlstate})` : ""),
+        h(
+          "p",
+          null,
+          h("b", null, CAUSES[check.cause] ?? words(check.cause)),
+          where ? ` at ${where}` : "",
+          check.sqlstate ? ` (SQLSTATE ${check.sqlstate})` : "",
+        ),
         check.hint && h("p", { class: "hint" }, check.hint),
-        check.next_try_at && h("p", null, "Next try ", timer(until(check.next_try_at)), ["refused", "no_socket", "name_not_resolved", "unreachable"].includes(check.cause) ? ", or as soon as something listens" : ""),
+        check.next_try_at &&
+          h(
+            "p",
+            null,
+            "Next try ",
+            timer(until(check.next_try_at)),
+            ["refused", "no_socket", "name_not_resolved", "unreachable"].includes(check.cause)
+              ? ", or as soon as something listens"
+              : "",
+          ),
       ];
     }
     if (check.server_version) {
-      return h("p", null, h("b", null, `PostgreSQL ${check.server_version}`), `, database ${check.database} as ${check.user}${check.standby ? ", a standby" : ""}`);
+      return h(
+        "p",
+        null,
+        h("b", null, `PostgreSQL ${check.server_version}`),
+        `, database ${check.database} as ${check.user}${check.standby ? ", a standby" : ""}`,
+      );
     }
     return null;
   },
 
   locking(start, state) {
     const check = start.checks.lock;
-    if (!check || state === "done") return state === "done" ? h("p", null, "This process is the only one that migrates.") : null;
+    if (!check || state === "done")
+      return state === "done" ? h("p", null, "This process is the only one that migrates.") : null;
     const holder = check.holder;
     if (!holder) return h("p", null, "Another session holds the lock; who, this user may not see.");
     const aged = check.checked_at;
@@ -719,9 +888,16 @@ const DETAILS = {
         "dl",
         { class: "facts" },
         [
-          ["Process", `pid ${holder.pid}${holder.client_address ? ` from ${holder.client_address}` : ", by the local socket"}`],
+          [
+            "Process",
+            `pid ${holder.pid}${holder.client_address ? ` from ${address(holder.client_address)}` : ", by the local socket"}`,
+          ],
           ["Connected", timer((t) => `for ${age(holder.session_age_s + (t - ms(aged)) / 1000)}`)],
-          holder.statement_age_s !== null && ["Its statement", timer((t) => `for ${age(holder.statement_age_s + (t - ms(aged)) / 1000)}`)],
+          holder.state === "active" &&
+            holder.statement_age_s !== null && [
+              "Its statement runs",
+              timer((t) => `for ${age(holder.statement_age_s + (t - ms(aged)) / 1000)}`),
+            ],
           ["State", holder.state],
         ]
           .filter(Boolean)
@@ -737,11 +913,26 @@ const DETAILS = {
     const installed = Object.entries(check.installed ?? {});
     const missing = check.missing ?? [];
     if (!installed.length && !missing.length) return h("p", null, "None asked for.");
-    const reasons = { not_permitted: "this user may not create it", not_available: "the server has no files of it", standby: "the server is a standby", failed: "the server refused" };
+    const reasons = {
+      not_permitted: "this user may not create it",
+      not_available: "the server has no files of it",
+      standby: "the server is a standby",
+      failed: "the server refused",
+    };
     return h(
       "ul",
       { class: "lines" },
-      installed.map(([name, version]) => h("li", { key: `i-${name}` }, h("b", null, name), h("span", null, version))),
+      installed.length
+        ? h(
+            "li",
+            { key: "installed" },
+            h(
+              "span",
+              null,
+              installed.map(([name, version], n) => [n ? ", " : "", h("b", null, name), ` ${version}`]),
+            ),
+          )
+        : null,
       missing.map((one) =>
         h(
           "li",
@@ -758,14 +949,22 @@ const DETAILS = {
   migrating(start, state) {
     const { migrations, items } = start;
     if (!migrations.total) return null;
-    const done = h(
-      "p",
-      null,
-      h("b", null, `${count(migrations.applied)} of ${count(migrations.total)}`),
-      " applied",
-      items?.timed ? `, ${count(items.timed)} by this start` : "",
-    );
-    return [done, items?.rows.length ? sky(items) : null, state === "now" && migrations.current ? current(start) : null, items?.rows.length ? listing(items) : null];
+    const done =
+      state === "now" // the headline says it
+        ? null
+        : h(
+            "p",
+            null,
+            h("b", null, `${count(migrations.applied)} of ${count(migrations.total)}`),
+            " applied",
+            items?.timed ? `, ${count(items.timed)} by this start` : "",
+          );
+    return [
+      done,
+      items?.rows.length ? sky(items) : null,
+      state === "now" && migrations.current ? current(start) : null,
+      items?.rows.length ? listing(items) : null,
+    ];
   },
 
   launching() {
@@ -783,7 +982,7 @@ function sky(items) {
   const most = Math.max(0.02, ...rows.map((row) => row.duration_s ?? 0));
   const gap = rows.length > 120 ? 0.5 : 2;
   const height = (row) => {
-    if (row.state === "running") return 48;
+    if (row.state === "running" || row.state === "failed") return 48;
     if (row.duration_s === null) return 7;
     return 9 + (39 * Math.log1p(row.duration_s * 50)) / Math.log1p(most * 50);
   };
@@ -794,7 +993,14 @@ function sky(items) {
     rows.map((row, n) => {
       const kind = row.state === "applied" && row.duration_s !== null ? "fresh" : row.state;
       const tall = height(row);
-      return h("rect", { class: kind, x: n * 10, y: (48 - tall).toFixed(1), width: 10 - gap, height: tall.toFixed(1), rx: 1.5 });
+      return h("rect", {
+        class: kind,
+        x: n * 10,
+        y: (48 - tall).toFixed(1),
+        width: 10 - gap,
+        height: tall.toFixed(1),
+        rx: 1.5,
+      });
     }),
   );
 }
@@ -817,7 +1023,10 @@ function current(start) {
   const says = [
     percent !== null ? `${percent.toFixed(percent < 10 ? 1 : 0)} %` : null,
     activity?.stage ? words(activity.stage) : null,
-    activity?.wait_event && !blockers.length ? `waits: ${words(activity.wait_event)}` : null,
+    // the disk's and the server's own moments of waiting come and go and say nothing to a person
+    activity?.wait_event && !blockers.length && !/^(IO|LWLock|Timeout|Activity):/.test(activity.wait_event)
+      ? `waits: ${words(activity.wait_event)}`
+      : null,
   ].filter(Boolean);
   return h(
     "div",
@@ -840,22 +1049,45 @@ function current(start) {
       "div",
       { class: "meter-words" },
       h("span", null, says.join(", ") || (activity ? words(activity.statement_kind) : "running")),
-      h("span", null, started === null ? null : timer((t) => running((t - started) / 1000)), left_s === null ? "" : `, about ${span(Math.max(1, left_s))} left`),
+      h(
+        "span",
+        null,
+        started === null ? null : timer((t) => running((t - started) / 1000)),
+        left_s === null ? "" : `, about ${age(Math.max(1, left_s))} left`,
+      ),
     ),
     blockers.map((one) =>
-      h("p", { class: "warn", key: `b-${one.pid}` }, `Waits for pid ${one.pid}`, one.application_name ? ` (${one.application_name})` : "", one.client_address ? ` from ${one.client_address}` : "", one.query ? h("code", null, ` ${one.query}`) : ""),
+      h(
+        "p",
+        { class: "warn", key: `b-${one.pid}` },
+        `Waits for pid ${one.pid}`,
+        one.application_name ? ` (${one.application_name})` : "",
+        one.client_address ? ` from ${address(one.client_address)}` : "",
+        one.state && one.state !== "active" ? `, ${one.state}` : "",
+        one.query ? h("code", null, ` ${one.query}`) : "",
+      ),
     ),
   );
 }
 
 function listing(items) {
-  const slowest = new Set(items.slowest.filter((one) => one.duration_s >= 1 || one.duration_s > items.spent_s * 0.2).slice(0, 3).map((one) => `${one.source}/${one.name}`));
+  const slowest = new Set(
+    items.slowest
+      .filter((one) => one.duration_s >= 1 || one.duration_s > items.spent_s * 0.2)
+      .slice(0, 3)
+      .map((one) => `${one.source}/${one.name}`),
+  );
   const several = new Set(items.rows.map((row) => row.source)).size > 1;
   const after = items.total - items.left_out_before - items.rows.length;
   const slow = items.slowest.filter((one) => slowest.has(`${one.source}/${one.name}`) && one.duration_s >= 0.1);
   return [
     slow.length
-      ? h("p", null, "Slowest: ", slow.map((one, n) => [n ? ", " : "", h("b", null, one.name), ` ${span(one.duration_s)}`]))
+      ? h(
+          "p",
+          null,
+          "Slowest: ",
+          slow.map((one, n) => [n ? ", " : "", h("b", null, one.name), ` ${span(one.duration_s)}`]),
+        )
       : null,
     h(
       "details",
@@ -864,14 +1096,24 @@ function listing(items) {
       h(
         "ol",
         { class: "rows", tabindex: 0, role: "list", "aria-label": "Migrations" },
-        items.left_out_before ? h("li", { key: "before", class: "soft" }, h("span", null, `${count(items.left_out_before)} older ones, applied`)) : null,
+        items.left_out_before
+          ? h(
+              "li",
+              { key: "before", class: "soft" },
+              h("span", null, `${count(items.left_out_before)} older ones, applied`),
+            )
+          : null,
         [...items.rows].map((row) => {
           const name = `${row.source}/${row.name}`;
           return h(
             "li",
             { key: name, class: row.state },
             h("span", { class: "file" }, row.name),
-            slowest.has(name) ? h("span", { class: "tag warn" }, "slow") : several && row.source === "service" ? h("span", { class: "tag" }, "own") : h("span", null),
+            slowest.has(name)
+              ? h("span", { class: "tag warn" }, "slow")
+              : several && row.source === "service"
+                ? h("span", { class: "tag" }, "own")
+                : h("span", null),
             h("span", { class: "time" }, row.duration_s !== null ? span(row.duration_s) : row.state),
           );
         }),
@@ -885,7 +1127,12 @@ function listing(items) {
 
 function failurePanel({ facts, history }) {
   const message = facts.error_error ?? facts.error;
-  const where = [facts.file && h("code", null, facts.file), facts.line && h("span", null, `line ${facts.line}${facts.column ? `, column ${facts.column}` : ""}`), facts.statement && h("span", null, `statement ${facts.statement}${facts.statement_kind ? `, ${facts.statement_kind}` : ""}`)];
+  const where = [
+    facts.file && h("code", null, facts.file),
+    facts.line && h("span", null, `line ${facts.line}${facts.column ? `, column ${facts.column}` : ""}`),
+    facts.statement &&
+      h("span", null, `statement ${facts.statement}${facts.statement_kind ? `, ${facts.statement_kind}` : ""}`),
+  ];
   const rows = [
     ["SQLSTATE", facts.sqlstate],
     ["Detail", facts.detail],
@@ -895,7 +1142,10 @@ function failurePanel({ facts, history }) {
     ["Constraint", facts.constraint],
     ["Hosts", facts.hosts?.join?.(", ")],
     ["Cause", facts.cause && words(facts.cause)],
-    ["Done of the file", facts.statements_done !== undefined && `${plural(facts.statements_done, "statement")}, which stay`],
+    [
+      "Done of the file",
+      facts.statements_done !== undefined && `${plural(facts.statements_done, "statement")}, which stay`,
+    ],
     ["Applied before", facts.applied_before?.length ? plural(facts.applied_before.length, "migration") : null],
     ["Refused", facts.refused?.map?.((one) => `${one.migration} (${words(one.kind)})`).join(", ")],
     ["Holder", facts.holder && `pid ${facts.holder.pid}, ${facts.holder.application_name}`],
@@ -904,8 +1154,26 @@ function failurePanel({ facts, history }) {
   return [
     h("div", null, h("h2", null, message), where.some(Boolean) ? h("p", { class: "where" }, where) : null),
     facts.excerpt ? excerpt(facts) : null,
-    facts.remedy ? h("div", { class: "remedy" }, h("h3", null, "What to do"), h("p", null, facts.remedy), facts.restart_helps === false ? h("p", null, "Starting it again as it is will end the same way.") : null) : null,
-    rows.length ? h("div", null, h("dl", { class: "facts" }, rows.map(([name, value]) => [h("dt", null, name), h("dd", null, value)]))) : null,
+    facts.remedy
+      ? h(
+          "div",
+          { class: "remedy" },
+          h("h3", null, "What to do"),
+          h("p", null, facts.remedy),
+          facts.restart_helps === false ? h("p", null, "Starting it again as it is will end the same way.") : null,
+        )
+      : null,
+    rows.length
+      ? h(
+          "div",
+          null,
+          h(
+            "dl",
+            { class: "facts" },
+            rows.map(([name, value]) => [h("dt", null, name), h("dd", null, value)]),
+          ),
+        )
+      : null,
   ];
 }
 
@@ -914,12 +1182,24 @@ function excerpt(facts) {
   const lines = String(facts.excerpt).split("\n");
   const caret = lines.length > 1 && /^\s*\^$/.test(lines.at(-1)) ? lines.pop().length - 1 : -1;
   const text = lines.at(-1);
-  const word = caret >= 0 ? (/^("[^"]*"|'[^']*'|[\w$]+|.)/.exec(text.slice(caret))?.[0] ?? " ") : "";
+  // At the beginning of the statement the server named no place in it: then the statement is meant.
+  const isAll = caret >= 0 && text.slice(0, caret).trim() === "";
+  const word = isAll
+    ? text.slice(caret)
+    : caret >= 0
+      ? (/^("[^"]*"|'[^']*'|[\w$]+|.)/.exec(text.slice(caret))?.[0] ?? " ")
+      : "";
   return h(
     "div",
     { class: "excerpt", tabindex: 0, role: "region", "aria-label": "The statement in the file" },
     h("code", { class: "line", "aria-hidden": "true" }, facts.line ?? ""),
-    h("code", null, caret < 0 ? lines.join("\n") : [text.slice(0, caret), h("mark", null, word), text.slice(caret + word.length)]),
+    h(
+      "code",
+      null,
+      caret < 0
+        ? lines.join("\n")
+        : [text.slice(0, caret), h("mark", { class: isAll ? "all" : null }, word), text.slice(caret + word.length)],
+    ),
   );
 }
 
@@ -934,15 +1214,31 @@ function warnings(start) {
     { class: "notes", "aria-label": "Warnings", key: "warnings" },
     shown.slice(0, 8).map((one, n) => {
       const name = one.migration ?? one.files?.join?.(", ") ?? "";
-      const title = titles[one.event]?.(one) ?? [`${words(one.event.split(".").at(-1))}`.replace(/^./, (c) => c.toUpperCase()), name ? ": " : "", name];
-      return h("li", { key: n }, h("b", null, title), one.decision ? h("p", null, one.decision) : null, h("p", null, one.remedy ?? one.hint ?? ""), one.sql ? sql(one.sql) : null);
+      const title = titles[one.event]?.(one) ?? [
+        `${words(one.event.split(".").at(-1))}`.replace(/^./, (c) => c.toUpperCase()),
+        name ? ": " : "",
+        name,
+      ];
+      return h(
+        "li",
+        { key: n },
+        h("b", null, title),
+        one.decision ? h("p", null, one.decision) : null,
+        h("p", null, one.remedy ?? one.hint ?? ""),
+        one.sql ? sql(one.sql) : null,
+      );
     }),
     shown.length > 8 ? h("li", { key: "more" }, `${shown.length - 8} more on /health`) : null,
   );
 }
 
 function part(key, title, aside, ...body) {
-  return h("section", { class: "part", key, "aria-labelledby": `h-${key}` }, h("div", { class: "head" }, h("h2", { id: `h-${key}` }, title), aside ? h("p", null, aside) : null), body);
+  return h(
+    "section",
+    { class: "part", key, "aria-labelledby": `h-${key}` },
+    h("div", { class: "head" }, h("h2", { id: `h-${key}` }, title), aside ? h("p", null, aside) : null),
+    body,
+  );
 }
 
 const listOf = (body, name) => (Array.isArray(body) ? body : (body?.[name] ?? body?.items ?? []));
@@ -957,10 +1253,23 @@ function ready(start) {
     );
   }
   const { queues, running: runs, failed, schedules, starts } = model.jobs;
-  if (!queues) return model.jobs_error ? h("p", { class: "note", key: "jobs-error" }, `The jobs cannot be read: ${model.jobs_error}`) : null;
+  if (!queues)
+    return model.jobs_error
+      ? h("p", { class: "note", key: "jobs-error" }, `The jobs cannot be read: ${model.jobs_error}`)
+      : null;
   return [
-    model.jobs_error ? h("p", { class: "note", key: "jobs-error" }, `The jobs are not up to date: ${model.jobs_error}`) : null,
-    queuesPart(listOf(queues, "queues")),
+    model.jobs_error
+      ? h("p", { class: "note", key: "jobs-error" }, `The jobs are not up to date: ${model.jobs_error}`)
+      : null,
+    start.access?.actions === "refused"
+      ? h(
+          "p",
+          { class: "note", key: "refused" },
+          h("b", null, "To look at only. "),
+          "The port is open beyond this machine and no API_TOKEN is set: the server refuses what changes something.",
+        )
+      : null,
+    queuesPart(queues),
     runningPart(listOf(runs, "jobs")),
     failedPart(listOf(failed, "jobs")),
     schedulesPart(listOf(schedules, "schedules")),
@@ -968,64 +1277,87 @@ function ready(start) {
   ];
 }
 
-function queuesPart(queues) {
+function queuesPart({ queues, workers }) {
+  const alive = (workers ?? []).filter((one) => one.is_alive !== false);
+  const slots = alive.reduce((sum, one) => sum + (one.concurrency ?? 0), 0);
   return part(
     "queues",
     "Queues",
-    null,
-    queues.length ? h("div", { class: "cards" }, queues.map(card)) : h("p", { class: "empty" }, "No queue has had a job yet."),
+    workers
+      ? alive.length
+        ? `${plural(alive.length, "worker")}, ${plural(slots, "slot")}`
+        : h("span", { class: "bad" }, "No worker is alive")
+      : null,
+    queues?.length
+      ? h("div", { class: "cards" }, queues.map(card))
+      : h("p", { class: "empty" }, "No queue has had a job yet."),
   );
 }
 
-function card(queue) {
-  const counts = queue.counts ?? queue.states ?? {};
-  const name = queue.queue ?? queue.name;
+function card({ name, counts, oldest_queued_s: oldest_s, throughput_per_s: rate, ended_per_minute: minutes }) {
   const shown = [
-    ["queued", "queued", (counts.queued ?? 0)],
-    ["running", "running", counts.running ?? 0],
-    ["scheduled", "later", counts.scheduled ?? 0],
-    ["failed", "failed", counts.failed ?? 0],
+    ["queued", "waiting"],
+    ["running", "running"],
+    ["scheduled", "later"],
+    ["failed", "failed"],
   ];
+  const rated = !rate
+    ? "idle for a minute"
+    : rate >= 1
+      ? `${count(Math.round(rate))} a second`
+      : `${count(Math.round(rate * 60))} a minute`;
   return h(
     "article",
     { class: "card", key: name, "aria-label": `Queue ${name}` },
     h("h3", null, name),
-    h("dl", { class: "counts" }, shown.map(([state, label, n]) => h("div", { class: n === 0 ? "zero" : state === "failed" ? "bad" : "" }, h("dt", null, label), h("dd", null, count(n))))),
-    h("p", { class: "more" }, h("span", null, oldest(queue)), h("span", null, rate(queue))),
-    spark(series(queue)),
+    h(
+      "dl",
+      { class: "counts" },
+      shown.map(([state, label]) =>
+        h(
+          "div",
+          { class: !counts[state] ? "zero" : state === "failed" ? "bad" : "" },
+          h("dt", null, label),
+          h("dd", null, count(counts[state] ?? 0)),
+        ),
+      ),
+    ),
+    h(
+      "p",
+      { class: "more" },
+      h("span", null, oldest_s === null || oldest_s === undefined ? "nothing waits" : `oldest waits ${age(oldest_s)}`),
+      h("span", null, rated),
+    ),
+    spark(minutes ?? []),
   );
 }
 
-function oldest(queue) {
-  const s = queue.oldest_age_s ?? queue.oldest_s ?? null;
-  return s === null ? "nothing waits" : `oldest waits ${age(s)}`;
-}
-
-function rate(queue) {
-  const perMinute = queue.throughput_per_minute ?? null;
-  return perMinute === null ? "" : `${count(perMinute)} a minute`;
-}
-
-function series(queue) {
-  return Array.isArray(queue.throughput) ? queue.throughput.map((p) => (typeof p === "number" ? p : (p.finished ?? p.count ?? 0))) : [];
-}
-
-function spark(values) {
-  if (values.length < 2) return h("svg", { class: "spark", viewBox: "0 0 100 48", preserveAspectRatio: "none", "aria-hidden": "true" });
-  const most = Math.max(1, ...values);
-  const at = (v, n) => [((n / (values.length - 1)) * 100).toFixed(2), (46 - (v / most) * 42).toFixed(2)];
-  const points = values.map(at).map((p) => p.join(" "));
-  const label = `Finished a minute, the last ${values.length} minutes: at most ${count(most)}, now ${count(values.at(-1))}`;
+/** Jobs that ended in each minute, as a line on its own area. */
+function spark(minutes) {
+  const frame = { class: "spark", viewBox: "0 0 100 48", preserveAspectRatio: "none" };
+  const most = Math.max(1, ...minutes);
+  const points = (minutes.length > 1 ? minutes : [0, 0]).map(
+    (n, i, all) => `${((100 * i) / (all.length - 1)).toFixed(2)} ${(46 - (42 * n) / most).toFixed(2)}`,
+  );
+  const total = minutes.reduce((sum, n) => sum + n, 0);
+  const label = `${plural(total, "job")} ended in ${minutes.length} minutes, at most ${count(Math.max(0, ...minutes))} in one`;
   return h(
     "svg",
-    { class: "spark", viewBox: "0 0 100 48", preserveAspectRatio: "none", role: "img", "aria-label": label },
+    { ...frame, role: "img", "aria-label": label },
+    h("title", null, label),
     h("path", { class: "area", d: `M0 48 L${points.join(" L")} L100 48 Z` }),
     h("path", { class: "line", d: `M${points.join(" L")}` }),
   );
 }
 
 function jobTitle(job) {
-  return h("div", { class: "title" }, h("b", null, job.name), h("span", { class: "id" }, `#${job.id}`), job.attempt > 1 ? h("span", { class: "id" }, `attempt ${job.attempt} of ${job.max_attempts}`) : null);
+  return h(
+    "div",
+    { class: "title" },
+    h("b", null, job.name),
+    h("span", { class: "id" }, `#${job.id}`),
+    job.attempt > 1 ? h("span", { class: "id" }, `attempt ${job.attempt} of ${job.max_attempts}`) : null,
+  );
 }
 
 function runningPart(list) {
@@ -1044,11 +1376,36 @@ function runningPart(list) {
               "li",
               { key: job.id },
               h("div", { class: "what" }, jobTitle(job), note ? h("p", { class: "said" }, note) : null),
-              h("div", { class: "acts" }, percent === null ? null : h("span", null, `${count(done)} of ${count(total)}`), job.started_at ? timer(since(job.started_at)) : null, job.cancel_requested ? h("span", null, "is being cancelled") : button(`cancel-${job.id}`, "Cancel", `api/jobs/${encodeURIComponent(job.id)}/cancel`, `Job #${job.id} is cancelled.`, `${job.name} #${job.id}`)),
+              h(
+                "div",
+                { class: "acts" },
+                percent === null ? null : h("span", null, `${count(done)} of ${count(total)}`),
+                job.started_at ? timer(since(job.started_at)) : null,
+                job.cancel_requested
+                  ? h("span", null, "is being cancelled")
+                  : button(
+                      `cancel-${job.id}`,
+                      "Cancel",
+                      `api/jobs/${encodeURIComponent(job.id)}/cancel`,
+                      `Job #${job.id} is cancelled.`,
+                      `${job.name} #${job.id}`,
+                    ),
+              ),
               h(
                 "div",
                 { class: "wide" },
-                h("span", { class: `meter${percent === null ? " unknown" : ""}`, role: "progressbar", "aria-label": `Progress of ${job.name} #${job.id}`, "aria-valuemin": percent === null ? null : 0, "aria-valuemax": percent === null ? null : 100, "aria-valuenow": percent === null ? null : Math.round(percent) }, h("i", { vars: { "--part": `${percent ?? 30}%` } })),
+                h(
+                  "span",
+                  {
+                    class: `meter${percent === null ? " unknown" : ""}`,
+                    role: "progressbar",
+                    "aria-label": `Progress of ${job.name} #${job.id}`,
+                    "aria-valuemin": percent === null ? null : 0,
+                    "aria-valuemax": percent === null ? null : 100,
+                    "aria-valuenow": percent === null ? null : Math.round(percent),
+                  },
+                  h("i", { vars: { "--part": `${percent ?? 30}%` } }),
+                ),
               ),
             );
           }),
@@ -1067,13 +1424,45 @@ function failedPart(list) {
           "ul",
           { class: "list" },
           list.map((job) => {
-            const error = job.error ?? {};
+            const whole = model.whole.get(job.id);
+            const lines = whole?.error?.trace;
+            const trace =
+              whole?.problem ??
+              (Array.isArray(lines) ? lines.join("\n") : lines) ??
+              (whole?.id ? "There is no trace." : "Reading…");
+            const about = `${job.name} #${job.id}`;
             return h(
               "li",
               { key: job.id },
-              h("div", { class: "what" }, jobTitle(job), h("p", { class: "said" }, h("span", { class: "bad" }, error.type ?? "Error"), error.message ? `: ${error.message}` : "")),
-              h("div", { class: "acts" }, job.finished_at ? timer(ago(job.finished_at)) : null, button(`retry-${job.id}`, "Retry", `api/jobs/${encodeURIComponent(job.id)}/retry`, `Job #${job.id} is queued again.`, `${job.name} #${job.id}`)),
-              error.trace ? h("details", { class: "wide" }, h("summary", null, "Trace"), h("pre", { tabindex: 0, role: "region", "aria-label": `Trace of ${job.name} #${job.id}` }, h("code", null, Array.isArray(error.trace) ? error.trace.join("\n") : error.trace))) : null,
+              h(
+                "div",
+                { class: "what" },
+                jobTitle(job),
+                h(
+                  "p",
+                  { class: "said" },
+                  h("span", { class: "bad" }, whole?.error?.type ? `${whole.error.type}: ` : ""),
+                  job.error_message ?? "without a message",
+                ),
+              ),
+              h(
+                "div",
+                { class: "acts" },
+                job.finished_at ? timer(ago(job.finished_at)) : null,
+                button(
+                  `retry-${job.id}`,
+                  "Retry",
+                  `api/jobs/${encodeURIComponent(job.id)}/retry`,
+                  `Job #${job.id} is queued again.`,
+                  about,
+                ),
+              ),
+              h(
+                "details",
+                { class: "wide", on: { toggle: (event) => event.target.open && readJob(job.id) } },
+                h("summary", null, "Trace"),
+                h("pre", { tabindex: 0, role: "region", "aria-label": `Trace of ${about}` }, h("code", null, trace)),
+              ),
             );
           }),
         )
@@ -1091,7 +1480,19 @@ function schedulesPart(list) {
       ? h(
           "table",
           { class: "stacked" },
-          h("thead", null, h("tr", null, h("th", { scope: "col" }, "Schedule"), h("th", { scope: "col" }, "When"), h("th", { scope: "col" }, "Last run"), h("th", { scope: "col" }, "Next run"), act ? h("th", { scope: "col" }, h("span", { class: "unseen" }, "Action")) : null)),
+          h(
+            "thead",
+            null,
+            h(
+              "tr",
+              null,
+              h("th", { scope: "col" }, "Schedule"),
+              h("th", { scope: "col" }, "When"),
+              h("th", { scope: "col" }, "Last run"),
+              h("th", { scope: "col" }, "Next run"),
+              act ? h("th", { scope: "col" }, h("span", { class: "unseen" }, "Action")) : null,
+            ),
+          ),
           h(
             "tbody",
             null,
@@ -1099,11 +1500,47 @@ function schedulesPart(list) {
               h(
                 "tr",
                 { key: one.name, class: one.enabled === false ? "off" : "" },
-                h("td", null, h("b", null, one.name), one.job && one.job !== one.name ? h("small", null, one.job) : null),
-                h("td", { "data-name": "at" }, h("code", null, one.cron), one.timezone && one.timezone !== "UTC" ? h("small", null, one.timezone) : null),
-                h("td", { "data-name": "last" }, one.last_run_at ? [timer(ago(one.last_run_at)), h("small", null, clock(one.last_run_at))] : h("span", { class: "soft" }, "never")),
-                h("td", { "data-name": "next" }, one.enabled === false ? h("span", { class: "soft" }, "off") : one.next_run_at ? [timer(until(one.next_run_at)), h("small", null, clock(one.next_run_at))] : h("span", { class: "soft" }, "not known")),
-                act ? h("td", null, button(`trigger-${one.name}`, "Run now", `api/schedules/${encodeURIComponent(one.name)}/trigger`, `${one.name} is queued.`, one.name)) : null,
+                h(
+                  "td",
+                  null,
+                  h("b", null, one.name),
+                  one.job && one.job !== one.name ? h("small", null, one.job) : null,
+                ),
+                h(
+                  "td",
+                  { "data-name": "at" },
+                  h("code", null, one.cron),
+                  one.timezone && one.timezone !== "UTC" ? h("small", null, one.timezone) : null,
+                ),
+                h(
+                  "td",
+                  { "data-name": "last" },
+                  one.last_run_at
+                    ? [timer(ago(one.last_run_at)), h("small", null, clock(one.last_run_at))]
+                    : h("span", { class: "soft" }, "never"),
+                ),
+                h(
+                  "td",
+                  { "data-name": "next" },
+                  one.enabled === false
+                    ? h("span", { class: "soft" }, "off")
+                    : one.next_run_at
+                      ? [timer(until(one.next_run_at)), h("small", null, clock(one.next_run_at))]
+                      : h("span", { class: "soft" }, "not known"),
+                ),
+                act
+                  ? h(
+                      "td",
+                      null,
+                      button(
+                        `trigger-${one.name}`,
+                        "Run now",
+                        `api/schedules/${encodeURIComponent(one.name)}/trigger`,
+                        `${one.name} is queued.`,
+                        one.name,
+                      ),
+                    )
+                  : null,
               ),
             ),
           ),
@@ -1116,7 +1553,7 @@ function startsPart(list) {
   if (!list.length) return null;
   const rows = list.map((one) => {
     const phases = one.phases ?? one.phases_s ?? {};
-    const times = PHASES.map((phase, n) => ({ phase, n, s: (phases[phase] ?? 0) + (n === 0 ? (phases.starting ?? 0) : 0) })).filter((p) => p.s > 0);
+    const times = SPENT.map((phase, n) => ({ phase, n, s: phases[phase] ?? 0 })).filter((p) => p.s > 0);
     const total = times.reduce((sum, p) => sum + p.s, 0);
     return { one, times, total, most: [...times].sort((a, b) => b.s - a.s)[0] };
   });
@@ -1133,18 +1570,39 @@ function startsPart(list) {
         return h(
           "li",
           { key: one.id ?? `${one.started_at}-${n}` },
-          h("span", { class: "when" }, `${date(one.started_at)}, ${new Date(ms(one.started_at)).toLocaleTimeString("en-GB").slice(0, 5)}`, h("small", null, [one.version, one.command === "migrate" ? "migrate" : null].filter(Boolean).join(", "))),
+          h(
+            "span",
+            { class: "when" },
+            `${date(one.started_at)}, ${new Date(ms(one.started_at)).toLocaleTimeString("en-GB").slice(0, 5)}`,
+            h("small", null, [one.version, one.command === "migrate" ? "migrate" : null].filter(Boolean).join(", ")),
+          ),
           h(
             "span",
             { class: "bars" },
-            h("span", { class: "stack", "aria-hidden": "true", vars: { "--part": `${(100 * total) / longest}%` } }, times.map((p) => h("i", { class: `k${p.n + 1}`, vars: { "--grow": p.s } }))),
-            h("small", { class: "mostly" }, bad ? h("span", { class: "bad" }, `failed: ${one.error?.error ?? one.error?.message ?? "see the log"}. `) : null, most ? `mostly ${most.phase}, ${span(most.s)}` : "", one.migrations_applied ? `; ${plural(one.migrations_applied, "migration")}` : ""),
+            h(
+              "span",
+              { class: "stack", "aria-hidden": "true", vars: { "--part": `${(100 * total) / longest}%` } },
+              times.map((p) => h("i", { class: `k${p.n}`, vars: { "--grow": p.s } })),
+            ),
+            h(
+              "small",
+              { class: "mostly" },
+              bad
+                ? h("span", { class: "bad" }, `failed: ${one.error?.error ?? one.error?.message ?? "see the log"}. `)
+                : null,
+              most ? `mostly ${most.phase}, ${span(most.s)}` : "",
+              one.migrations_applied ? `; ${plural(one.migrations_applied, "migration")}` : "",
+            ),
           ),
           h("span", { class: "total" }, span(total)),
         );
       }),
     ),
-    h("p", { class: "legend", "aria-hidden": "true" }, PHASES.map((phase, n) => h("span", null, h("i", { class: `k${n + 1}` }), phase))),
+    h(
+      "p",
+      { class: "legend", "aria-hidden": "true" },
+      SPENT.map((phase, n) => h("span", null, h("i", { class: `k${n}` }), phase)),
+    ),
   );
 }
 
@@ -1152,11 +1610,26 @@ function startsPart(list) {
 
 function bar(start) {
   const asked = Boolean(start?.access?.token) && start?.phase === "ready";
-  const linked = { live: "Live", poll: `Asking every ${POLL_S} s`, away: model.start || model.misses > 1 ? "Cut off" : "Connecting" }[model.link];
+  const isJobless = start?.phase === "ready" && model.jobs.queues && model.jobs_misses > 2;
+  const linked = {
+    live: isJobless ? `Live; jobs every ${2 * POLL_S} s` : "Live",
+    poll: `Asking every ${POLL_S} s`,
+    away: model.ended ? "Ended" : model.start || model.misses > 1 ? "Cut off" : "Connecting",
+  }[model.link];
   return [
     h("span", { class: "name" }, "orchestrator", start ? h("small", null, start.version) : null),
-    h("span", { class: "link", "data-link": model.link, title: model.link === "poll" ? "The event stream brings nothing (a proxy that buffers?)" : null }, linked),
-    asked && token() ? h("button", { type: "button", class: "plain", key: "forget", on: { click: forgetToken } }, "Forget the token") : null,
+    h(
+      "span",
+      {
+        class: "link",
+        "data-link": model.ended ? "ended" : isJobless && model.link === "live" ? "poll" : model.link,
+        title: model.link === "poll" ? "The event stream brings nothing (a proxy that buffers?)" : null,
+      },
+      linked,
+    ),
+    asked && token()
+      ? h("button", { type: "button", class: "plain", key: "forget", on: { click: forgetToken } }, "Forget the token")
+      : null,
   ];
 }
 
@@ -1165,18 +1638,33 @@ function content(shown) {
   const hero = h(
     "section",
     { class: "hero", key: "hero", "aria-label": "State" },
-    h("svg", { class: "glyph", viewBox: "0 0 32 32", "aria-hidden": "true" }, glyph(shown.shape, shown.part ?? 0).map(([tag, attributes]) => h(tag, attributes))),
+    h(
+      "svg",
+      { class: "glyph", viewBox: "0 0 32 32", "aria-hidden": "true" },
+      glyph(shown.shape, shown.part ?? 0).map(([tag, attributes]) => h(tag, attributes)),
+    ),
     h("h1", null, shown.title),
     shown.sub.filter(Boolean).map((line) => h("p", { class: "sub" }, line)),
   );
   if (!start) return [hero];
   const isReady = start.phase === "ready";
-  const failed = model.failure && (start.failure !== null || !isSameProcess(model.failure.started_at, start.started_at));
+  const failed =
+    model.failure && (start.failure !== null || !isSameProcess(model.failure.started_at, start.started_at));
   const isPast = failed && start.failure === null;
   const panel = !failed
     ? null
     : isPast
-      ? h("details", { class: "failure past", key: "past" }, h("summary", null, "The start before this one failed: ", model.failure.facts.error_error ?? model.failure.facts.error), failurePanel(model.failure))
+      ? h(
+          "details",
+          { class: "failure past", key: "past" },
+          h(
+            "summary",
+            null,
+            "The start before this one failed: ",
+            model.failure.facts.error_error ?? model.failure.facts.error,
+          ),
+          failurePanel(model.failure),
+        )
       : h("section", { class: "failure", key: "failure", "aria-label": "Why it failed" }, failurePanel(model.failure));
   return [
     hero,
@@ -1184,17 +1672,29 @@ function content(shown) {
     warnings(start),
     isReady ? ready(start) : null,
     isReady
-      ? h("section", { class: "part", key: "start" }, h("details", { key: "this" }, h("summary", null, "This start, step by step"), h("div", { class: "past-chain" }, chain(start))))
+      ? h(
+          "section",
+          { class: "part", key: "start" },
+          h(
+            "details",
+            { key: "this" },
+            h("summary", null, "This start, step by step"),
+            h("div", { class: "past-chain" }, chain(start)),
+          ),
+        )
       : h("section", { key: "chain", "aria-label": "The start, step by step" }, chain(start)),
   ];
 }
 
 function foot(start) {
+  const isReady = start?.phase === "ready";
   return [
     h("a", { href: "health" }, "/health"),
-    h("a", { href: "openapi.json" }, "/openapi.json"),
-    h("a", { href: "metrics" }, "/metrics"),
-    start ? h("span", { class: "end" }, "Process started ", timer(ago(start.started_at))) : null,
+    isReady ? h("a", { href: "openapi.json" }, "/openapi.json") : null,
+    isReady ? h("a", { href: "metrics" }, "/metrics") : null,
+    start && model.link !== "away"
+      ? h("span", { class: "end" }, "Process started ", timer(ago(start.started_at)))
+      : null,
   ];
 }
 
@@ -1218,7 +1718,10 @@ function draw() {
   patch(document.getElementById("main"), content(shown).flat(Infinity).filter(Boolean));
   patch(document.getElementById("foot"), foot(start).filter(Boolean));
   drawToast();
-  const of = start?.phase === "migrating" && start.migrations.total ? ` ${start.migrations.applied}/${start.migrations.total}` : "";
+  const of =
+    start?.phase === "migrating" && start.migrations.total
+      ? ` ${start.migrations.applied}/${start.migrations.total}`
+      : "";
   const title = `${shown.title}${of} · orchestrator`;
   if (document.title !== title) document.title = title;
   favicon(shown.shape, shown.part ?? 0);
@@ -1244,8 +1747,12 @@ let spoken = { title: "", at: 0 };
 
 /** Changes of state are spoken at once, progress every 15 s, timers never. */
 function speak(shown, start) {
-  const moves = start?.phase === "migrating" && start.migrations.total ? `, ${start.migrations.applied} of ${start.migrations.total}` : "";
-  const why = shown.state === "bad" && model.failure ? `: ${model.failure.facts.error_error ?? model.failure.facts.error}` : "";
+  const moves =
+    start?.phase === "migrating" && start.migrations.total
+      ? `, ${start.migrations.applied} of ${start.migrations.total}`
+      : "";
+  const why =
+    shown.state === "bad" && model.failure ? `: ${model.failure.facts.error_error ?? model.failure.facts.error}` : "";
   if (shown.title === spoken.title && (!moves || Date.now() - spoken.at < 15000)) return;
   spoken = { title: shown.title, at: Date.now() };
   say(`${shown.title}${moves}${why}`);

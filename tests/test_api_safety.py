@@ -265,9 +265,6 @@ FUZZ_CONFIG = """
 allow-x00 = false
 max-examples = {examples}
 
-[phases.stateful]
-enabled = false
-
 # Rules that no schema can say: a cron line names a time, a zone exists, run_at and delay_s exclude each other, a key
 # was used for another job.
 [[operations]]

@@ -51,7 +51,12 @@ def load(options: argparse.Namespace) -> Settings:
     overrides = {
         variable: value for name, variable in _OVERRIDES.items() if (value := getattr(options, name, None)) is not None
     }
-    return load_settings(os.environ, overrides, needs_database=not getattr(options, "embedded", False))
+    needs_database = not getattr(options, "embedded", False)
+    if getattr(options, "database_if_named", False):
+        from orchestrator.settings import names_a_database
+
+        needs_database = names_a_database(os.environ)
+    return load_settings(os.environ, overrides, needs_database=needs_database)
 
 
 def run(

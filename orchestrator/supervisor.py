@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Sequence
     from pathlib import Path
 
+    from orchestrator.api.app import Backend
     from orchestrator.database.starts import Outcome
     from orchestrator.dsn import Dsn
     from orchestrator.jobs.registry import Registry
@@ -44,10 +45,11 @@ async def serve(settings: Settings, life: Lifecycle, *, embedded: bool = False) 
     Raises:
         OrchestratorError: the start failed and must not serve; its class knows the exit code.
     """
-    from orchestrator.api.app import Backend, build_app
+    from orchestrator.api.app import Backend, build_app, watching
+    from orchestrator.api.safety import Safety
     from orchestrator.api.server import listening
 
-    backend = Backend()
+    backend = Backend(Safety(settings.api_token, settings.cors_origins, settings.host))
     # Half of the time to stop is for requests in flight, the rest for the database.
     drain_s = settings.shutdown_timeout_s / 2
     async with (
@@ -59,7 +61,7 @@ async def serve(settings: Settings, life: Lifecycle, *, embedded: bool = False) 
         async with _database(settings, life, embedded=embedded) as (dsn, migration_dsn):
             await _bring_up(settings, migration_dsn, sources, life, command="serve")
             life.enter(Phase.LAUNCHING)
-            registry = await asyncio.to_thread(_load_handlers, settings)
+            registry = await asyncio.to_thread(_load_handlers, settings, backend)
             if dsn != migration_dsn:
                 await _try_login(settings, dsn, life)
             async with (
@@ -69,12 +71,15 @@ async def serve(settings: Settings, life: Lifecycle, *, embedded: bool = False) 
                 backend.pool, backend.sources = pool, sources
                 backend.policy, backend.ahead = settings.migration_policy, settings.migration_ahead
                 backend.registry, backend.jobs = registry, jobs
-                life.enter(Phase.READY)
-                life.emit(
-                    "service.ready", startup_s=round(life.uptime_s, 3), migrations_applied=life.migrations.applied_now
-                )
-                await _record(pool, life, command="serve", outcome="ready")
-                await _while_it_works(working, _watch(dsn, life))
+                async with watching(backend, dsn, life) as tasks:
+                    life.enter(Phase.READY)
+                    life.emit(
+                        "service.ready",
+                        startup_s=round(life.uptime_s, 3),
+                        migrations_applied=life.migrations.applied_now,
+                    )
+                    await _record(pool, life, command="serve", outcome="ready")
+                    await _while_they_work([working, *tasks], _watch(dsn, life))
 
 
 @asynccontextmanager
@@ -382,10 +387,12 @@ async def _pool(dsn: Dsn, settings: Settings) -> AsyncIterator[Any]:
             pool.terminate()
 
 
-def _load_handlers(settings: Settings) -> Registry:
-    """Import the job server and the modules of JOBS, in a thread: they may be slow, and `/health` answers meanwhile."""
+def _load_handlers(settings: Settings, backend: Backend) -> Registry:
+    """Import the job server, the API, and the modules of JOBS, in a thread: `/health` answers meanwhile."""
+    from orchestrator.api.app import load_routes
     from orchestrator.jobs.registry import load
 
+    load_routes(backend)
     return load(settings.jobs)
 
 
@@ -406,12 +413,12 @@ def _job_server(dsn: Dsn, settings: Settings, registry: Registry, life: Lifecycl
     )
 
 
-async def _while_it_works(working: asyncio.Task[None], work: Coroutine[Any, Any, None]) -> None:
-    """Do `work` for as long as the job server lives: a bug that ends that one ends the process, loudly."""
+async def _while_they_work(working: Sequence[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> None:
+    """Do `work` while the job server and its watchers live: a bug that ends one of them ends the process, loudly."""
     doing = asyncio.create_task(work)
     try:
-        await asyncio.wait({doing, working}, return_when=asyncio.FIRST_COMPLETED)
-        for task in (working, doing):
+        await asyncio.wait({doing, *working}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (*working, doing):
             if task.done():
                 task.result()
     finally:

@@ -198,6 +198,9 @@ const CAUSES = {
 
 const address = (text) => String(text).replace(/\/(32|128)$/, "");
 
+/** With a capital letter and a full stop. */
+const sentence = (text) => `${text.charAt(0).toUpperCase()}${text.slice(1).replace(/\.$/, "")}.`;
+
 const words = (text) => String(text ?? "").replaceAll("_", " ");
 
 // ------------------------------------------------------------------------------------------------------------ state
@@ -1215,7 +1218,7 @@ function warnings(start) {
     shown.slice(0, 8).map((one, n) => {
       const name = one.migration ?? one.files?.join?.(", ") ?? "";
       const title = titles[one.event]?.(one) ?? [
-        `${words(one.event.split(".").at(-1))}`.replace(/^./, (c) => c.toUpperCase()),
+        sentence(words(one.event.split(".").at(-1))).slice(0, -1),
         name ? ": " : "",
         name,
       ];
@@ -1223,7 +1226,7 @@ function warnings(start) {
         "li",
         { key: n },
         h("b", null, title),
-        one.decision ? h("p", null, one.decision) : null,
+        one.decision ? h("p", null, sentence(one.decision)) : null,
         h("p", null, one.remedy ?? one.hint ?? ""),
         one.sql ? sql(one.sql) : null,
       );
@@ -1286,7 +1289,7 @@ function queuesPart({ queues, workers }) {
     workers
       ? alive.length
         ? `${plural(alive.length, "worker")}, ${plural(slots, "slot")}`
-        : h("span", { class: "bad" }, "No worker is alive")
+        : h("span", { class: queues?.some((one) => one.counts.queued) ? "bad" : null }, "No worker is there")
       : null,
     queues?.length
       ? h("div", { class: "cards" }, queues.map(card))

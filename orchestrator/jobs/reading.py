@@ -390,7 +390,7 @@ async def read_events(
 # for that long.
 _HOLES = """
 SELECT low, high FROM (
-    SELECT lag(id) OVER (ORDER BY id) + 1 AS low, id - 1 AS high
+    SELECT lag(id, 1, $1::bigint) OVER (ORDER BY id) + 1 AS low, id - 1 AS high
     FROM (SELECT id FROM orchestrator.job_events WHERE id > $1 ORDER BY id) newest
 ) holes WHERE low <= high ORDER BY low DESC LIMIT $2
 """
@@ -406,7 +406,7 @@ async def read_newest_position(connection: Any, *, gaps_max: int) -> tuple[int, 
         )
         if row["is_quiet"]:
             return row["last"], ()
-        holes = await connection.fetch(_HOLES, row["last"] - _NEWEST_IDS, gaps_max // 2)
+        holes = await connection.fetch(_HOLES, max(0, row["last"] - _NEWEST_IDS), gaps_max // 2)
     return row["last"], tuple((hole["low"], hole["high"]) for hole in reversed(holes))
 
 

@@ -114,7 +114,7 @@ async def gather_status(settings: Settings, life: Lifecycle) -> dict[str, Any]:
     """What `status` shows, read over one connection; writes nothing and needs no lock. One try, no waiting for ever."""
     from orchestrator.database.catalogue import extensions_status, server_status, tables_status
     from orchestrator.database.connect import connected
-    from orchestrator.migrator.status import migrations_status
+    from orchestrator.migrator.status import migration_running, migrations_status
 
     sources = await asyncio.to_thread(read_sources, settings)
     options = _connect_options(settings, "status")
@@ -130,6 +130,7 @@ async def gather_status(settings: Settings, life: Lifecycle) -> dict[str, Any]:
             "sources": await migrations_status(
                 connection, sources, policy=settings.migration_policy, ahead=settings.migration_ahead
             ),
+            "running": await migration_running(connection),
             "extensions": await extensions_status(connection, settings.extensions),
             "tables": await tables_status(connection),
         }
@@ -277,7 +278,9 @@ async def _under_the_lock(
         return await connect_once(dsn, timeout_s=timeout_s, application_name=f"orchestrator {command} watch")
 
     life.enter(Phase.LOCKING)
-    async with migration_lock(connection, life, timeout_s=settings.migration_lock_timeout_s):
+    async with migration_lock(
+        connection, life, timeout_s=settings.migration_lock_timeout_s, connect_second=connect_second
+    ):
         life.enter(Phase.EXTENSIONS)
         await ensure_extensions(connection, settings.extensions, life)
         life.enter(Phase.MIGRATING)
@@ -295,7 +298,12 @@ def _explained(error: Exception) -> Exception:
     """An error of the server outside of any migration file, as one of ours; anything else as it is."""
     import asyncpg
 
+    from orchestrator.database.failure import POOLER_SQLSTATES
+    from orchestrator.database.pooler import PoolerError
+
     if isinstance(error, asyncpg.PostgresError):
+        if error.sqlstate in POOLER_SQLSTATES:
+            return PoolerError("a statement that one transaction prepares is gone in the next")
         return MigrationError(
             f"the server refused what comes before the migrations: {error} (SQLSTATE {error.sqlstate})",
             remedy="Mend what it names, then start again; no migration was run.",

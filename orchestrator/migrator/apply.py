@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import asyncpg
 
 from orchestrator.database.connect import on_notice
-from orchestrator.database.failure import StandbyError, is_connection_loss
+from orchestrator.database.failure import CONNECTION_ERRORS, StandbyError, is_connection_loss
 from orchestrator.database.lock import HELD_HERE
 from orchestrator.errors import MigrationError
 from orchestrator.lifecycle import MigrationItem
@@ -28,6 +28,7 @@ from orchestrator.migrator.failures import (
     statement_of,
     transaction_was_ended,
 )
+from orchestrator.migrator.group import DURATION, PROOF, START_CLOCK, STATEMENT_TIMEOUT_MS, is_small, messages
 from orchestrator.migrator.ledger import create_ledger, insert_statement, upgrade_ledger
 from orchestrator.migrator.patience import Patience
 from orchestrator.migrator.plan import Kind
@@ -253,6 +254,9 @@ class Run:
         self.applied: list[AppliedMigration] = []
         self._items = {(item.source, item.name): item for item in life.migrations.items}
         self._said_session = False
+        self._newest_record: int | None = None
+        self._prepared: tuple[str, str] = ("", "")
+        self._untold: list[tuple[Source, Migration, float]] = []
         self.has_changed_session = False
 
     async def source(self, one: Survey, parsed: dict[tuple[str, str], tuple[Statement, ...]]) -> None:
@@ -274,8 +278,101 @@ class Run:
         if self.options.transaction == "all":
             await self._in_one_transaction(file, plan.pending, parsed)
             return
-        for migration in plan.pending:
-            await self._one(file, migration, parsed.get((table.key, migration.name)), one, is_last=migration is last)
+        key = table.key
+        cut = list(messages((m, self._shares(one, m, parsed)) for m in plan.pending))
+        for number, message in enumerate(cut):
+            left = message
+            if len(message) > 1 and not self.has_changed_session:
+                following = cut[number + 1] if number + 1 < len(cut) else []
+                left = await self._together(file, message, parsed, following, last=last)
+            if left:
+                self._tell()
+            for migration in left:
+                await self._one(file, migration, parsed.get((key, migration.name)), one, is_last=migration is last)
+        self._tell()
+
+    def _shares(self, one: Survey, migration: Migration, parsed: dict[tuple[str, str], tuple[Statement, ...]]) -> bool:
+        """Whether the migration may share a message with its neighbours."""
+        return (
+            one.source.label != "service"  # its first one makes the records that tell how far a message came
+            and migration.name not in one.unfinished
+            and migration not in one.plan.resumable
+            and is_small(migration, parsed.get((one.source.table.key, migration.name)))
+        )
+
+    async def _together(
+        self,
+        file: _FileRun,
+        message: Sequence[Migration],
+        parsed: dict[tuple[str, str], tuple[Statement, ...]],
+        following: Sequence[Migration],
+        *,
+        last: Migration,
+    ) -> list[Migration]:
+        """Apply several small migrations, a transaction each, in one message; returns those that are not in.
+
+        While the server works, what the message before has done is told, and the one that follows is made.
+        An error is not told here: what is left is applied one by one, and fails there as it should.
+        """
+        key, label = file.source.table.key, file.source.label
+
+        def text_of(migrations: Sequence[Migration]) -> str:
+            return "".join([START_CLOCK, *(file.small(m, parsed[key, m.name], is_last=m is last) for m in migrations)])
+
+        if self._newest_record is None:
+            self._newest_record = await records.newest_record(self._connection)
+        name, text = self._prepared
+        if name != message[0].name:
+            text = text_of(message)
+        sending = asyncio.create_task(self._send_together(text, message))
+        try:
+            await asyncio.sleep(0)  # it is under way
+            self._tell()
+            state = self._life.migrations
+            state.current, state.statement = message[0].name, 0
+            state.statements = len(parsed[key, message[0].name])
+            for migration in message:
+                self._items[label, migration.name].state = "running"
+            if len(following) > 1:
+                self._prepared = following[0].name, text_of(following)
+            await sending
+        finally:
+            await self._ended(sending)
+        durations: dict[str, float] = {}
+        for record, name, duration_s in await records.newer_records(self._connection, key, self._newest_record):
+            self._newest_record, durations[name] = record, duration_s
+        left = []
+        for migration in message:
+            if migration.name in durations:
+                self._untold.append((file.source, migration, durations[migration.name]))
+            else:
+                self._items[label, migration.name].state = "pending"
+                left.append(migration)
+        return left
+
+    async def _send_together(self, text: str, message: Sequence[Migration]) -> None:
+        try:
+            await self.execute(text, f"{len(message)} small migrations in one message")
+        except asyncpg.PostgresError as error:
+            if is_connection_loss(error):
+                raise
+            if self.is_in_transaction:
+                await self._connection.execute("ROLLBACK")
+            self._life.emit("migrations.taken_apart", level="debug", migrations=len(message), sqlstate=error.sqlstate)
+
+    @staticmethod
+    async def _ended(sending: asyncio.Task[None]) -> None:
+        """Leave no statement under way behind: cancelled, it is cancelled on the server, too."""
+        if not sending.done():
+            sending.cancel()
+            with contextlib.suppress(asyncio.CancelledError, *CONNECTION_ERRORS):
+                await sending
+
+    def _tell(self) -> None:
+        """Say what is applied and was not said yet."""
+        untold, self._untold = self._untold, []
+        for source, migration, duration_s in untold:
+            self._done(source, migration, duration_s)
 
     async def _guarded_ledger(self, work: Callable[[], Awaitable[None]], key: str) -> None:
         patience = self.patience(ledger=key)
@@ -397,6 +494,11 @@ class Run:
         """SQL that lets the present transaction wait for locks as long as it may, and no longer."""
         return f"SET LOCAL lock_timeout = {_ms(self.options.ddl_lock_timeout_s)};"
 
+    @property
+    def lock_timeout(self) -> str:
+        """The same for the session."""
+        return f"SET lock_timeout = {_ms(self.options.ddl_lock_timeout_s)};"
+
     def at(self, number: int) -> None:
         """Remember which statement runs now."""
         self._life.migrations.statement = number
@@ -455,6 +557,23 @@ class _FileRun:
                 await patience.again(error, statement_of(error, parsed))
             else:
                 return
+
+    def small(self, migration: Migration, statements: Sequence[Statement], *, is_last: bool) -> str:
+        """A whole small migration as SQL that proves by itself that the lock is held; it travels with others."""
+        limit_ms = _ms(self._run.options.statement_timeout_s)
+        limit_ms = min(limit_ms, STATEMENT_TIMEOUT_MS) if limit_ms else STATEMENT_TIMEOUT_MS
+        parts = [
+            "BEGIN;" if is_last else _BEGIN_NOT_LAST,
+            f"{self._run.local_lock_timeout}SET LOCAL statement_timeout = {limit_ms};",
+            *(f"{statement.text}\n;\n" for statement in statements),
+            records.record_statement(self.source.table.key, migration, duration=DURATION, raw=migration.read()),
+            ";",
+            insert_statement(
+                self.source.table, self.source.folder, migration, has_name=self._has_name, condition=PROOF
+            ),
+            ";COMMIT;",
+        ]
+        return "".join(parts)
 
     async def commit(self, migration: Migration) -> None:
         """End the transaction; deferred constraints and triggers run here, and fail as the file's."""

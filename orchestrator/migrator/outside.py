@@ -104,6 +104,20 @@ async def _create(connection: Any, index: ConcurrentIndex, before: frozenset[int
     return Look(is_done=len(made) > len(invalid), leftovers=_drops(invalid), known=before)
 
 
+def stops_others(statement: Statement) -> bool:
+    """Whether a statement outside a transaction takes locks for which readers or writers behind it wait.
+
+    What is CONCURRENTLY does not, and must wait for others as long as they take.
+    """
+    if statement.kind != "VACUUM":
+        return statement.kind in {"CLUSTER", "REINDEX"}
+    from orchestrator.migrator import grammar
+
+    (parsed,) = grammar.parse(statement.text.encode())
+    names = {option.get("DefElem", {}).get("defname") for option in parsed.fields().get("options", ())}
+    return "full" in names
+
+
 async def invalid_after(connection: Any, statement: Statement, known: frozenset[int]) -> str | None:
     """The name of an index that the statement has built and that is not valid; None where all is well."""
     index = statement.concurrent_index

@@ -156,6 +156,21 @@ def record_statement(ledger_key: str, migration: Migration, *, duration: str, ra
     )
 
 
+async def newest_record(connection: Any) -> int:
+    """The id of the newest record, 0 where there is none."""
+    return int(await connection.fetchval("SELECT coalesce(max(id), 0) FROM orchestrator.migration_records"))
+
+
+async def newer_records(connection: Any, ledger_key: str, than: int) -> list[tuple[int, str, float]]:
+    """(id, name, duration in seconds) of what was applied after the record `than`, in order."""
+    rows = await connection.fetch(
+        "SELECT id, name, duration_s FROM orchestrator.migration_records WHERE id > $1 AND ledger = $2 ORDER BY id",
+        than,
+        ledger_key,
+    )
+    return [(row[0], row[1], row[2]) for row in rows]
+
+
 async def record_packed(
     connection: Any, ledger_key: str, migration: Migration, *, duration_s: float, packed: bytes
 ) -> None:

@@ -225,7 +225,15 @@ class Steps:
 
     async def _execute_outside(self, statement: Statement, found: outside.Look) -> None:
         if found.instead is None:
-            await self._execute(statement)
+            is_limited = not self._own_timeout and outside.stops_others(statement)
+            if is_limited:
+                await self._send(self._run.lock_timeout)
+            try:
+                await self._execute(statement)
+            finally:
+                if is_limited and not self._connection.is_closed():
+                    with contextlib.suppress(asyncpg.PostgresError, OSError, asyncpg.InterfaceError):
+                        await self._connection.execute("SET lock_timeout = 0")
             return
         await self._sent(found.instead, statement)
         if statement.kind == "DISCARD ALL":

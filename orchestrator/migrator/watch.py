@@ -30,6 +30,7 @@ _LINE_EVERY_S = 10.0
 # Below the server's deadlock_timeout (1 s): a deadlock's other side is seen before the server breaks it.
 _FIRST_LOOK_S = 0.6
 _LOOK_EVERY_S = 1.0
+_LEAST_S = 0.05
 _LOOK_TIMEOUT_S = 2.0
 _AFTER_FAILURE_S = 10.0
 _TICK_S = 0.25
@@ -54,9 +55,10 @@ _LOOK = f"""
     SELECT a.wait_event_type, a.wait_event, p.stage, round(p.percent, 1)::float8 AS percent,
            CASE WHEN a.wait_event_type = 'Lock' THEN pg_catalog.pg_blocking_pids(a.pid) ELSE '{{}}' END AS blocked_by
       FROM pg_catalog.pg_stat_activity a LEFT JOIN ({_PROGRESS}) p ON true
-     WHERE a.pid = $1 AND pg_catalog.pg_postmaster_start_time() = $2"""  # noqa: S608 constants
+     WHERE a.pid = $1 AND coalesce(pg_catalog.pg_postmaster_start_time() = $2::timestamptz, true)"""  # noqa: S608 constants
 _BLOCKERS = """
-    SELECT b.pid, b.application_name, b.usename::text AS username, b.client_addr::text AS client_address, b.state,
+    SELECT b.pid, b.application_name, b.usename::text AS username, b.state,
+           pg_catalog.host(b.client_addr) AS client_address,
            b.backend_type, left(b.query, 1000) AS query,
            round(extract(epoch FROM clock_timestamp() - b.xact_start)::numeric, 1)::float8 AS transaction_age_s,
            round(extract(epoch FROM clock_timestamp() - b.state_change)::numeric, 1)::float8 AS state_age_s
@@ -76,7 +78,9 @@ def excerpt(query: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Seen:
+class Seen:
+    """What the server says of a session that migrates."""
+
     wait_event: str | None = None
     stage: str | None = None
     percent: float | None = None
@@ -89,12 +93,13 @@ class Watch:
     def __init__(self, life: Lifecycle, *, lock_timeout_s: float) -> None:
         self._life = life
         # A short time-out leaves little time to look: several times within it.
-        self.first_look_s = min(_FIRST_LOOK_S, lock_timeout_s / 4) if lock_timeout_s else _FIRST_LOOK_S
-        self.look_every_s = min(_LOOK_EVERY_S, lock_timeout_s / 4) if lock_timeout_s else _LOOK_EVERY_S
+        within_s = max(_LEAST_S, lock_timeout_s / 4) if lock_timeout_s else _LOOK_EVERY_S
+        self.first_look_s = min(_FIRST_LOOK_S, within_s)
+        self.look_every_s = min(_LOOK_EVERY_S, within_s)
         self._what: Statement | str = ""
         self._began: float | None = None
         self._number = 0
-        self._seen = _Seen()
+        self._seen = Seen()
 
     def begin(self, what: Statement | str) -> None:
         """A statement is sent now."""
@@ -121,7 +126,7 @@ class Watch:
         """How long the statement runs; None where none does."""
         return None if self._began is None else time.monotonic() - self._began
 
-    def saw(self, seen: _Seen) -> None:
+    def saw(self, seen: Seen) -> None:
         """Keep what the server said; blockers stay known when they are not seen for a moment."""
         self._seen = seen if seen.blockers or not self._seen.blockers else _with_blockers(seen, self._seen.blockers)
 
@@ -142,11 +147,11 @@ class Watch:
         return activity
 
 
-_NOTHING_SEEN = _Seen()
+_NOTHING_SEEN = Seen()
 
 
-def _with_blockers(seen: _Seen, blockers: tuple[Mapping[str, object], ...]) -> _Seen:
-    return _Seen(seen.wait_event, seen.stage, seen.percent, blockers if seen.wait_event else ())
+def _with_blockers(seen: Seen, blockers: tuple[Mapping[str, object], ...]) -> Seen:
+    return Seen(seen.wait_event, seen.stage, seen.percent, blockers if seen.wait_event else ())
 
 
 def described(what: Statement | str) -> tuple[str, str]:
@@ -232,6 +237,27 @@ def _say(watch: Watch, life: Lifecycle) -> None:
     )
 
 
+async def look_at(connection: Any, pid: int, server_started_at: Any = None) -> Seen | None:
+    """What the session `pid` waits for, who blocks it, and how far it is; None where there is no such session.
+
+    `server_started_at` tells that the server is the one that is meant; None takes any.
+    """
+    row = await connection.fetchrow(_LOOK, pid, server_started_at)
+    if row is None:
+        return None
+    blockers: list[Mapping[str, object]] = []
+    pids = sorted(set(row["blocked_by"]))
+    if pids:
+        others = await connection.fetch(_BLOCKERS, [other for other in pids if other])
+        blockers = [{**one, "query": excerpt(one["query"] or "")} for one in map(dict, others)]
+        if 0 in pids:
+            prepared = await connection.fetch(_PREPARED)
+            blockers += [{"pid": 0, "state": "prepared transaction", **dict(one)} for one in prepared]
+    kind, event = row["wait_event_type"], row["wait_event"]
+    wait_event = f"{kind}: {event}" if kind and kind != "Client" else None
+    return Seen(wait_event, row["stage"], row["percent"], tuple(blockers))
+
+
 class _Second:
     """The second session: made when it is first needed, and again some time after it failed."""
 
@@ -240,7 +266,7 @@ class _Second:
         self._connection: Any = None
         self._not_before = 0.0
 
-    async def look(self) -> _Seen | None:
+    async def look(self) -> Seen | None:
         """Ask about the first session; None where that cannot be known now."""
         if self._connect is None or time.monotonic() < self._not_before:
             return None
@@ -248,7 +274,7 @@ class _Second:
             async with asyncio.timeout(_LOOK_TIMEOUT_S):
                 if self._connection is None:
                     self._connection = await self._connect()
-                return await self._ask(self._connection)
+                return await look_at(self._connection, self._pid, self._server_started_at)
         except CONNECTION_ERRORS as error:
             self._not_before = time.monotonic() + _AFTER_FAILURE_S
             self._life.emit("migration.watch_failed", level="debug", error=type(error).__name__)
@@ -256,26 +282,6 @@ class _Second:
                 self._connection.terminate()
                 self._connection = None
             return None
-
-    async def _ask(self, connection: Any) -> _Seen | None:
-        row = await connection.fetchrow(_LOOK, self._pid, self._server_started_at)
-        if row is None:
-            return None
-        blockers: list[Mapping[str, object]] = []
-        pids = sorted(set(row["blocked_by"]))
-        if pids:
-            blockers = [
-                {**row, "query": excerpt(row["query"] or "")}
-                for row in map(dict, await connection.fetch(_BLOCKERS, [pid for pid in pids if pid]))
-            ]
-            if 0 in pids:
-                blockers += [
-                    {"pid": 0, "state": "prepared transaction", **dict(row)}
-                    for row in await connection.fetch(_PREPARED)
-                ]
-        kind, event = row["wait_event_type"], row["wait_event"]
-        wait_event = f"{kind}: {event}" if kind and kind != "Client" else None
-        return _Seen(wait_event, row["stage"], row["percent"], tuple(blockers))
 
     async def close(self) -> None:
         """End the session, if there is one."""

@@ -92,9 +92,7 @@ async def bench() -> None:
                     else:
                         command = ["node", "bench.mjs", url, mode, str(counts[mode])]
                     shape = {name: os.environ[name] for name in ("SHAPE", "UNBOUNDED") if name in os.environ}
-                    told = await asyncio.to_thread(
-                        told_by, command, clean_environment(DATABASE_URL=url, **shape), home
-                    )
+                    told = await asyncio.to_thread(told_by, command, clean_environment(DATABASE_URL=url, **shape), home)
                     figure = (
                         statistics.median(told["latencies_ms"]) if mode == "idle" else counts[mode] / told["seconds"]
                     )

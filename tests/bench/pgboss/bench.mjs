@@ -1,4 +1,5 @@
 // pg-boss, tuned: node bench.mjs <url> <mode> <count>; prints {"seconds": …} or {"latencies_ms": […]}.
+import pg from "pg";
 import { PgBoss } from "pg-boss";
 
 const [url, mode, text] = process.argv.slice(2);
@@ -44,10 +45,11 @@ const modes = {
 						},
 					);
 					async function wait() {
-						for (;;) {
-							const stats = await boss.getQueueStats?.(queue);
-							if (!stats || (stats.activeCount === 0 && stats.queuedCount === 0)) return resolve();
-						}
+						const client = new pg.Client({ connectionString: url });
+						await client.connect();
+						const left = "SELECT count(*)::int AS n FROM pgboss.job WHERE name = $1 AND state < 'completed'";
+						while ((await client.query(left, [queue])).rows[0].n > 0) await new Promise((r) => setTimeout(r, 5));
+						resolve();
 					}
 				}),
 		);

@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from aiohttp import web
 
 from orchestrator.api import health, page
 from orchestrator.api.dispatch import ROUTE, Dispatcher
 from orchestrator.api.measures import Measures
 from orchestrator.api.problems import problem
-from orchestrator.api.safety import BODY_LIMIT_BYTES, Safety, guard
+from orchestrator.api.safety import BODY_LIMIT_BYTES, Safety
 from orchestrator.lifecycle import Phase
 
 if TYPE_CHECKING:
@@ -32,19 +32,18 @@ if TYPE_CHECKING:
     from orchestrator.migrator.survey import Source
 
 
-@dataclass(slots=True)
-class Backend:
+class Backend(msgspec.Struct):
     """What the routes work with. `safety` is there from the start; the supervisor fills the rest at LAUNCHING."""
 
-    safety: Safety = field(default_factory=Safety)
+    safety: Safety = msgspec.field(default_factory=Safety)
     pool: Any = None
-    sources: Sequence[Source] = field(default_factory=tuple)
+    sources: Sequence[Source] = msgspec.field(default_factory=tuple)
     policy: Any = "drizzle"
     ahead: Any = "refuse"
     registry: Registry | None = None
     jobs: JobServer | None = None
     life: Lifecycle | None = None
-    measures: Measures = field(default_factory=Measures)
+    measures: Measures = msgspec.field(default_factory=Measures)
     sampler: Sampler | None = None
     tail: Tail | None = None
     dispatcher: Dispatcher | None = None
@@ -57,22 +56,7 @@ def build_app(life: Lifecycle, backend: Backend) -> web.Application:
     measures = backend.measures
     life.listen(measures.hear)
 
-    @web.middleware
-    async def counted(request: web.Request, handler: Handler) -> web.StreamResponse:
-        began = time.perf_counter()
-        status = 499  # the client went before it had an answer
-        is_stream = False
-        try:
-            response = await handler(request)
-            status, is_stream = response.status, response.content_type == "text/event-stream"
-        finally:
-            resource = request.match_info.route.resource
-            route = request.get(ROUTE) or ("none" if resource is None else resource.canonical)
-            measures.count_request(request.method, route, status, None if is_stream else time.perf_counter() - began)
-        return response
-
-    @web.middleware
-    async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def answered(request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
             return await handler(request)
         except web.HTTPException as error:
@@ -85,8 +69,25 @@ def build_app(life: Lifecycle, backend: Backend) -> web.Application:
             life.emit("http.request_failed", level="error", method=request.method, path=request.path, exc_info=error)
             return problem(500, "something went wrong; the log has the error", instance=request.path)
 
+    # Two middlewares rather than one for each concern: `/health` pays for each of them.
     @web.middleware
-    async def gate(request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def counted(request: web.Request, handler: Handler) -> web.StreamResponse:
+        began = time.perf_counter()
+        status, is_stream = 499, False  # what stays where the client went before it had an answer
+        try:
+            response = await answered(request, handler)
+            status, is_stream = response.status, response.content_type == "text/event-stream"
+        finally:
+            resource = request.match_info.route.resource
+            route = request.get(ROUTE) or ("none" if resource is None else resource.canonical)
+            measures.count_request(request.method, route, status, None if is_stream else time.perf_counter() - began)
+        return response
+
+    @web.middleware
+    async def admitted(request: web.Request, handler: Handler) -> web.StreamResponse:
+        refused = backend.safety.check(request)
+        if refused is not None:
+            return refused
         if page.is_asked_for(request):
             return page.index()
         if life.phase is not Phase.READY and not is_before_the_gate(request.path):
@@ -97,10 +98,6 @@ def build_app(life: Lifecycle, backend: Backend) -> web.Application:
                 instance=request.path,
                 phase=str(life.phase),
             )
-        return await handler(request)
-
-    @web.middleware
-    async def late(request: web.Request, handler: Handler) -> web.StreamResponse:
         # What the application itself has no route for: most of it is not even loaded before READY.
         unknown = request.match_info.http_exception
         if unknown is None or unknown.status != 404:  # noqa: PLR2004
@@ -114,9 +111,7 @@ def build_app(life: Lifecycle, backend: Backend) -> web.Application:
         if backend.tail is not None:
             await backend.tail.close()
 
-    app = web.Application(
-        middlewares=[counted, errors, guard(backend.safety), gate, late], client_max_size=BODY_LIMIT_BYTES
-    )
+    app = web.Application(middlewares=[counted, admitted], client_max_size=BODY_LIMIT_BYTES)
     app.on_response_prepare.append(prepare)
     app.on_shutdown.append(end_streams)
     health.install(app, life, lambda: backend.safety.access)

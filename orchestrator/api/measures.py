@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import msgspec
 
 if TYPE_CHECKING:
     from orchestrator.lifecycle import Event
@@ -43,16 +44,15 @@ class Histogram:
         return rows
 
 
-@dataclass(slots=True)
-class Measures:
+class Measures(msgspec.Struct):
     """The counters of a process. Not thread-safe: the event loop's thread alone writes and reads."""
 
-    requests: dict[tuple[str, str, int], int] = field(default_factory=dict)
-    request_s: dict[tuple[str, str], Histogram] = field(default_factory=dict)
-    migration_s: dict[str, Histogram] = field(default_factory=dict)
+    requests: dict[tuple[str, str, int], int] = msgspec.field(default_factory=dict)
+    request_s: dict[tuple[str, str], Histogram] = msgspec.field(default_factory=dict)
+    migration_s: dict[str, Histogram] = msgspec.field(default_factory=dict)
     lock_wait_s: float = 0.0
     logins: int = 0
-    recent: deque[Event] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
+    recent: deque[Event] = msgspec.field(default_factory=lambda: deque(maxlen=_REMEMBERED))
 
     def count_request(self, method: str, route: str, status: int, duration_s: float | None) -> None:
         """One request that was answered; `route` is a template, lest every path be a label. None: it was a stream."""

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 _BODY_TIMEOUT_S = 30.0
 _ACQUIRE_TIMEOUT_S = 10.0
+# A statement that takes longer is cancelled, and its connection given back: a pool is small.
+_ANSWER_TIMEOUT_S = 30.0
 # As deep as payloads are; Postgres and every client must be able to read what we keep.
 DEPTH_MAX = 64
 _JSON_HEADERS = {"Cache-Control": "no-store"}
@@ -151,7 +153,8 @@ async def perform(
             headers=_headers(operation, request),
             body=await _body(operation, request),
         )
-        return await operation.handle(call)
+        async with asyncio.timeout(None if operation.is_stream else _ANSWER_TIMEOUT_S):
+            return await operation.handle(call)
     except Refusal as refusal:
         return problem(refusal.status, refusal.detail, instance=request.path, **refusal.members)
     except JobError as error:

@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import hmac
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+import msgspec
 from aiohttp import web
 
 from orchestrator.api.problems import problem
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from aiohttp.typedefs import Handler, Middleware
 
 BODY_LIMIT_BYTES = 1 << 20
 _QUERY_LIMIT_BYTES = 4096
@@ -49,13 +47,15 @@ def is_loopback(host: str) -> bool:
     return name in _LOOPBACK_NAMES or name.endswith(".localhost") or _LOOPBACK_ADDRESS.fullmatch(name) is not None
 
 
-@dataclass(frozen=True, slots=True)
-class Safety:
+class Safety(msgspec.Struct, frozen=True):
     """What is asked of a request. `token` empty: there is none. `host` is what the port is bound to."""
 
     token: str = ""
     cors_origins: tuple[str, ...] = ()
     host: str = "127.0.0.1"
+
+    def __repr__(self) -> str:
+        return f"Safety(token={'***' if self.token else ''!r}, cors_origins={self.cors_origins!r}, host={self.host!r})"
 
     @property
     def refuses_changes(self) -> bool:
@@ -199,14 +199,3 @@ def _is_same_origin(origin: str, host: str) -> bool:
     """Whether a page of that origin came from here: the scheme is not compared, since a proxy may have ended TLS."""
     parts = urlsplit(origin)
     return parts.scheme in {"http", "https"} and parts.netloc.lower() == host.lower()
-
-
-def guard(safety: Safety) -> Middleware:
-    """The middleware: what must not go on is answered here."""
-
-    @web.middleware
-    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
-        refused = safety.check(request)
-        return refused if refused is not None else await handler(request)
-
-    return check

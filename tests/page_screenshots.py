@@ -320,10 +320,10 @@ class Look:
 
     async def take(self, name: str) -> None:
         OUT.mkdir(exist_ok=True)
-        for scheme, page in self._pages.items():
+        shots = [page.screenshot(full_page=self._full, animations="disabled") for page in self._pages.values()]
+        for scheme, png in zip(self._pages, await asyncio.gather(*shots), strict=True):
             path = OUT / f"{name}-{scheme}.png"
-            await page.screenshot(path=path, full_page=self._full, animations="disabled")
-            path.write_bytes(quantised(path.read_bytes()))
+            path.write_bytes(quantised(png))
             print(f"{path.relative_to(ROOT)}: {path.stat().st_size / 1000:.0f} kB")
 
 

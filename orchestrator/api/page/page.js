@@ -198,6 +198,9 @@ const CAUSES = {
 
 const address = (text) => String(text).replace(/\/(32|128)$/, "");
 
+/** With a capital letter and a full stop. */
+const sentence = (text) => `${text.charAt(0).toUpperCase()}${text.slice(1).replace(/\.$/, "")}.`;
+
 const words = (text) => String(text ?? "").replaceAll("_", " ");
 
 // ------------------------------------------------------------------------------------------------------------ state
@@ -368,9 +371,12 @@ const jobs = {
   timer: 0,
   loading: false,
   following: false,
+  isStale: false,
+  slowAt: 0, // when schedules and starts were read
 
   wake() {
     model.wants_token = false;
+    this.slowAt = 0;
     this.soon(0);
     if (!this.following) this.follow();
   },
@@ -389,25 +395,31 @@ const jobs = {
 
   async load() {
     clearTimeout(this.again);
-    if (!this.mayRead() || this.loading) return;
+    this.isStale = this.loading || document.hidden; // then it is read again: after this, or when somebody looks
+    if (!this.mayRead() || this.isStale) return;
     this.loading = true;
     try {
+      // What seldom changes is not asked for at every event.
+      const isSlowDue = Date.now() - this.slowAt > 10_000;
       const [queues, runs, failed, schedules, starts] = await Promise.all([
         ask("api/queues"),
         ask("api/jobs?state=running&limit=20"),
         ask("api/jobs?state=failed&limit=10"),
-        ask("api/schedules"),
-        ask("api/starts?limit=12"),
+        isSlowDue ? ask("api/schedules") : model.jobs.schedules,
+        isSlowDue ? ask("api/starts?limit=12") : model.jobs.starts,
       ]);
+      if (isSlowDue) this.slowAt = Date.now();
+      if (!this.mayRead()) return; // the token was forgotten meanwhile
       model.jobs = { queues, running: runs, failed, schedules, starts };
       model.jobs_error = null;
     } catch (error) {
       if (!(error instanceof HttpError || error instanceof TypeError)) throw error;
       if (error.status === 401) refuseToken();
-      else model.jobs_error = error.message;
+      else model.jobs_error = error instanceof TypeError ? "no answer" : error.message;
     } finally {
       this.loading = false;
       this.again = setTimeout(() => this.load(), (model.jobs_link === "live" ? JOBS_EVERY_S : POLL_S * 2) * 1000);
+      if (this.isStale) this.soon();
       schedule();
     }
   },
@@ -478,6 +490,7 @@ async function act(key, path, done) {
     } else toast(`Not done: ${error.message}`);
   } finally {
     model.busy.delete(key);
+    jobs.slowAt = 0;
     jobs.soon(50);
     schedule();
   }
@@ -554,7 +567,7 @@ dialog.querySelector("form").addEventListener("submit", async (event) => {
 function forgetToken() {
   sessionStorage.removeItem(TOKEN);
   model.jobs = { queues: null, running: null, failed: null, schedules: null, starts: null };
-  jobs.load();
+  jobs.slowAt = 0;
   schedule();
 }
 
@@ -1215,7 +1228,7 @@ function warnings(start) {
     shown.slice(0, 8).map((one, n) => {
       const name = one.migration ?? one.files?.join?.(", ") ?? "";
       const title = titles[one.event]?.(one) ?? [
-        `${words(one.event.split(".").at(-1))}`.replace(/^./, (c) => c.toUpperCase()),
+        sentence(words(one.event.split(".").at(-1))).slice(0, -1),
         name ? ": " : "",
         name,
       ];
@@ -1223,7 +1236,7 @@ function warnings(start) {
         "li",
         { key: n },
         h("b", null, title),
-        one.decision ? h("p", null, one.decision) : null,
+        one.decision ? h("p", null, sentence(one.decision)) : null,
         h("p", null, one.remedy ?? one.hint ?? ""),
         one.sql ? sql(one.sql) : null,
       );
@@ -1286,7 +1299,7 @@ function queuesPart({ queues, workers }) {
     workers
       ? alive.length
         ? `${plural(alive.length, "worker")}, ${plural(slots, "slot")}`
-        : h("span", { class: "bad" }, "No worker is alive")
+        : h("span", { class: queues?.some((one) => one.counts.queued) ? "bad" : null }, "No worker is there")
       : null,
     queues?.length
       ? h("div", { class: "cards" }, queues.map(card))
@@ -1758,6 +1771,9 @@ function speak(shown, start) {
   say(`${shown.title}${moves}${why}`);
 }
 
+document.addEventListener("visibilitychange", () => {
+  if (!document.hidden && jobs.isStale) jobs.soon(0);
+});
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", schedule);
 schedule();
 followStart();

@@ -142,6 +142,7 @@ async def gather_plan(settings: Settings, life: Lifecycle, *, embedded: bool = F
     from orchestrator.database.catalogue import server_status
     from orchestrator.database.connect import connected
     from orchestrator.migrator.preview import preview
+    from orchestrator.migrator.records import OUT_OF_OUR_SCHEMA
 
     sources = await asyncio.to_thread(read_sources, settings)
     options = _connect_options(settings, "plan")
@@ -152,6 +153,7 @@ async def gather_plan(settings: Settings, life: Lifecycle, *, embedded: bool = F
             connected(dsn, life, **options) as connection,
             connection.transaction(readonly=True, isolation="repeatable_read"),
         ):
+            await connection.execute(OUT_OF_OUR_SCHEMA)
             found = await preview(
                 connection,
                 sources,

@@ -131,7 +131,8 @@ async def _prepare_session(connection: Any, options: Options) -> None:
     """Set what a run depends on: role and database settings may say otherwise."""
     await connection.execute(
         f"SET statement_timeout = {_ms(options.statement_timeout_s)}; SET lock_timeout = 0;"
-        " SET idle_in_transaction_session_timeout = 0; SET standard_conforming_strings = on"
+        " SET idle_in_transaction_session_timeout = 0; SET standard_conforming_strings = on;"
+        f" {records.OUT_OF_OUR_SCHEMA}"
     )
     # A killed holder keeps its lock until its statement ends, unless the server looks for its client (PG 14+, Linux).
     with contextlib.suppress(asyncpg.PostgresError):

@@ -240,6 +240,27 @@ async def test_what_waits_is_seen_on_health_with_its_blockers(
             assert (await run.health())[1]["migrations"]["activity"] is None
 
 
+async def test_a_service_that_serves_tells_what_another_process_migrates(
+    orchestrator, env, reading, tmp_path, wait_until
+):
+    async with orchestrator.running("serve", env={**env, "MIGRATIONS_DIR": ""}) as serving:
+        await serving.phase("ready")
+        assert (await serving.get("/api/migrations")).body["running"] is None
+        async with reading() as reader, orchestrator.running("migrate", env=env):
+
+            async def told():
+                running = (await serving.get("/api/migrations")).body["running"]
+                return running if running and running["blockers"] else None
+
+            running = await wait_until(told)
+            assert running["application_name"] == "orchestrator migrate"
+            assert running["query"].startswith(
+                ("CREATE TABLE other ()", "ALTER TABLE t")
+            )
+            assert running["blockers"][0]["pid"] == reader.get_server_pid()
+            await reader.execute("COMMIT")
+
+
 async def test_an_index_build_tells_its_percentage_and_the_watcher_does_not_stop_it(
     orchestrator, database_url, admin, env, tmp_path, wait_until
 ):

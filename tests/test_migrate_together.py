@@ -74,7 +74,7 @@ async def test_the_one_that_fails_is_named_and_those_before_it_stay(migrate, adm
         3,
         "42704",
     )
-    assert applied(result) == told["applied_before"][1:] == names(0, 1, 2)
+    assert applied(result) == told["applied_before"][-3:] == names(0, 1, 2)
     assert await admin.value(database_url, "SELECT to_regclass('half') IS NULL AND to_regclass('t4') IS NULL")
     assert await admin.value(database_url, "SELECT count(*) FROM drizzle.__drizzle_migrations") == 3
     result = await migrate([*files[:3], "CREATE TABLE half ();", *files[4:]])
@@ -105,7 +105,8 @@ async def test_one_that_takes_long_is_taken_out_of_the_message_and_shown(
             return migrations if is_there else None
 
         migrations = await wait_until(shown)
-        assert (migrations["statements"], migrations["applied"]) == (2, 2)
+        assert (migrations["statements"], migrations["total"] - migrations["applied"]) == (2, 2)
         await run.phase("ready")
     assert await admin.value(database_url, "SELECT count(*) FROM slow") == 1
-    assert [e["migration"] for e in run.events if e["event"] == "migration.applied"][1:] == names(0, 1, 2)
+    told = [e["migration"] for e in run.events if e["event"] == "migration.applied" and e["source"] == "user"]
+    assert told == names(0, 1, 2)

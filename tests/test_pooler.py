@@ -129,8 +129,8 @@ async def test_through_a_pooler_in_session_mode_it_works(
 ):
     pooled = (await pgbouncer("session", default_pool_size=pool_size))(database_url)
     env = {"DATABASE_URL": pooled, "MIGRATIONS_DIR": folder}
-    for applied in (5, 0):
+    for applied in (4, 0):
         result = await orchestrator("migrate", env=env)
         assert result.returncode == 0, result.stderr
-        assert len(result.named("migration.applied")) == applied
+        assert len([e for e in result.named("migration.applied") if e["source"] == "user"]) == applied
     assert await admin.value(database_url, "SELECT count(*) FROM drizzle.__drizzle_migrations") == 4

@@ -9,7 +9,7 @@ import msgspec
 from orchestrator.api.operations import Answer, Call, Operation, json_answer
 from orchestrator.database.starts import StartRow, read_starts
 from orchestrator.jobs.reading import PAGE_MAX
-from orchestrator.migrator.status import migrations_status
+from orchestrator.migrator.status import migration_running, migrations_status
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -64,10 +64,27 @@ class SourceFacts(msgspec.Struct, frozen=True):
     unlisted: list[str]
 
 
+class Running(msgspec.Struct, frozen=True):
+    """Who migrates this database now, in whatever process, and what it waits for; `blockers` are sessions."""
+
+    pid: int
+    application_name: str | None
+    client_address: str | None
+    session_age_s: int | None
+    state: str | None
+    statement_age_s: float | None
+    query: str
+    wait_event: str | None
+    stage: str | None
+    percent: float | None
+    blockers: list[dict[str, Any]]
+
+
 class Migrations(msgspec.Struct, frozen=True):
-    """The service's own folder, then the user's."""
+    """The service's own folder, then the user's. `running` is None while nobody migrates."""
 
     sources: list[SourceFacts]
+    running: Running | None
 
 
 class Starts(msgspec.Struct, frozen=True):
@@ -89,7 +106,8 @@ async def migrations(call: Call) -> web.Response:
     backend = call.backend
     async with call.connection() as connection:
         sources = await migrations_status(connection, backend.sources, policy=backend.policy, ahead=backend.ahead)
-    return json_answer({"sources": sources})
+        running = await migration_running(connection)
+    return json_answer({"sources": sources, "running": running})
 
 
 async def starts(call: Call) -> web.Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
 
     from orchestrator.migrator.plan import Ahead, Finding, Policy
     from orchestrator.migrator.survey import Source
+
+
+# What we send before a statement of a file, in the same message (apply.py, group.py).
+_OPENING = re.compile(r"^(?:SELECT pg_catalog\.set_config\([^;]*;)?(?:BEGIN;)?(?: *SET LOCAL \w+ = \w+;)*")
 
 
 def _iso(ms: int | None) -> str | None:
@@ -52,7 +57,7 @@ async def migration_running(connection: Any) -> dict[str, Any] | None:
     seen = await look_at(connection, pid) or Seen()
     return {
         **holder,
-        "query": excerpt(query or ""),
+        "query": excerpt(_OPENING.sub("", query or "")),
         "wait_event": seen.wait_event,
         "stage": seen.stage,
         "percent": seen.percent,

@@ -32,6 +32,9 @@ COMMANDS = (
     Command("run", "wait", "start", "wait until a login and a query succeed, exit", "wait"),
     Command("run", "healthcheck", "start", "ask the running service whether it is ready; exit 0 or 1", "healthcheck"),
     Command("look", "status", "look", "show what is applied, pending, and not straight", "status --exit-code"),
+    Command(
+        "after", "verify", "verify", "compare the database with what its files make; exit 1 if they differ", "verify"
+    ),
     Command("look", "config", "look", "show what would be used and where each value came from", "config"),
 )
 

@@ -23,6 +23,7 @@ CREATE TABLE users (
   touched timestamptz DEFAULT now(),
   full_name text GENERATED ALWAYS AS ("Name" || '!') STORED,
   big text,
+  score int,
   UNIQUE (nick) WITH (fillfactor = 80)
 ) WITH (fillfactor = 70);
 ALTER TABLE users ALTER COLUMN big SET STORAGE EXTERNAL, ALTER COLUMN age SET STATISTICS 500;
@@ -48,7 +49,7 @@ CREATE INDEX users_name ON users (lower("Name")) WHERE age > 20;
 CREATE UNIQUE INDEX orders_user ON "Shop".orders USING btree (user_id, total DESC) INCLUDE (during);
 CREATE STATISTICS users_stats ON age, role FROM users;
 CREATE VIEW adults AS SELECT id, "Name" FROM users WHERE age >= 18;
-CREATE VIEW barred WITH (security_barrier = true) AS SELECT * FROM users;
+CREATE VIEW barred WITH (security_barrier = true) AS SELECT * FROM animals;
 COMMENT ON COLUMN adults."Name" IS 'seen';
 CREATE MATERIALIZED VIEW totals AS SELECT user_id, sum(total) AS s FROM "Shop".orders GROUP BY 1;
 CREATE UNIQUE INDEX totals_user ON totals (user_id);

@@ -147,7 +147,8 @@ QUERIES: tuple[tuple[str, str], ...] = (
         "pg_constraint",
         f"""
             SELECT x.oid, 'constraint' AS kind, n.nspname AS schema, quote_ident(x.conname) AS name,
-            {_RELATION} AS owner_table, x.coninhcount > 0 AND NOT x.conislocal AS inherited, {_PARENTS} AS parents,
+            {_RELATION} AS owner_table, x.coninhcount > 0 AND NOT x.conislocal OR x.conparentid <> 0 AS inherited,
+            {_PARENTS} AS parents,
             regexp_replace(pg_get_constraintdef(x.oid), ' NOT VALID$', '') AS definition,
             CASE WHEN NOT x.convalidated THEN false END AS validated,
             (SELECT false FROM pg_index i WHERE i.indexrelid = x.conindid AND NOT i.indisvalid
@@ -156,7 +157,10 @@ QUERIES: tuple[tuple[str, str], ...] = (
             AS index_options,
             obj_description(x.oid, 'pg_constraint') AS comment
             {_of_relation("pg_constraint", "conrelid")}
-            AND x.contype IN ('c', 'f', 'p', 'u', 'x') AND x.conparentid = 0
+            AND x.contype IN ('c', 'f', 'p', 'u', 'x')
+            -- A foreign key has rows for the partitions of the table that it leads to: they are its own business.
+            AND (x.conparentid = 0
+            OR x.conrelid <> (SELECT k.conrelid FROM pg_constraint k WHERE k.oid = x.conparentid))
         """,
     ),
     (
@@ -173,12 +177,13 @@ QUERIES: tuple[tuple[str, str], ...] = (
         "pg_class",
         f"""
             SELECT ic.oid, 'index' AS kind, n.nspname AS schema, {_RELATION.replace("c.relname", "ic.relname")} AS name,
-            {_RELATION} AS owner_table, pg_get_indexdef(ic.oid) AS definition,
+            {_RELATION} AS owner_table, ic.relispartition AS inherited, {_PARENTS} AS parents,
+            pg_get_indexdef(ic.oid) AS definition,
             CASE WHEN NOT (x.indisvalid AND x.indisready) THEN false END AS valid,
             nullif(x.indisclustered, false) AS clustered, obj_description(ic.oid, 'pg_class') AS comment
             {_of_relation("pg_index", "indrelid", "JOIN pg_class ic ON ic.oid = x.indexrelid")}
-            -- A constraint's index is the constraint's; a partition's comes with its parent's.
-            AND NOT ic.relispartition AND NOT EXISTS (SELECT 1 FROM pg_constraint k WHERE k.conindid = ic.oid
+            -- A constraint's index is the constraint's.
+            AND NOT EXISTS (SELECT 1 FROM pg_constraint k WHERE k.conindid = ic.oid
             AND k.contype IN ('p', 'u', 'x'))
         """,
     ),

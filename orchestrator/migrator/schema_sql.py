@@ -60,7 +60,7 @@ def _ended(text: str) -> str:
 def create(one: SchemaObject, schema: Schema) -> list[str]:
     """The statements that make `one` as it is in `schema`, with what belongs to it."""
     made = _create_table(one, schema) if one.kind in {"table", "foreign table"} else _create(one)
-    if one.facts.get("comment") and made:
+    if one.facts.get("comment") and (made or one.kind == "view column"):
         made.append(_comment(one))
     if one.kind in {"domain", "materialized view", "view"}:
         for part in schema.objects:
@@ -82,7 +82,7 @@ def _create(one: SchemaObject) -> list[str]:  # noqa: C901, PLR0911, PLR0912 one
             return [f"ALTER TABLE {one.table} ADD COLUMN {_column(one)};"]
         case "constraint":
             of = "DOMAIN" if facts.get("of_domain") else "TABLE"
-            return [f"ALTER {of} {one.table} ADD CONSTRAINT {one.name} {facts['definition']}{_not_valid(one)};"]
+            return [f"ALTER {of} {one.table} ADD CONSTRAINT {one.name} {_constraint(facts)}{_not_valid(one)};"]
         case "view":
             return [f"CREATE VIEW {one.name}{_with_options(facts.get('options'))} AS {_ended(facts['definition'])}"]
         case "materialized view":
@@ -122,9 +122,24 @@ def _create(one: SchemaObject) -> list[str]:  # noqa: C901, PLR0911, PLR0912 one
             how = f"WITH FUNCTION {facts['function']}" if "function" in facts else "WITHOUT FUNCTION"
             context = {"a": " AS ASSIGNMENT", "i": " AS IMPLICIT"}.get(facts["context"], "")
             return [f"CREATE CAST {one.name} {how if facts['method'] != 'i' else 'WITH INOUT'}{context};"]
+        case "view column":
+            default = facts.get("default")
+            return [f"ALTER VIEW {one.table} ALTER COLUMN {one.name} SET DEFAULT {default};"] if default else []
+        case "index":
+            # ONLY is how the catalogue writes a partitioned index; made so, it would stay invalid.
+            return [_ended(facts["definition"].replace(" ON ONLY ", " ON ", 1))]
         case _ if "definition" in facts:
             return [_ended(facts["definition"])]
     return []
+
+
+def _constraint(facts: dict[str, Any]) -> str:
+    """A constraint's definition with its index's options, which stand before what is said of deferring."""
+    definition: str = facts["definition"]
+    if "index_options" not in facts or definition.startswith("EXCLUDE"):
+        return definition
+    body, separator, rest = definition.partition(" DEFERRABLE")
+    return f"{body}{_with_options(facts['index_options'])}{separator}{rest}"
 
 
 def _column(one: SchemaObject) -> str:

@@ -33,7 +33,12 @@ COMMANDS = (
     Command("run", "healthcheck", "start", "ask the running service whether it is ready; exit 0 or 1", "healthcheck"),
     Command("look", "status", "look", "show what is applied, pending, and not straight", "status --exit-code"),
     Command(
-        "after", "verify", "verify", "compare the database with what its files make; exit 1 if they differ", "verify"
+        "before", "rehearse", "rehearse", "try what is pending on a copy of the database, then drop it", "rehearse"
+    ),
+    Command("after", "verify", "verify", "compare the database with what its files make (exit 1)", "verify"),
+    Command("after", "backup", "backup", "copy the whole database into a file, proven by --test", "backup --test"),
+    Command(
+        "after", "restore", "backup", "put a backup in the database's place, and keep what was there", "restore FILE"
     ),
     Command("look", "config", "look", "show what would be used and where each value came from", "config"),
 )

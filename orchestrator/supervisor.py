@@ -214,7 +214,7 @@ async def _bring_up(settings: Settings, dsn: Dsn, sources: Sequence[Source], lif
         life.enter(Phase.CONNECTING)
         try:
             async with connected(dsn, life, **_connect_options(settings, command)) as connection:
-                await _under_the_lock(connection, settings, sources, life, command=command)
+                await _under_the_lock(connection, dsn, settings, sources, life, command=command)
         except StandbyError:
             # Waits for a primary from here on, among all hosts of the DSN, or for this one to be promoted.
             dsn = msgspec.structs.replace(dsn, options={**dsn.options, "target_session_attrs": "read-write"})
@@ -243,7 +243,7 @@ async def _bring_up(settings: Settings, dsn: Dsn, sources: Sequence[Source], lif
 
 
 async def _under_the_lock(
-    connection: Any, settings: Settings, sources: Sequence[Source], life: Lifecycle, *, command: str
+    connection: Any, dsn: Dsn, settings: Settings, sources: Sequence[Source], life: Lifecycle, *, command: str
 ) -> None:
     """LOCKING, EXTENSIONS, MIGRATING, and a row that tells how it went."""
     from orchestrator.database.extensions import ensure_extensions
@@ -259,11 +259,19 @@ async def _under_the_lock(
     life.enter(Phase.LOCKING)
     async with migration_lock(connection, life, timeout_s=settings.migration_lock_timeout_s):
         life.enter(Phase.EXTENSIONS)
-        await ensure_extensions(connection, settings.extensions, life)
-        life.enter(Phase.MIGRATING)
         try:
+            if settings.backup_before_migrate != "never":
+                from orchestrator.migrator.backups import back_up_first  # late: few starts make one
+
+                await back_up_first(connection, dsn, settings, sources, life)
+            await ensure_extensions(connection, settings.extensions, life)
+            life.enter(Phase.MIGRATING)
             await migrate(connection, sources, options, life)
         except MigrationError as error:
+            if settings.backup_dir is not None:
+                from orchestrator.migrator.backups import offer_way_back  # late: for a start that fails
+
+                await offer_way_back(error, connection, settings, sources)
             await _record(connection, life, command=command, outcome="failed", error=error)
             raise
         life.emit("migrations.completed", applied=life.migrations.applied_now, total=life.migrations.total)

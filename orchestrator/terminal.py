@@ -79,7 +79,8 @@ def show_progress(life: Lifecycle) -> Callable[[], None]:
     return stop
 
 
-def _bytes(size: int) -> str:
+def shown_bytes(size: int) -> str:
+    """A size as people read it."""
     value = float(size)
     for unit in ("B", "kB", "MB", "GB"):
         if value < 1024:  # noqa: PLR2004
@@ -96,9 +97,8 @@ def print_status(status: dict[str, Any]) -> None:
     console = Console(soft_wrap=True)
     server = status["server"]
     role = "standby" if server["standby"] else "primary"
-    console.print(
-        f"[bold]{server['address']}[/]  PostgreSQL {server['server_version']} ({role}), {_bytes(server['size_bytes'])}"
-    )
+    size = shown_bytes(server["size_bytes"])
+    console.print(f"[bold]{server['address']}[/]  PostgreSQL {server['server_version']} ({role}), {size}")
     for source in status["sources"]:
         _print_source(console, source)
     if status["extensions"]:
@@ -115,7 +115,7 @@ def print_status(status: dict[str, Any]) -> None:
     table.add_column("size", justify="right")
     for t in status["tables"]:
         rows = "-" if t["estimated_rows"] is None else f"{t['estimated_rows']:,}"
-        table.add_row(f"{t['schema']}.{t['name']}", rows, _bytes(t["size_bytes"]))
+        table.add_row(f"{t['schema']}.{t['name']}", rows, shown_bytes(t["size_bytes"]))
     console.print(table if status["tables"] else "No tables yet.")
 
 

@@ -74,6 +74,7 @@ async def migrations_status(
                         "cosmetic": f.cosmetic,
                         "row_id": f.row_id,
                         "created_at": f.created_at,
+                        "applied_at": f.applied_at,
                     }
                     for f in one.plan.findings
                 ],

@@ -36,6 +36,7 @@ COMMANDS = (
         "before", "rehearse", "rehearse", "try what is pending on a copy of the database, then drop it", "rehearse"
     ),
     Command("after", "verify", "verify", "compare the database with what its files make (exit 1)", "verify"),
+    Command("after", "repair", "repair", "mend the ledger: accept, mark, adopt, upgrade", "repair baseline --to NAME"),
     Command("after", "backup", "backup", "copy the whole database into a file, proven by --test", "backup --test"),
     Command(
         "after", "restore", "backup", "put a backup in the database's place, and keep what was there", "restore FILE"

@@ -99,7 +99,7 @@ async def wait_for_database(settings: Settings, life: Lifecycle) -> None:
     life.enter(Phase.STOPPED)
 
 
-async def gather_status(settings: Settings, life: Lifecycle) -> dict[str, Any]:
+async def gather_status(settings: Settings, life: Lifecycle, *, with_diff: bool = False) -> dict[str, Any]:
     """What `status` shows, read over one connection; writes nothing and needs no lock. One try, no waiting for ever."""
     from orchestrator.database.catalogue import extensions_status, server_status, tables_status
     from orchestrator.database.connect import connected
@@ -117,7 +117,11 @@ async def gather_status(settings: Settings, life: Lifecycle) -> dict[str, Any]:
             "version": __version__,
             "server": await server_status(connection, _given(settings.migration_database)),
             "sources": await migrations_status(
-                connection, sources, policy=settings.migration_policy, ahead=settings.migration_ahead
+                connection,
+                sources,
+                policy=settings.migration_policy,
+                ahead=settings.migration_ahead,
+                with_diff=with_diff,
             ),
             "extensions": await extensions_status(connection, settings.extensions),
             "tables": await tables_status(connection),

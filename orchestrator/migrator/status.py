@@ -6,6 +6,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.migrator import records
+from orchestrator.migrator.edits import edits
+from orchestrator.migrator.plan import Kind
 from orchestrator.migrator.survey import survey
 
 if TYPE_CHECKING:
@@ -20,11 +22,12 @@ def _iso(ms: int | None) -> str | None:
 
 
 async def migrations_status(
-    connection: Any, sources: Sequence[Source], *, policy: Policy, ahead: Ahead
+    connection: Any, sources: Sequence[Source], *, policy: Policy, ahead: Ahead, with_diff: bool = False
 ) -> list[dict[str, Any]]:
     """One entry for each source: its ledger, applied rows with their files, pending files, findings. JSON-ready.
 
     `created_at` is the migration's own time (ms since 1970), `duration_s` is known where this program applied it.
+    `with_diff` adds to each edited file's finding what changed in it, as a unified diff.
     """
     has_records = await records.records_exist(connection)
     result = []
@@ -32,6 +35,7 @@ async def migrations_status(
         one = await survey(connection, source, policy=policy, ahead=ahead)
         durations = await records.durations_s(connection, source.table.key) if has_records else {}
         names = await records.known_names(connection, source.table.key, one.ledger) if has_records else {}
+        changed = {edit.name: edit for edit in await edits(connection, one)} if with_diff else {}
         applied = []
         for entry in one.plan.applied:
             name = entry.migration.name if entry.migration else names.get(entry.row.id, entry.row.name)
@@ -75,6 +79,7 @@ async def migrations_status(
                         "row_id": f.row_id,
                         "created_at": f.created_at,
                         "applied_at": f.applied_at,
+                        **({"diff": changed[f.name].diff} if f.kind is Kind.EDITED and f.name in changed else {}),
                     }
                     for f in one.plan.findings
                 ],

@@ -187,7 +187,7 @@ def _list(options: argparse.Namespace) -> int:
     from rich.markup import escape
     from rich.table import Table
 
-    from orchestrator.terminal import shown_bytes
+    from orchestrator.terminal import size_words
 
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("taken", "database", "size", "rows", "why", "server", "newest migration", "file"):
@@ -198,7 +198,7 @@ def _list(options: argparse.Namespace) -> int:
         table.add_row(
             f"{manifest.taken_at:%Y-%m-%d %H:%M:%S}Z",
             escape(manifest.database),
-            shown_bytes(manifest.size_bytes),
+            size_words(manifest.size_bytes),
             f"{sum(manifest.tables.values()):,}",
             manifest.reason.replace("_", " "),
             escape(manifest.server_version.split()[0]),
@@ -210,13 +210,13 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _print_backup(result: dict[str, Any]) -> None:
-    from orchestrator.terminal import shown_bytes
+    from orchestrator.terminal import size_words
 
     made, test = result["backup"], result.get("test")
     rows = sum(made["tables"].values())
     print(made["path"])
     print(
-        f"  {shown_bytes(made['size_bytes'])}, {len(made['tables'])} tables, {rows:,} rows, PostgreSQL"
+        f"  {size_words(made['size_bytes'])}, {len(made['tables'])} tables, {rows:,} rows, PostgreSQL"
         f" {made['server_version'].split()[0]}, taken {made['taken_at']} in {made['duration_s']:.1f} s"
     )
     for one in result.get("removed", ()):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -48,6 +47,8 @@ async def edits(connection: Any, one: Survey) -> list[Edit]:
 
 def text_diff(applied: bytes, file: bytes, name: str) -> str:
     """A unified diff, bounded; line ends that differ show as such. Pure."""
+    import difflib  # late: for the few runs that show an edit
+
     before, after = (text.decode(errors="replace").split("\n") for text in (applied, file))
     lines = difflib.unified_diff(before, after, f"{name} (as applied)", f"{name} (the file)", lineterm="")
     shown = []

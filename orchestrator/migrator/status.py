@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.migrator import records
@@ -11,14 +12,37 @@ from orchestrator.migrator.plan import Kind
 from orchestrator.migrator.survey import survey
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from orchestrator.migrator.plan import Ahead, Policy
+    from orchestrator.migrator.edits import Edit
+    from orchestrator.migrator.plan import Ahead, Finding, Policy
     from orchestrator.migrator.survey import Source
+
+
+_NO_EDITS: Mapping[str, Edit] = MappingProxyType({})
 
 
 def _iso(ms: int | None) -> str | None:
     return None if ms is None else datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="seconds")
+
+
+def described_findings(findings: Sequence[Finding], changed: Mapping[str, Edit] = _NO_EDITS) -> list[dict[str, Any]]:
+    """Findings as plain data; those of an edited file in `changed` with what changed in it."""
+    return [
+        {
+            "kind": f.kind,
+            "name": f.name,
+            "decision": f.decision,
+            "remedy": f.remedy,
+            "refused": f.refused,
+            "cosmetic": f.cosmetic,
+            "row_id": f.row_id,
+            "created_at": f.created_at,
+            "applied_at": f.applied_at,
+            **({"diff": changed[f.name].diff} if f.kind is Kind.EDITED and f.name in changed else {}),
+        }
+        for f in findings
+    ]
 
 
 async def migrations_status(
@@ -68,21 +92,7 @@ async def migrations_status(
                     }
                     for m in one.plan.pending
                 ],
-                "findings": [
-                    {
-                        "kind": f.kind,
-                        "name": f.name,
-                        "decision": f.decision,
-                        "remedy": f.remedy,
-                        "refused": f.refused,
-                        "cosmetic": f.cosmetic,
-                        "row_id": f.row_id,
-                        "created_at": f.created_at,
-                        "applied_at": f.applied_at,
-                        **({"diff": changed[f.name].diff} if f.kind is Kind.EDITED and f.name in changed else {}),
-                    }
-                    for f in one.plan.findings
-                ],
+                "findings": described_findings(one.plan.findings, changed),
                 "unlisted": list(source.folder.unlisted),
             }
         )

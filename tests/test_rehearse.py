@@ -90,6 +90,7 @@ async def test_what_is_pending_runs_on_a_copy_with_rows_and_tells_its_locks(run,
     assert ("public.other", "RowExclusiveLock", False) in locks
     assert ("public.fresh", "AccessExclusiveLock", True) in locks
     assert (first["outside"], second["outside"]) == (False, True)
+    assert [(h["relation"], h["mode"]) for h in second["locks"]] == [("public.a", "ShareUpdateExclusiveLock")]
     assert first["duration_s"] > 0
     assert found["rows_changed"] == [
         {"table": "public.fresh", "before": None, "after": 0},

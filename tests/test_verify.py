@@ -148,17 +148,14 @@ async def test_files_that_do_not_run_on_an_empty_database_fail_as_a_start_would(
     assert await no_scratch_left(admin, database_url)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_signal_in_mid_work_drops_the_scratch_database(
-    orchestrator, admin, database_url, tmp_path, number, wait_until
-):
+async def test_sigterm_in_mid_work_drops_the_scratch_database(orchestrator, admin, database_url, tmp_path, wait_until):
     folder = await slow_folder(orchestrator, admin, database_url, tmp_path)
     async with orchestrator.running(
         "verify", env={"DATABASE_URL": database_url, "MIGRATIONS_DIR": str(folder)}
     ) as process:
         await asleep(admin, database_url, wait_until)
-        process.send_signal(number)
-        assert await process.wait() == 128 + number
+        process.send_signal(signal.SIGTERM)
+        assert await process.wait() == 143
     assert await no_scratch_left(admin, database_url)
 
 

@@ -102,7 +102,7 @@ def _print(report: Report) -> None:
         if made:
             say(f"            makes {', '.join(made)}", "dim")
         if one.outside:
-            say("            not one transaction: `orchestrator plan` tells the locks of its statements", "dim")
+            say("            not one transaction: these locks are what `plan` expects of its statements", "dim")
     if report.failed is not None:
         say(f"  failed  {report.failed['error']}", "red")
         say(f"            → {report.failed['remedy']}")

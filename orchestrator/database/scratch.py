@@ -30,7 +30,7 @@ PREFIX = "orchestrator_scratch_"
 _KEY_DIGITS = 8
 # The first half of the two-key form of an advisory lock ("scrt" in ASCII); the second is in the database's name.
 _LOCK_CLASS = int.from_bytes(b"scrt")
-_DROP_TIMEOUT_S = 10.0
+_DROP_TIMEOUT_S = 60.0
 _WAIT_TIMEOUT_S = 10.0
 
 # Scratch databases whose maker holds no lock any more and that nobody is connected to. A lock is seen from every
@@ -173,7 +173,7 @@ async def _drop(dsn: Dsn, name: str, connect_timeout_s: float) -> None:
             async with connected(
                 dsn,
                 life,
-                wait_timeout_s=_DROP_TIMEOUT_S,
+                wait_timeout_s=_WAIT_TIMEOUT_S,
                 connect_timeout_s=connect_timeout_s,
                 application_name="orchestrator clean-up",
             ) as connection:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from orchestrator.migrator.copying import RECORDS, copy_database, copy_rows
 from orchestrator.migrator.ledger import create_ledger
 from orchestrator.migrator.records import SERVICE_SCHEMA
 from orchestrator.migrator.replay import replay
+from orchestrator.migrator.sql import SqlSyntaxError
 from orchestrator.migrator.survey import survey
 from orchestrator.migrator.verify import applied_part
 
@@ -89,7 +89,10 @@ class Held(msgspec.Struct, frozen=True):
 
 
 class Rehearsed(msgspec.Struct, frozen=True):
-    """One migration that ran. `outside` a transaction its statements' locks come and go: only `plan` tells them."""
+    """One migration that ran, with the locks that its transaction held at its end.
+
+    `outside`: it was not one transaction, so that locks came and went; they are those that `plan` expects.
+    """
 
     source: str
     name: str
@@ -163,8 +166,9 @@ async def rehearse(dsn: Dsn, sources: Sequence[Source], how: Rehearsal, emit: Em
                 await survey(live, source, policy=how.options.policy, ahead=how.options.ahead) for source in sources
             ]
             pending = tuple(m.name for one in surveys for m in one.plan.pending)
+            planned = await _planned(live, surveys, how)
             async with scratch_database(how.on, purpose="rehearse", connect_timeout_s=how.connect_timeout_s) as scratch:
-                return await _on(scratch, live, dsn, surveys, pending, how, emit)
+                return await _on(scratch, live, dsn, surveys, pending, planned, how, emit)
 
 
 async def _on(
@@ -173,6 +177,7 @@ async def _on(
     dsn: Dsn,
     surveys: Sequence[Survey],
     pending: tuple[str, ...],
+    planned: dict[tuple[str, str], tuple[Held, ...]],
     how: Rehearsal,
     emit: Emit,
 ) -> Report:
@@ -232,14 +237,13 @@ async def _on(
         locks = await _locks(copy)
         size_after = await _size(copy)
         findings, already = _unhealthy(before, after)
-    outside = await asyncio.to_thread(_outside, surveys)
     written = {held.relation for mine in locks.values() for held in mine if held.mode in _WRITES}
     ours = {one.source.table.key for one in surveys} | {f"{SERVICE_SCHEMA}.{name}" for name in RECORDS}
     changed = _changed(before.rows, after.rows, ours)
     findings += [
         Finding("rows", one.table, f"{one.before} rows became {one.after}, and no migration that ran wrote to it")
         for one in changed
-        if one.before is not None and one.after is not None and one.table not in written and not outside
+        if one.before is not None and one.after is not None and one.table not in written and not planned
     ]
     migrations: dict[tuple[str, str], tuple[Survey, Migration]] = {
         (one.source.label, m.name): (one, m) for one in surveys for m in one.source.folder.migrations
@@ -251,8 +255,8 @@ async def _on(
                 source,
                 name,
                 duration_s,
-                locks.get(_lock_key(*migrations[source, name]), ()),
-                (source, name) in outside,
+                planned.get((source, name)) or locks.get(_lock_key(*migrations[source, name]), ()),
+                (source, name) in planned,
             )
             for source, name, duration_s in durations
         ),
@@ -348,20 +352,35 @@ async def _locks(copy: Any) -> dict[tuple[str, str, int], tuple[Held, ...]]:
     }
 
 
-def _outside(surveys: Sequence[Survey]) -> set[tuple[str, str]]:
-    """The pending files that are not one transaction."""
-    from orchestrator.migrator.sql import statements  # the grammar loads 14 MB: only when something is pending
+async def _planned(live: Any, surveys: Sequence[Survey], how: Rehearsal) -> dict[tuple[str, str], tuple[Held, ...]]:
+    """The pending files that are not one transaction, with the locks that `plan` expects of their statements."""
+    if not any(one.plan.pending for one in surveys):
+        return {}
+    from orchestrator.migrator.preview import preview  # the grammar loads 14 MB: only when something is pending
 
-    found: set[tuple[str, str]] = set()
-    for one in surveys:
-        for migration in one.plan.pending:
-            try:
-                parsed = statements(migration.read(), path=migration.path)
-            except MigrationError:
-                continue  # it is the error of the run, too
-            if any(not s.transactional or s.transaction_control not in {None, "savepoint"} for s in parsed):
-                found.add((one.source.label, migration.name))
-    return found
+    try:
+        async with live.transaction(readonly=True, isolation="repeatable_read"):
+            found = await preview(
+                live, [one.source for one in surveys], policy=how.options.policy, ahead=how.options.ahead
+            )
+    except SqlSyntaxError:
+        return {}  # the run ends with the same error
+    planned: dict[tuple[str, str], tuple[Held, ...]] = {}
+    for source in found["sources"]:
+        for file in source["pending"]:
+            if file["transaction"] == "steps":
+                held: dict[str, Held] = {}
+                for touch in (touch for statement in file["statements"] for touch in statement["touches"]):
+                    name = touch["table"] if "." in touch["table"] else f"public.{touch['table']}"
+                    one = Held(name, touch["lock"], touch["blocks"], touch["new"])
+                    if one.relation not in held or _strength(one) > _strength(held[one.relation]):
+                        held[one.relation] = one
+                planned[source["source"], file["name"]] = tuple(held.values())
+    return planned
+
+
+def _strength(held: Held) -> int:
+    return _STRENGTH.index(held.mode)
 
 
 def _session(dsn: Dsn, how: Rehearsal) -> Any:

@@ -54,6 +54,8 @@ def _rehearse(options: argparse.Namespace) -> int:
                 settings.migration_ahead,
                 settings.migration_transaction,
                 settings.migration_statement_timeout_s,
+                settings.migration_ddl_lock_timeout_s,
+                settings.migration_ddl_retry_for_s,
             ),
             settings.extensions,
             with_data=options.with_data,

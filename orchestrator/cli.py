@@ -34,6 +34,15 @@ COMMANDS = (
     Command("look", "status", "look", "show what is applied, pending, and not straight", "status --exit-code"),
     Command("look", "plan", "plan", "show what would run, and what each statement locks, rewrites, scans", "plan"),
     Command("before", "lint", "lint", "say what will hurt in the files that are pending (or --all)", "lint --github"),
+    Command(
+        "before", "rehearse", "rehearse", "try what is pending on a copy of the database, then drop it", "rehearse"
+    ),
+    Command("after", "verify", "verify", "compare the database with what its files make (exit 1)", "verify"),
+    Command("after", "repair", "repair", "mend the ledger: accept, mark, adopt, upgrade", "repair baseline --to NAME"),
+    Command("after", "backup", "backup", "copy the whole database into a file, proven by --test", "backup --test"),
+    Command(
+        "after", "restore", "backup", "put a backup in the database's place, and keep what was there", "restore FILE"
+    ),
     Command("look", "config", "look", "show what would be used and where each value came from", "config"),
 )
 

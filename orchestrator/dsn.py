@@ -115,7 +115,10 @@ class Dsn(msgspec.Struct, frozen=True):
         found |= {name: options.get(keyword) for name, keyword in PG_VARIABLES.items() if keyword in options}
         if self.server_settings:
             escaped = {k: v.replace("\\", "\\\\").replace(" ", "\\ ") for k, v in self.server_settings.items()}
-            found["PGOPTIONS"] = " ".join(f"-c {name}={value}" for name, value in escaped.items())
+            given = self.server_settings.get("options", "")  # options as a whole, in libpq's own form
+            found["PGOPTIONS"] = " ".join(
+                [*(f"-c {name}={value}" for name, value in escaped.items() if name != "options"), given]
+            ).strip()
         return {name: value for name, value in found.items() if value is not None}
 
     def with_database(self, name: str) -> Dsn:

@@ -111,7 +111,7 @@ async def wait_for_database(settings: Settings, life: Lifecycle) -> None:
     life.enter(Phase.STOPPED)
 
 
-async def gather_status(settings: Settings, life: Lifecycle) -> dict[str, Any]:
+async def gather_status(settings: Settings, life: Lifecycle, *, with_diff: bool = False) -> dict[str, Any]:
     """What `status` shows, read over one connection; writes nothing and needs no lock. One try, no waiting for ever."""
     from orchestrator.database.catalogue import extensions_status, server_status, tables_status
     from orchestrator.database.connect import connected
@@ -129,7 +129,11 @@ async def gather_status(settings: Settings, life: Lifecycle) -> dict[str, Any]:
             "version": __version__,
             "server": await server_status(connection, _given(settings.migration_database)),
             "sources": await migrations_status(
-                connection, sources, policy=settings.migration_policy, ahead=settings.migration_ahead
+                connection,
+                sources,
+                policy=settings.migration_policy,
+                ahead=settings.migration_ahead,
+                with_diff=with_diff,
             ),
             "running": await migration_running(connection),
             "extensions": await extensions_status(connection, settings.extensions),
@@ -326,11 +330,19 @@ async def _under_the_lock(
         connection, life, timeout_s=settings.migration_lock_timeout_s, connect_second=connect_second
     ):
         life.enter(Phase.EXTENSIONS)
-        await ensure_extensions(connection, settings.extensions, life)
-        life.enter(Phase.MIGRATING)
         try:
+            if settings.backup_before_migrate != "never":
+                from orchestrator.migrator.backups import back_up_first  # late: few starts make one
+
+                await back_up_first(connection, dsn, settings, sources, life)
+            await ensure_extensions(connection, settings.extensions, life)
+            life.enter(Phase.MIGRATING)
             await migrate(connection, sources, options, life, connect_second=connect_second)
         except MigrationError as error:
+            if settings.backup_dir is not None:
+                from orchestrator.migrator.backups import offer_way_back  # late: for a start that fails
+
+                await offer_way_back(error, connection, settings, sources)
             await _record(connection, life, command=command, outcome="failed", error=error)
             raise
         life.emit("migrations.completed", applied=life.migrations.applied_now, total=life.migrations.total)

@@ -199,6 +199,8 @@ def print_findings(console: Any, source: dict[str, Any]) -> None:
         mark = "[red]refused[/]" if finding["refused"] else "[yellow]warning[/]"
         console.print(f"  {mark} {kind}: {escape(finding['name'])}: {escape(finding['decision'])}")
         console.print(f"          → {escape(finding['remedy'])}")
+        if finding.get("diff"):
+            console.print(finding["diff"], markup=False, highlight=False)
     if source["unlisted"]:
         console.print(f"  [yellow]warning[/] not named by the journal: {escape(', '.join(source['unlisted']))}")
 

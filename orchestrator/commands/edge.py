@@ -44,14 +44,14 @@ def print_json(value: object) -> None:
     print(msgspec.json.format(msgspec.json.encode(value, enc_hook=str)).decode())
 
 
-def load(options: argparse.Namespace) -> Settings:
+def load(options: argparse.Namespace, *, needs_database: bool = True) -> Settings:
     """The settings, with what the command line overrides; ConfigurationError with every problem."""
     from orchestrator.settings import load as load_settings
 
     overrides = {
         variable: value for name, variable in _OVERRIDES.items() if (value := getattr(options, name, None)) is not None
     }
-    needs_database = not getattr(options, "embedded", False)
+    needs_database = needs_database and not getattr(options, "embedded", False)
     if getattr(options, "database_if_named", False):
         from orchestrator.settings import names_a_database
 

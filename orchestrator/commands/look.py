@@ -18,6 +18,7 @@ def status(parser: argparse.ArgumentParser) -> None:
     with_folder(parser)
     with_json(parser)
     parser.add_argument("--exit-code", action="store_true", help="exit 1 when something is pending, 70 when refused")
+    parser.add_argument("--diff", action="store_true", help="show what changed in each edited file")
     parser.set_defaults(run=_status)
 
 
@@ -36,7 +37,7 @@ def _status(options: argparse.Namespace) -> int:
     found: dict[str, Any] = {}
 
     async def gather(settings: Settings, life: Lifecycle) -> None:
-        found.update(await supervisor.gather_status(settings, life))
+        found.update(await supervisor.gather_status(settings, life, with_diff=options.diff))
 
     code = run(options, gather, default_level="warning")
     if code != 0:

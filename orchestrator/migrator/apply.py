@@ -163,6 +163,7 @@ def _announce(surveys: Sequence[Survey], life: Lifecycle) -> None:
                 "migration": finding.name,
                 "decision": finding.decision,
                 "remedy": finding.remedy,
+                **({"applied_at": finding.applied_at} if finding.applied_at else {}),
             }
             if finding.cosmetic:
                 life.emit("migration.edited", level="info", **facts, cosmetic=True)

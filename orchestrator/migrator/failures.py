@@ -148,7 +148,7 @@ def describe_blocker(one: Mapping[str, object]) -> str:
 
 def refused_history(refused: Sequence[tuple[Source, Finding]]) -> MigrationError:
     """Files and ledger disagree in a way that is refused; nothing was run."""
-    shown = [f"{finding.kind}: {finding.name}" for _, finding in refused[:5]]
+    shown = [f"{f.kind}: {f.name}{f', applied {f.applied_at}' if f.applied_at else ''}" for _, f in refused[:5]]
     more = f" and {len(refused) - 5} more" if len(refused) > 5 else ""  # noqa: PLR2004
     return MigrationError(
         f"files and ledger disagree, and nothing was run: {'; '.join(shown)}{more}",
@@ -161,6 +161,7 @@ def refused_history(refused: Sequence[tuple[Source, Finding]]) -> MigrationError
                     "migration": finding.name,
                     "row_id": finding.row_id,
                     "created_at": finding.created_at,
+                    "applied_at": finding.applied_at,
                     "remedy": finding.remedy,
                 }
                 for source, finding in refused

@@ -54,7 +54,8 @@ class Kind(StrEnum):
 class Finding:
     """One place where files and ledger disagree: what it is, what was decided, what the person can do.
 
-    `refused` says that nothing runs because of it; `cosmetic` that only white space or comments changed.
+    `refused` says that nothing runs because of it; `cosmetic` that only white space or comments changed. `applied_at`
+    is when a row that is ahead was applied, where that is known (ISO 8601).
     """
 
     kind: Kind
@@ -65,6 +66,7 @@ class Finding:
     cosmetic: bool = False
     row_id: int | None = None
     created_at: int | None = None
+    applied_at: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

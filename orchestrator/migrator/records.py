@@ -14,6 +14,7 @@ from orchestrator.database.quoting import literal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from datetime import datetime
 
     from orchestrator.migrator.folder import Migration
     from orchestrator.migrator.plan import Ledger
@@ -200,3 +201,13 @@ async def durations_s(connection: Any, ledger_key: str) -> Mapping[str, float]:
         "SELECT name, duration_s FROM orchestrator.migration_records WHERE ledger = $1 ORDER BY id", ledger_key
     )
     return {row["name"]: row["duration_s"] for row in rows}
+
+
+async def applied_times(connection: Any, ledger_key: str) -> dict[tuple[int, str], datetime]:
+    """(created_at, hash) of a ledger row → when we applied it."""
+    rows = await connection.fetch(
+        "SELECT created_at, hash, min(applied_at) AS applied_at FROM orchestrator.migration_records WHERE ledger = $1"
+        " GROUP BY created_at, hash",
+        ledger_key,
+    )
+    return {(row["created_at"], row["hash"]): row["applied_at"] for row in rows}

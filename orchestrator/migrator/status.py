@@ -4,30 +4,35 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.database.lock import lock_holder
 from orchestrator.migrator import records
+from orchestrator.migrator.edits import edits
+from orchestrator.migrator.plan import Kind
 from orchestrator.migrator.survey import survey
 from orchestrator.migrator.watch import Seen, excerpt, look_at
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    from orchestrator.migrator.edits import Edit
     from orchestrator.migrator.plan import Ahead, Finding, Policy
     from orchestrator.migrator.survey import Source
 
 
 # What we send before a statement of a file, in the same message (apply.py, group.py).
 _OPENING = re.compile(r"^(?:SELECT pg_catalog\.set_config\([^;]*;)?(?:BEGIN;)?(?: *SET LOCAL \w+ = \w+;)*")
+_NO_EDITS: Mapping[str, Edit] = MappingProxyType({})
 
 
 def _iso(ms: int | None) -> str | None:
     return None if ms is None else datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="seconds")
 
 
-def described_findings(findings: Sequence[Finding]) -> list[dict[str, Any]]:
-    """Findings as plain data."""
+def described_findings(findings: Sequence[Finding], changed: Mapping[str, Edit] = _NO_EDITS) -> list[dict[str, Any]]:
+    """Findings as plain data; those of an edited file in `changed` with what changed in it."""
     return [
         {
             "kind": f.kind,
@@ -38,6 +43,8 @@ def described_findings(findings: Sequence[Finding]) -> list[dict[str, Any]]:
             "cosmetic": f.cosmetic,
             "row_id": f.row_id,
             "created_at": f.created_at,
+            "applied_at": f.applied_at,
+            **({"diff": changed[f.name].diff} if f.kind is Kind.EDITED and f.name in changed else {}),
         }
         for f in findings
     ]
@@ -66,11 +73,12 @@ async def migration_running(connection: Any) -> dict[str, Any] | None:
 
 
 async def migrations_status(
-    connection: Any, sources: Sequence[Source], *, policy: Policy, ahead: Ahead
+    connection: Any, sources: Sequence[Source], *, policy: Policy, ahead: Ahead, with_diff: bool = False
 ) -> list[dict[str, Any]]:
     """One entry for each source: its ledger, applied rows with their files, pending files, findings. JSON-ready.
 
     `created_at` is the migration's own time (ms since 1970), `duration_s` is known where this program applied it.
+    `with_diff` adds to each edited file's finding what changed in it, as a unified diff.
     """
     has_records = await records.records_exist(connection)
     result = []
@@ -78,6 +86,7 @@ async def migrations_status(
         one = await survey(connection, source, policy=policy, ahead=ahead)
         durations = await records.durations_s(connection, source.table.key) if has_records else {}
         names = await records.known_names(connection, source.table.key, one.ledger) if has_records else {}
+        changed = {edit.name: edit for edit in await edits(connection, one)} if with_diff else {}
         applied = []
         for entry in one.plan.applied:
             name = entry.migration.name if entry.migration else names.get(entry.row.id, entry.row.name)
@@ -110,7 +119,7 @@ async def migrations_status(
                     }
                     for m in one.plan.pending
                 ],
-                "findings": described_findings(one.plan.findings),
+                "findings": described_findings(one.plan.findings, changed),
                 "unlisted": list(source.folder.unlisted),
             }
         )

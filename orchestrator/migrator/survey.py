@@ -44,7 +44,7 @@ async def survey(connection: Any, source: Source, *, policy: Policy, ahead: Ahea
     if not plan.findings and not plan.pending:
         return Survey(source, ledger, plan, {})
     if not await records.records_exist(connection):
-        return Survey(source, ledger, plan, {})
+        return Survey(source, ledger, await _dated(connection, source, plan, has_records=False), {})
     unfinished = await records.unfinished(connection, key)
     if plan.findings:
         # Only a history that is not straight needs what we remember of it.
@@ -59,12 +59,37 @@ async def survey(connection: Any, source: Source, *, policy: Policy, ahead: Ahea
             cosmetic=await _cosmetic_edits(connection, source, ledger, plan),
         )
         plan = replace(plan, findings=tuple(_named(f, names) for f in plan.findings))
+        plan = await _dated(connection, source, plan, has_records=True)
     return Survey(source, ledger, plan, unfinished)
 
 
 def _named(finding: Finding, names: dict[int, str]) -> Finding:
     known = names.get(finding.row_id) if finding.row_id is not None else None
     return replace(finding, name=known) if known and finding.kind in {Kind.ORPHANED, Kind.AHEAD} else finding
+
+
+async def _dated(connection: Any, source: Source, plan: Plan, *, has_records: bool) -> Plan:
+    """The plan, its rows that are ahead with the time when they were applied: v1's ledger knows, else our records."""
+    ids = [f.row_id for f in plan.findings if f.kind is Kind.AHEAD]
+    if not ids:
+        return plan
+    # As JSON, so that a ledger without the column (v0) is no error.
+    rows = await connection.fetch(
+        "SELECT l.id::bigint, l.hash::text, l.created_at::bigint, (to_jsonb(l) ->> 'applied_at')::timestamptz"  # noqa: S608
+        f" FROM {source.table.qualified} l WHERE l.id = ANY($1)",
+        ids,
+    )
+    ours = await records.applied_times(connection, source.table.key) if has_records else {}
+    times = {row_id: at or ours.get((created_at, row_hash)) for row_id, row_hash, created_at, at in rows}
+    return replace(
+        plan,
+        findings=tuple(
+            replace(f, applied_at=at.isoformat(timespec="seconds"))
+            if f.row_id is not None and (at := times.get(f.row_id)) is not None
+            else f
+            for f in plan.findings
+        ),
+    )
 
 
 async def _cosmetic_edits(connection: Any, source: Source, ledger: Ledger, plan: Plan) -> frozenset[str]:

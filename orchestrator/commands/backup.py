@@ -1,0 +1,296 @@
+"""`backup` and `restore`: a copy of the whole database, proven, and the way back to one."""
+
+from __future__ import annotations
+
+import sys
+
+from orchestrator.commands.edge import failed_early, load, print_json, run, with_folder, with_json
+
+TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import AsyncIterator, Sequence
+    from contextlib import AbstractAsyncContextManager
+    from pathlib import Path
+    from typing import Any
+
+    from orchestrator.database.backup import Backup
+    from orchestrator.dsn import Dsn
+    from orchestrator.lifecycle import Lifecycle
+    from orchestrator.migrator.survey import Source
+    from orchestrator.settings import Settings
+
+
+def backup(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `backup`."""
+    with_folder(parser)
+    with_json(parser)
+    parser.add_argument("--to", metavar="DIR", help="where to write (BACKUP_DIR); nothing old is removed there")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "--test",
+        metavar="FILE",
+        nargs="?",
+        const="",
+        help="restore into a scratch database and compare: FILE, or the backup that is made now; exit 1 if they differ",
+    )
+    what.add_argument("--list", action="store_true", help="show the backups that are there, and make none")
+    parser.set_defaults(run=_backup)
+
+
+def restore(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `restore`."""
+    with_folder(parser)
+    with_json(parser)
+    parser.add_argument("file", metavar="FILE", help="the backup: a path, or a file's name in BACKUP_DIR")
+    parser.add_argument("--force", action="store_true", help="terminate the sessions that are on the database")
+    parser.add_argument("--yes", action="store_true", help="do not ask")
+    parser.set_defaults(run=_restore)
+
+
+# ------------------------------------------------------------------------------------------------------------- backup
+
+
+def _backup(options: argparse.Namespace) -> int:
+    if options.list:
+        return _list(options)
+    result: dict[str, Any] = {}
+
+    async def work(settings: Settings, life: Lifecycle) -> None:
+        from orchestrator.lifecycle import Phase
+        from orchestrator.migrator.backups import back_up
+
+        existing = None if not options.test else await _read(_resolved(options.test, settings))
+        directory = None if existing else _directory(options, settings)
+        async with _session(settings, life) as (connection, dsn, sources):
+            if directory is not None:
+                existing, removed = await back_up(
+                    dsn,
+                    settings,
+                    sources,
+                    life.emit,
+                    directory=directory,
+                    reason="command",
+                    connection=connection,
+                )
+                result["removed"] = [one.described() for one in removed]
+            assert existing is not None  # noqa: S101  # it was read or made
+            result["backup"] = existing.described()
+            if options.test is not None:
+                result["test"] = await _test(existing, dsn, settings, life, sources)
+        life.enter(Phase.STOPPED)
+
+    code = run(options, work)
+    if result.get("backup") and (code == 0 or result.get("test")):
+        if options.json:
+            print_json(result)
+        else:
+            _print_backup(result)
+    return 1 if code == 0 and result.get("test", {}).get("differences") else code
+
+
+async def _test(
+    backup_: Backup, dsn: Dsn, settings: Settings, life: Lifecycle, sources: Sequence[Source]
+) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from orchestrator.database.restore import test_backup
+    from orchestrator.migrator.backups import ledger_reader
+
+    tested = await test_backup(
+        backup_,
+        dsn,
+        read_ledgers=ledger_reader(sources),
+        emit=life.emit,
+        connect_timeout_s=settings.db_connect_timeout_s,
+    )
+    return asdict(tested)
+
+
+def _session(settings: Settings, life: Lifecycle) -> AbstractAsyncContextManager[tuple[Any, Dsn, list[Source]]]:
+    """A session on the database, its DSN, and the sources whose ledgers are read. One try, no waiting for ever."""
+    import asyncio
+    from contextlib import asynccontextmanager
+
+    from orchestrator.database.connect import connected
+    from orchestrator.lifecycle import Phase
+    from orchestrator.supervisor import read_sources
+
+    @asynccontextmanager
+    async def session() -> AsyncIterator[tuple[Any, Dsn, list[Source]]]:
+        dsn = settings.migration_database
+        assert dsn is not None, "load() demands a database"  # noqa: S101
+        sources = await asyncio.to_thread(read_sources, settings)
+        life.enter(Phase.CONNECTING)
+        timeout_s = settings.db_connect_timeout_s
+        async with connected(
+            dsn,
+            life,
+            wait_timeout_s=settings.db_wait_timeout_s or timeout_s,
+            connect_timeout_s=timeout_s,
+            application_name="orchestrator backup",
+        ) as connection:
+            yield connection, dsn, sources
+
+    return session()
+
+
+def _directory(options: argparse.Namespace, settings: Settings) -> Path:
+    from pathlib import Path
+
+    if options.to:
+        return Path(options.to).absolute()
+    if settings.backup_dir is None:
+        raise _no_directory()
+    return settings.backup_dir
+
+
+def _no_directory() -> Exception:
+    from orchestrator.errors import ConfigurationError, Problem
+
+    return ConfigurationError(
+        [Problem("BACKUP_DIR", "is not set, and there is no --to DIR", "a directory for backups", "/backups")]
+    )
+
+
+def _resolved(given: str, settings: Settings) -> Path:
+    """The path as given; a bare name that is not here is looked for in BACKUP_DIR."""
+    from pathlib import Path
+
+    path = Path(given)
+    if settings.backup_dir is not None and path.name == given and not path.exists():
+        return settings.backup_dir / given
+    return path.absolute()
+
+
+async def _read(path: Path) -> Backup:
+    import asyncio
+
+    from orchestrator.database.backup import read_backup
+
+    return await asyncio.to_thread(read_backup, path)
+
+
+def _list(options: argparse.Namespace) -> int:
+    from orchestrator.database.backup import read_backups
+    from orchestrator.errors import OrchestratorError
+
+    try:
+        settings = load(options, needs_database=False)
+        backups = read_backups(_directory(options, settings))
+    except OrchestratorError as error:
+        return failed_early(error)
+    if options.json:
+        print_json({"backups": [one.described() for one in backups]})
+        return 0
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from orchestrator.terminal import size_words
+
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("taken", "database", "size", "rows", "why", "server", "newest migration", "file"):
+        table.add_column(column, overflow="fold", justify="right" if column in {"size", "rows"} else "left")
+    for one in backups:
+        manifest = one.manifest
+        newest = next((s.newest_name or f"row {s.newest_id}" for s in manifest.ledgers[::-1] if s.rows), "-")
+        table.add_row(
+            f"{manifest.taken_at:%Y-%m-%d %H:%M:%S}Z",
+            escape(manifest.database),
+            size_words(manifest.size_bytes),
+            f"{sum(manifest.tables.values()):,}",
+            manifest.reason.replace("_", " "),
+            escape(manifest.server_version.split()[0]),
+            escape(newest),
+            escape(str(one.path)),
+        )
+    Console(soft_wrap=True).print(table if backups else "No backups yet.")
+    return 0
+
+
+def _print_backup(result: dict[str, Any]) -> None:
+    from orchestrator.terminal import size_words
+
+    made, test = result["backup"], result.get("test")
+    rows = sum(made["tables"].values())
+    print(made["path"])
+    print(
+        f"  {size_words(made['size_bytes'])}, {len(made['tables'])} tables, {rows:,} rows, PostgreSQL"
+        f" {made['server_version'].split()[0]}, taken {made['taken_at']} in {made['duration_s']:.1f} s"
+    )
+    for one in result.get("removed", ()):
+        print(f"  removed {one['path']}, taken {one['taken_at']}")
+    if test is not None and test["differences"]:
+        print("  restored into a scratch database, and it is not the same:")
+        for line in test["differences"]:
+            print(f"    {line}")
+    elif test is not None:
+        print(f"  restored into a scratch database and compared in {test['duration_s']:.1f} s: the same")
+
+
+# ------------------------------------------------------------------------------------------------------------ restore
+
+
+def _restore(options: argparse.Namespace) -> int:
+    from orchestrator.database.backup import read_backup
+    from orchestrator.errors import ConfigurationError, OrchestratorError, Problem
+
+    try:
+        settings = load(options)
+        chosen = read_backup(_resolved(options.file, settings))
+        if not options.yes and not sys.stdin.isatty():
+            raise ConfigurationError(
+                [Problem("--yes", "is not given, and there is nobody to ask", "a terminal, or --yes", "--yes")]
+            )
+    except OrchestratorError as error:
+        return failed_early(error)
+    if not options.yes and not _agreed(chosen, settings):
+        print("Nothing was changed.", file=sys.stderr)
+        return 1
+    result: dict[str, Any] = {}
+
+    async def work(settings: Settings, life: Lifecycle) -> None:
+        import asyncio
+        from dataclasses import asdict
+
+        from orchestrator.database.restore import restore as restore_backup
+        from orchestrator.lifecycle import Phase
+        from orchestrator.migrator.backups import ledger_reader
+        from orchestrator.supervisor import read_sources
+
+        dsn = settings.migration_database
+        assert dsn is not None, "load() demands a database"  # noqa: S101
+        sources = await asyncio.to_thread(read_sources, settings)
+        restored = await restore_backup(
+            chosen,
+            dsn,
+            force=options.force,
+            read_ledgers=ledger_reader(sources),
+            emit=life.emit,
+            connect_timeout_s=settings.db_connect_timeout_s,
+        )
+        result.update(asdict(restored), backup=chosen.described())
+        life.enter(Phase.STOPPED)
+
+    code = run(options, work)
+    if code == 0 and options.json:
+        print_json(result)
+    elif code == 0:
+        print(f"{result['database']} now holds the backup of {chosen.manifest.taken_at:%Y-%m-%d %H:%M:%S}Z.")
+        if result["kept_as"]:
+            print(f"What was there is kept as {result['kept_as']}. To go back, while nobody is on either of them:")
+            for statement in result["go_back"]:
+                print(f"  {statement}")
+            print(f"To give up what was there: {result['drop']}")
+    return code
+
+
+def _agreed(chosen: Backup, settings: Settings) -> bool:
+    manifest = chosen.manifest
+    where = settings.migration_database.redacted() if settings.migration_database else ""
+    print(f"Backup:   {chosen.path}", file=sys.stderr)
+    print(f"          {manifest.database}, taken {manifest.taken_at:%Y-%m-%d %H:%M:%S}Z", file=sys.stderr)
+    print(f"Replaces: {where} (kept under another name)", file=sys.stderr)
+    print("Go on? [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in {"y", "yes"}

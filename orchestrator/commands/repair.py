@@ -1,0 +1,183 @@
+"""`repair`: mend the ledger by hand, shown before it is done."""
+
+from __future__ import annotations
+
+import sys
+
+from orchestrator.commands.edge import print_json, run, with_folder, with_json
+from orchestrator.commands.verify import print_differences, print_edit, scratch_server, with_scratch
+
+TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+    from typing import Any
+
+    from orchestrator.lifecycle import Lifecycle
+    from orchestrator.migrator.repair import Proposal, Row
+    from orchestrator.settings import Settings
+
+_SHOWN_HASH = 12
+
+
+def repair(parser: argparse.ArgumentParser) -> None:
+    """Add the sub-commands of `repair`."""
+    from argparse import SUPPRESS
+
+    actions = parser.add_subparsers(required=True, metavar="<action>", dest="action")
+    accept = actions.add_parser("accept", help="take an edited file's new content for what was applied")
+    accept.add_argument("names", nargs="+", metavar="NAME")
+    applied = actions.add_parser("applied", help="mark a migration as applied, without running it")
+    applied.add_argument("names", nargs="+", metavar="NAME")
+    unapplied = actions.add_parser("unapplied", help="mark it as not applied: its row goes, what it did stays")
+    unapplied.add_argument("names", nargs="+", metavar="NAME", help="a file's name, or #ID of a ledger row")
+    baseline = actions.add_parser("baseline", help="adopt a database that has the schema and no ledger")
+    baseline.add_argument("--to", metavar="NAME", help="the last migration that the database has (default: the newest)")
+    baseline.add_argument("--force", action="store_true", help="also where the schema is not what the files make")
+    baseline.add_argument("--schema", action="append", default=[], metavar="NAME", help="compare this schema alone")
+    baseline.add_argument("--exclude-schema", action="append", default=[], metavar="NAME", help="all but this one")
+    with_scratch(baseline)
+    upgrade = actions.add_parser("upgrade", help="give a ledger of drizzle v0 the columns and names of v1")
+    for added in (accept, applied, unapplied, baseline, upgrade):
+        with_folder(added)
+        with_json(added)
+        added.add_argument("--yes", action="store_true", help="do it without asking")
+        added.add_argument("--service", action="store_true", help="the service's own ledger, not the user's")
+        added.add_argument("-v", "--verbose", action="store_true", default=SUPPRESS, help="debug lines too")
+    parser.set_defaults(run=_repair)
+
+
+def _repair(options: argparse.Namespace) -> int:
+    found: list[tuple[Proposal, bool]] = []
+
+    async def work(settings: Settings, life: Lifecycle) -> None:
+        import asyncio
+
+        from orchestrator import supervisor
+        from orchestrator.lifecycle import Phase
+        from orchestrator.migrator.repair import Wish
+        from orchestrator.migrator.repair import repair as mend
+        from orchestrator.migrator.verify import Scope
+
+        sources = await asyncio.to_thread(supervisor.read_sources, settings)
+        dsn = settings.migration_database
+        assert dsn is not None, "settings.load() demands a database"  # noqa: S101
+        is_baseline = options.action == "baseline"
+        names = ([options.to] if options.to else []) if is_baseline else getattr(options, "names", [])
+        wish = Wish(
+            options.action,
+            tuple(names),
+            "service" if options.service else "user",
+            force=is_baseline and options.force,
+            on=scratch_server(options, dsn) if is_baseline else None,
+            extensions=settings.extensions,
+            scope=Scope(tuple(options.schema), tuple(options.exclude_schema)) if is_baseline else Scope(),
+            lock_timeout_s=settings.migration_lock_timeout_s,
+            connect_timeout_s=settings.db_connect_timeout_s,
+        )
+        life.enter(Phase.CONNECTING)
+
+        async def confirm(proposal: Proposal) -> bool:
+            if not options.json:
+                _print(proposal)
+            if options.yes:
+                return True
+            return await _asked(f"Change {proposal.ledger} so? [y/N] ")
+
+        found.append(await mend(dsn, sources, wish, life, confirm))
+        life.enter(Phase.STOPPED)
+
+    code = run(options, work, default_level="warning")
+    if code != 0 or not found:
+        return code
+    proposal, done = found[0]
+    refused = bool(proposal.differences) and not proposal.forced
+    if options.json:
+        import msgspec
+
+        print_json({"done": done, **msgspec.to_builtins(proposal)})
+    else:
+        _print_end(proposal, done=done, refused=refused)
+    return 0 if done or proposal.is_empty else 1
+
+
+async def _asked(question: str) -> bool:
+    """Whether the person at the terminal says yes; reading can be cancelled.
+
+    Raises:
+        NotConfirmedError: there is no terminal.
+    """
+    import asyncio
+
+    from orchestrator.migrator.repair import NotConfirmedError
+
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise NotConfirmedError(
+            "there is no terminal to ask on, and --yes was not given; nothing was changed",
+            remedy="Look at what it would change, then run it again with --yes.",
+        )
+    sys.stderr.write(question)
+    sys.stderr.flush()
+    loop = asyncio.get_running_loop()
+    readable = asyncio.Event()
+    loop.add_reader(sys.stdin.fileno(), readable.set)  # a terminal is readable when a whole line is there
+    try:
+        await readable.wait()
+    finally:
+        loop.remove_reader(sys.stdin.fileno())
+    return sys.stdin.readline().strip().lower() in {"y", "yes"}
+
+
+def _print(proposal: Proposal) -> None:
+    from rich.console import Console
+
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(f"[bold]repair {proposal.action}[/] of the ledger {proposal.ledger}:")
+    for edit in proposal.edits:
+        print_edit(console, edit)
+    if proposal.differences:
+        console.print("The database is not what these files make:", style="yellow")
+        print_differences(console, proposal.differences)
+    _print_rows(console, "before", proposal.before)
+    _print_rows(console, "after", proposal.after)
+    for warning in proposal.warnings:
+        console.print(f"  warning: {warning}", markup=False, style="yellow")
+
+
+def _print_rows(console: Any, title: str, rows: Sequence[Row]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    if not rows:
+        console.print(f"  {title}: no row")
+        return
+    table = Table(box=None, padding=(0, 2, 0, 2), title=f"  {title}", title_justify="left")
+    for column in ("id", "hash", "created_at", "name", "file"):
+        table.add_column(column)
+    for row in rows:
+        table.add_row(
+            "new" if row.id is None else str(row.id),
+            f"{row.hash[:_SHOWN_HASH]}…",
+            str(row.created_at),
+            escape(row.name or "-"),
+            escape(row.file or "-"),
+        )
+    console.print(table)
+
+
+def _print_end(proposal: Proposal, *, done: bool, refused: bool) -> None:
+    from rich.console import Console
+
+    console = Console(soft_wrap=True, highlight=False)
+    if done:
+        console.print("[green]Done.[/] The table orchestrator.repairs tells who did it, and the rows before and after.")
+    elif proposal.is_empty:
+        console.print("Nothing to change.")
+    elif refused:
+        print_differences(console, proposal.differences)
+        console.print(
+            f"[red]Refused:[/] the database is not what the files up to {proposal.names[-1] if proposal.names else '-'}"
+            " make. Mend it, choose another --to, leave schemas out, or --force it."
+        )
+    else:
+        console.print("Nothing was changed.")

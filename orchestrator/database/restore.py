@@ -1,0 +1,613 @@
+"""Restore a backup: into a new database, verified there, then swapped by rename; or into a scratch one, as a test.
+
+Touches the server and child processes. The database that is replaced is never changed, only renamed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import secrets
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+
+from orchestrator.database import pgtools
+from orchestrator.database.backup import BackupError, check, count_rows
+from orchestrator.database.connect import close, connect_once
+from orchestrator.database.failure import CONNECTION_ERRORS, classify
+from orchestrator.database.quoting import identifier, literal
+from orchestrator.database.scratch import scratch_database
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from pathlib import Path
+
+    from orchestrator.database.backup import Backup, LedgerState
+    from orchestrator.database.pgtools import Emit, Tool
+    from orchestrator.dsn import Dsn
+
+    ReadLedgers = Callable[[Any], Awaitable[Sequence[LedgerState]]]
+
+_NAME_BYTES_MAX = 63
+_DROP_TIMEOUT_S = 30.0
+_TERMINATE_EVERY_S = 0.1
+_SHOWN_SESSIONS = 5
+_RESTORE_JOBS_MAX = 4
+_COPY_BYTES = 1 << 20
+# From this major on pg_restore sends a setting that older servers refuse: SET transaction_timeout.
+_FIRST_WITH_TRANSACTION_TIMEOUT = 17
+
+
+class RestoreError(BackupError):
+    """The backup was not put in place; the database is what and where it was."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tested:
+    """What a test found: `differences` is empty where the restored database is what the backup says."""
+
+    differences: tuple[str, ...]
+    tables: int
+    rows: int
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What is in place now. `kept_as` is the old database's new name, None where there was none."""
+
+    database: str
+    kept_as: str | None
+    go_back: tuple[str, ...]
+    drop: str | None
+    terminated: int
+    duration_s: float
+
+
+async def test_backup(
+    backup: Backup, dsn: Dsn, *, read_ledgers: ReadLedgers, emit: Emit, connect_timeout_s: float
+) -> Tested:
+    """Restore `backup` into a scratch database on the server of `dsn`, compare, and drop it whatever happens.
+
+    Compared are the schema (what pg_dump says of the scratch database, against the archive's own), every table's rows,
+    and the ledgers.
+
+    Raises:
+        BackupError: the file is damaged. RestoreError: it cannot be restored at all. ScratchError: no CREATEDB.
+    """
+    began = time.monotonic()
+    await check(backup)
+    async with scratch_database(dsn, purpose="backup test", connect_timeout_s=connect_timeout_s) as scratch:
+        emit("backup.test_started", file=str(backup.path), database=scratch.database)
+        await _fill(backup, scratch, emit, connect_timeout_s)
+        differences = await _differences(backup, scratch, read_ledgers, connect_timeout_s)
+        differences += await _schema_differences(backup, scratch, emit, connect_timeout_s)
+    rows = backup.manifest.tables
+    tested = Tested(tuple(differences), len(rows), sum(rows.values()), round(time.monotonic() - began, 3))
+    emit(
+        "backup.tested",
+        level="error" if differences else "info",
+        file=str(backup.path),
+        differences=len(differences),
+        tables=tested.tables,
+        rows=tested.rows,
+        duration_s=tested.duration_s,
+    )
+    return tested
+
+
+async def restore(
+    backup: Backup, dsn: Dsn, *, force: bool, read_ledgers: ReadLedgers, emit: Emit, connect_timeout_s: float
+) -> Restored:
+    """Put `backup` in the place of the database of `dsn`; the old one is kept under a dated name.
+
+    Everything that can fail is done in a new database beside it; the swap is one transaction of two renames, in which
+    no new session can get in. Owner, rights, settings and comment of the old database are given to the new one. With
+    `force` the old database's sessions are terminated at the swap. Cancelled or failed: the new database is dropped.
+
+    Raises:
+        BackupError: the file is damaged.
+        RestoreError: sessions are on the old database, a right is missing (42501), pg_restore failed, or what was
+            restored is not what the backup says.
+    """
+    began = time.monotonic()
+    await check(backup)
+    stamp = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+    async with _maintenance(dsn, connect_timeout_s) as admin:
+        target = await _target(admin, dsn)
+        await _refuse_early(admin, target, force=force)
+        new = dsn.with_database(f"orchestrator_restore_{stamp}_{secrets.token_hex(3)}".lower())
+        await _create(admin, new, target)
+        emit("restore.started", file=str(backup.path), into=new.database, replaces=target.name)
+        try:
+            await _fill(backup, new, emit, connect_timeout_s)
+            differences = await _differences(backup, new, read_ledgers, connect_timeout_s)
+            if differences:
+                raise _not_the_same(backup, differences)  # noqa: TRY301 dropped below, as after any error
+            await _analyze(new, connect_timeout_s)
+            if target.exists:
+                await _copy_properties(admin, target.name, str(new.database), emit)
+        except BaseException:
+            await asyncio.shield(_drop(dsn, str(new.database), connect_timeout_s))
+            raise
+        terminated, kept_as = 0, None
+        if target.exists:
+            kept_as = _dated(target.name, "before", stamp)
+            try:
+                terminated = await _swap(
+                    admin, dsn, (target.name, kept_as, str(new.database)), connect_timeout_s, force=force
+                )
+            except asyncio.CancelledError:
+                await asyncio.shield(_drop(dsn, str(new.database), connect_timeout_s))
+                raise
+        else:
+            await admin.execute(f"ALTER DATABASE {identifier(str(new.database))} RENAME TO {identifier(target.name)}")
+    restored = Restored(
+        target.name,
+        kept_as,
+        () if kept_as is None else _go_back(target.name, kept_as, stamp),
+        None if kept_as is None else f"DROP DATABASE {identifier(kept_as)};",
+        terminated,
+        round(time.monotonic() - began, 3),
+    )
+    emit(
+        "restore.completed",
+        database=restored.database,
+        file=str(backup.path),
+        kept_as=kept_as,
+        go_back=list(restored.go_back),
+        terminated=terminated,
+        duration_s=restored.duration_s,
+    )
+    return restored
+
+
+def _dated(name: str, word: str, stamp: str) -> str:
+    suffix = f"_{word}_{stamp}"
+    return name.encode()[: _NAME_BYTES_MAX - len(suffix)].decode(errors="ignore") + suffix
+
+
+def _go_back(name: str, kept_as: str, stamp: str) -> tuple[str, ...]:
+    """SQL for any other database of the server, while nobody is on these two."""
+    aside = _dated(name, "restored", stamp)
+    return (
+        f"ALTER DATABASE {identifier(name)} RENAME TO {identifier(aside)};",
+        f"ALTER DATABASE {identifier(kept_as)} RENAME TO {identifier(name)};",
+    )
+
+
+def _not_the_same(backup: Backup, differences: list[str]) -> RestoreError:
+    return RestoreError(
+        f"what was restored from {backup.path} is not what the backup says: {'; '.join(differences[:5])}",
+        remedy="The archive is damaged in a way that its checksum does not show, or triggers changed rows: use another"
+        " backup. The database is as it was.",
+        facts={"file": str(backup.path), "differences": differences},
+    )
+
+
+# ----------------------------------------------------------------------------------------------- filling and comparing
+
+
+async def _fill(backup: Backup, into: Dsn, emit: Emit, connect_timeout_s: float) -> None:
+    """Restore the archive into an empty database; the first error ends it."""
+    connection = await connect_once(into, timeout_s=connect_timeout_s, application_name="orchestrator restore")
+    server_major = connection.get_server_version().major
+    await close(connection)
+    at_least = max(server_major, _major(backup.manifest.pg_dump_version))
+    tool = await pgtools.find("pg_restore", at_least=at_least, purpose=f"{backup.path.name}")
+    environment = pgtools.environment(
+        into, application_name="orchestrator restore", connect_timeout_s=connect_timeout_s
+    )
+    try:
+        if tool.major >= _FIRST_WITH_TRANSACTION_TIMEOUT > server_major:
+            await _fill_by_script(tool, backup.path, into, environment, emit)
+            return
+        jobs = max(1, min(_RESTORE_JOBS_MAX, os.cpu_count() or 1))
+        options = ["--exit-on-error", "--no-password", "--verbose", f"--jobs={jobs}", "--dbname="]
+        await pgtools.run(pgtools.Run(tool, [*options, str(backup.path)], environment, into.secrets, emit))
+    except pgtools.PgToolError as error:
+        raise RestoreError(
+            f"{backup.path} cannot be restored: {error.message}",
+            remedy="Restore as the owner of all that is in it, or as a superuser (MIGRATION_DATABASE_URL), on a server"
+            " that has its roles and extensions. The database is as it was.",
+            facts={**error.facts, "file": str(backup.path)},
+        ) from error
+
+
+def _major(version: str) -> int:
+    return int(re.split(r"\D", version, maxsplit=1)[0])
+
+
+async def _fill_by_script(tool: Tool, path: Path, into: Dsn, environment: dict[str, str], emit: Emit) -> None:
+    """By way of psql, without the setting that this server does not know: it is in the first lines of the script."""
+    psql = await pgtools.find("psql", at_least=tool.major, purpose=path.name)
+    script_out, script_in = os.pipe()
+    psql_in, psql_feed = os.pipe()
+    open_ends = {script_in, psql_in}
+
+    def close_end(end: int) -> None:
+        if end in open_ends:
+            open_ends.discard(end)
+            os.close(end)
+
+    async def run_and_close(run: pgtools.Run, end: int) -> None:
+        try:
+            await pgtools.run(run)
+        finally:
+            close_end(end)  # the other side of the pipe sees its end
+
+    def copy() -> None:
+        with (
+            os.fdopen(script_out, "rb") as source,
+            os.fdopen(psql_feed, "wb") as sink,
+            contextlib.suppress(BrokenPipeError),
+        ):
+            head = source.read(_COPY_BYTES)
+            lines = head.split(b"\n")
+            lines = [line for i, line in enumerate(lines) if i > 50 or line != b"SET transaction_timeout = 0;"]  # noqa: PLR2004
+            sink.write(b"\n".join(lines))
+            while chunk := source.read(_COPY_BYTES):
+                sink.write(chunk)
+
+    secrets_of = into.secrets
+    run_restore = pgtools.Run(tool, ["--file=-", str(path)], environment, secrets_of, emit, stdout=script_in)
+    options = ["--no-psqlrc", "--quiet", "--no-password", "--set=ON_ERROR_STOP=1", "--file=-"]
+    run_psql = pgtools.Run(psql, options, environment, secrets_of, emit, stdin=psql_in)
+    copying = asyncio.ensure_future(asyncio.to_thread(copy))
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(run_and_close(run_restore, script_in))
+            group.create_task(run_and_close(run_psql, psql_in))
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    finally:
+        # Both programs have ended, and with the last ends of their pipes the thread does.
+        for end in tuple(open_ends):
+            close_end(end)
+        await asyncio.wait([copying])
+    copying.result()
+
+
+async def _differences(backup: Backup, dsn: Dsn, read_ledgers: ReadLedgers, connect_timeout_s: float) -> list[str]:
+    """Where rows or ledgers of the database are not what the manifest says, as lines."""
+    connection = await connect_once(dsn, timeout_s=connect_timeout_s, application_name="orchestrator restore")
+    try:
+        await connection.execute("SET statement_timeout = 0; SET row_security = off")
+        found = await count_rows(connection)
+        ledgers = {state.ledger: state for state in await read_ledgers(connection)}
+    finally:
+        await close(connection)
+    expected = backup.manifest.tables
+    lines = []
+    for table in sorted(expected.keys() | found.tables.keys()):
+        wanted, got = expected.get(table), found.tables.get(table)
+        if wanted != got:
+            lines.append(f"table {table}: {_rows(got)}, the backup has {_rows(wanted)}")
+    if found.large_objects != backup.manifest.large_objects:
+        lines.append(f"large objects: {found.large_objects}, the backup has {backup.manifest.large_objects}")
+    for state in backup.manifest.ledgers:
+        restored = ledgers.get(state.ledger)
+        if restored is not None and restored != state:
+            lines.append(
+                f"ledger {state.ledger}: newest row {restored.newest_id} ({restored.rows} rows), the backup has"
+                f" {state.newest_id} ({state.rows} rows)"
+            )
+    return lines
+
+
+def _rows(count: int | None) -> str:
+    return "is missing" if count is None else f"{count} rows"
+
+
+async def _schema_differences(backup: Backup, dsn: Dsn, emit: Emit, connect_timeout_s: float) -> list[str]:
+    """Where the schema as pg_dump writes it is not the one that the archive holds."""
+    tool = await pgtools.find("pg_dump", at_least=_major(backup.manifest.pg_dump_version), purpose="the comparison")
+    reader = await pgtools.find("pg_restore", at_least=tool.major, purpose="the comparison")
+    if tool.version != reader.version or tool.version != backup.manifest.pg_dump_version:
+        # Another version writes the same schema in other words.
+        emit(
+            "backup.schema_not_compared", level="debug", pg_dump=tool.version, taken_by=backup.manifest.pg_dump_version
+        )
+        return []
+    environment = pgtools.environment(
+        dsn, application_name="orchestrator backup test", connect_timeout_s=connect_timeout_s
+    )
+    ours = pgtools.Run(reader, ["--schema-only", "--file=-", str(backup.path)], environment, dsn.secrets, emit)
+    theirs = pgtools.Run(tool, ["--schema-only", "--no-password"], environment, dsn.secrets, emit)
+    expected, found = [_statements(await pgtools.output(run)) for run in (ours, theirs)]
+    lines = [f"schema: {name} is not as in the backup" for name in sorted(expected.keys() - found.keys())]
+    lines += [f"schema: {name} is not in the backup" for name in sorted(found.keys() - expected.keys())]
+    return lines + [
+        f"schema: {name} differs" for name in sorted(expected.keys() & found.keys()) if expected[name] != found[name]
+    ]
+
+
+_ENTRY = re.compile(r"^-- Name: (?P<name>.*); Type: (?P<type>[^;]*); Schema: (?P<schema>[^;]*); Owner:", re.MULTILINE)
+
+
+def _statements(script: bytes) -> dict[str, str]:
+    """The entries of a script of pg_dump by their titles: `TABLE public.people` → its text, without comments."""
+    text = script.decode(errors="replace")
+    marks = list(_ENTRY.finditer(text))
+    found: dict[str, str] = {}
+    for mark, following in zip(marks, [*marks[1:], None], strict=True):
+        body = text[mark.end() : following.start() if following else len(text)]
+        # \restrict and \unrestrict carry a random word; SET default_… depends on what came before.
+        lines = [
+            s
+            for line in body.splitlines()[1:]
+            if (s := line.rstrip()) and not s.startswith(("--", "\\", "SET default_"))
+        ]
+        title = f"{mark['type']} {mark['schema']}.{mark['name']}"
+        found[title] = found.get(title, "") + "\n".join(lines)
+    return found
+
+
+async def _analyze(dsn: Dsn, connect_timeout_s: float) -> None:
+    """Statistics, before anyone plans a query: without them the first hours after a restore are slow ones."""
+    connection = await connect_once(dsn, timeout_s=connect_timeout_s, application_name="orchestrator restore")
+    try:
+        await connection.execute("SET statement_timeout = 0; ANALYZE")
+    finally:
+        await close(connection)
+
+
+# --------------------------------------------------------------------------------------------------------- databases
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """The database that is replaced; `options` make another one of its kind."""
+
+    name: str
+    exists: bool
+    user: str
+    options: str
+
+
+@contextlib.asynccontextmanager
+async def _maintenance(dsn: Dsn, connect_timeout_s: float) -> AsyncIterator[Any]:
+    """A session on another database of the server: nobody can rename the one that they are on."""
+    failed: BaseException | None = None
+    for name in ("postgres", "template1"):
+        if name == dsn.database:
+            continue
+        try:
+            connection = await connect_once(
+                dsn.with_database(name), timeout_s=connect_timeout_s, application_name="orchestrator restore"
+            )
+        except CONNECTION_ERRORS as error:
+            failed = failed or error
+            continue
+        try:
+            await connection.execute("SET statement_timeout = 0; SET lock_timeout = 0")
+            yield connection
+        finally:
+            await close(connection)
+        return
+    failure = classify(failed) if failed is not None else None
+    raise RestoreError(
+        f"no session on the database postgres or template1 of {dsn.redacted()}: {failed or 'none is left'}",
+        remedy=(failure.hint if failure else "") + " A restore needs one of them beside the database that it replaces.",
+        facts={"sqlstate": failure.sqlstate if failure else None},
+    ) from failed
+
+
+async def _target(admin: Any, dsn: Dsn) -> _Target:
+    user = await admin.fetchval("SELECT current_user::text")
+    name = dsn.database or dsn.user or user
+    row = await admin.fetchval(
+        "SELECT pg_catalog.to_jsonb(d)::text FROM pg_catalog.pg_database d WHERE datname = $1", name
+    )
+    encoding = await admin.fetchval(
+        "SELECT pg_catalog.pg_encoding_to_char(encoding)::text FROM pg_catalog.pg_database WHERE datname = $1", name
+    )
+    if row is None:
+        return _Target(name, exists=False, user=user, options="")
+    import msgspec
+
+    facts = msgspec.json.decode(row)
+    options = [f"ENCODING {literal(encoding)}"]
+    options += [f"LC_COLLATE {literal(facts['datcollate'])}", f"LC_CTYPE {literal(facts['datctype'])}"]
+    provider = {"i": "icu", "b": "builtin", "c": "libc"}.get(facts.get("datlocprovider", ""))
+    if provider is not None:  # PostgreSQL 15 and newer
+        options.append(f"LOCALE_PROVIDER {provider}")
+        locale = facts.get("datlocale") or facts.get("daticulocale")  # 17 and newer; before
+        if provider != "libc" and locale:
+            options.append(f"{provider.upper()}_LOCALE {literal(locale)}")
+        if facts.get("daticurules"):
+            options.append(f"ICU_RULES {literal(facts['daticurules'])}")
+    return _Target(name, exists=True, user=user, options=" ".join(options))
+
+
+_SESSIONS = (
+    "SELECT pid, usename::text AS user, application_name, client_addr::text AS client_address, state"
+    " FROM pg_catalog.pg_stat_activity WHERE datname = $1 AND backend_type = 'client backend' ORDER BY backend_start"
+)
+
+
+async def _refuse_early(admin: Any, target: _Target, *, force: bool) -> None:
+    """What would be refused at the swap, known before an hour was spent."""
+    row = await admin.fetchrow(
+        "SELECT r.rolsuper OR r.rolcreatedb AS may_create, r.rolsuper OR coalesce((SELECT"
+        " pg_catalog.pg_has_role(d.datdba, 'MEMBER') FROM pg_catalog.pg_database d WHERE d.datname = $1), true) AS owns"
+        " FROM pg_catalog.pg_roles r WHERE r.rolname = current_user",
+        target.name,
+    )
+    if not row["may_create"]:
+        raise _not_permitted(target, "may not create databases", f"ALTER ROLE {identifier(target.user)} CREATEDB;")
+    if not row["owns"]:
+        sql = f"ALTER DATABASE {identifier(target.name)} OWNER TO {identifier(target.user)};"
+        raise _not_permitted(target, f"does not own the database {target.name}, and so may not rename it", sql)
+    sessions = await admin.fetch(_SESSIONS, target.name)
+    if sessions and not force:
+        raise _in_use(target.name, sessions)
+
+
+def _not_permitted(target: _Target, what: str, sql: str) -> RestoreError:
+    return RestoreError(
+        f"the user {target.user} {what} (SQLSTATE 42501)",
+        remedy=f"As a superuser: {sql} Or restore as a user who may (MIGRATION_DATABASE_URL). Nothing was changed.",
+        facts={"sqlstate": "42501", "user": target.user, "sql": sql},
+    )
+
+
+def _why_ended(terminating: asyncio.Task[None] | None) -> asyncpg.PostgresError | None:
+    """Why sessions could not be terminated (42501, for those of a superuser), None where that was not tried or went."""
+    if terminating is None or not terminating.done() or terminating.cancelled():
+        return None
+    error = terminating.exception()
+    return error if isinstance(error, asyncpg.PostgresError) else None
+
+
+def _in_use(
+    name: str,
+    sessions: Sequence[Any],
+    *,
+    restored_as: str | None = None,
+    refused: asyncpg.PostgresError | None = None,
+) -> RestoreError:
+    shown = [f"{s['pid']} {s['application_name'] or s['user']!r}" for s in sessions[:_SHOWN_SESSIONS]]
+    more = f" and {len(sessions) - _SHOWN_SESSIONS} more" if len(sessions) > _SHOWN_SESSIONS else ""
+    left = f" What was restored is kept in {restored_as}: drop it." if restored_as else " Nothing was changed."
+    why, remedy = "", "Stop the services that use it, or give --force to terminate them."
+    if refused is not None:
+        why = f"; they cannot be terminated: {refused} (SQLSTATE {refused.sqlstate})"
+        remedy = "Stop the services that use it, or restore as a superuser or a member of pg_signal_backend."
+    return RestoreError(
+        f"{len(sessions)} sessions are on the database {name}: {', '.join(shown)}{more}{why}",
+        remedy=f"{remedy}{left}",
+        facts={
+            "sessions": [dict(session) for session in sessions],
+            "restored_as": restored_as,
+            "sqlstate": None if refused is None else refused.sqlstate,
+        },
+    )
+
+
+async def _create(admin: Any, new: Dsn, target: _Target) -> None:
+    try:
+        await admin.execute(f"CREATE DATABASE {identifier(str(new.database))} TEMPLATE template0 {target.options}")
+        comment = f"orchestrator restore of {target.name}: may be dropped"
+        await admin.execute(f"COMMENT ON DATABASE {identifier(str(new.database))} IS {literal(comment)}")
+    except asyncpg.InsufficientPrivilegeError as error:
+        raise _not_permitted(
+            target, "may not create databases", f"ALTER ROLE {identifier(target.user)} CREATEDB;"
+        ) from error
+    except asyncpg.PostgresError as error:
+        raise RestoreError(
+            f"no new database can be made: {error} (SQLSTATE {error.sqlstate})",
+            remedy="Mend what it names. Nothing was changed.",
+            facts={"sqlstate": error.sqlstate},
+        ) from error
+
+
+async def _drop(dsn: Dsn, name: str, connect_timeout_s: float) -> None:
+    async with asyncio.timeout(_DROP_TIMEOUT_S), _maintenance(dsn, connect_timeout_s) as admin:
+        await admin.execute(f"DROP DATABASE IF EXISTS {identifier(name)} WITH (FORCE)")
+
+
+async def _copy_properties(admin: Any, old: str, new: str, emit: Emit) -> None:
+    """Owner, rights, settings, limit and comment: pg_dump leaves them to whoever creates the database."""
+    row = await admin.fetchrow(
+        "SELECT oid, pg_catalog.pg_get_userbyid(datdba)::text AS owner, datconnlimit, datacl IS NOT NULL AS has_acl,"
+        " pg_catalog.shobj_description(oid, 'pg_database') AS comment FROM pg_catalog.pg_database WHERE datname = $1",
+        old,
+    )
+    name = identifier(new)
+    statements = [
+        f"ALTER DATABASE {name} OWNER TO {identifier(row['owner'])}",
+        f"ALTER DATABASE {name} CONNECTION LIMIT {row['datconnlimit']}",
+        f"COMMENT ON DATABASE {name} IS {literal(row['comment'])}",
+    ]
+    if row["has_acl"]:
+        statements.append(f"REVOKE ALL ON DATABASE {name} FROM PUBLIC")
+        grants = await admin.fetch(
+            "SELECT CASE WHEN a.grantee = 0 THEN NULL ELSE pg_catalog.pg_get_userbyid(a.grantee)::text END AS grantee,"
+            " a.privilege_type::text AS privilege, a.is_grantable FROM pg_catalog.pg_database d,"
+            " pg_catalog.aclexplode(d.datacl) a WHERE d.datname = $1",
+            old,
+        )
+        statements += [
+            f"GRANT {g['privilege']} ON DATABASE {name} TO {identifier(g['grantee']) if g['grantee'] else 'PUBLIC'}"
+            + (" WITH GRANT OPTION" if g["is_grantable"] else "")
+            for g in grants
+        ]
+    settings = await admin.fetch(
+        "SELECT CASE WHEN s.setrole = 0 THEN NULL ELSE pg_catalog.pg_get_userbyid(s.setrole)::text END AS role,"
+        " c AS setting FROM pg_catalog.pg_db_role_setting s, unnest(s.setconfig) c WHERE s.setdatabase = $1",
+        row["oid"],
+    )
+    for setting in settings:
+        key, _, value = setting["setting"].partition("=")
+        whose = (
+            f"DATABASE {name}" if setting["role"] is None else f"ROLE {identifier(setting['role'])} IN DATABASE {name}"
+        )
+        # FROM CURRENT takes the value as it is stored, lists of names included.
+        statements.append(
+            f"SELECT pg_catalog.set_config({literal(key)}, {literal(value)}, true);"  # noqa: S608 quoted
+            f" ALTER {whose} SET {identifier(key)} FROM CURRENT"
+        )
+    for statement in statements:
+        try:
+            await admin.execute(statement)  # several in one message are one transaction: set_config is local to it
+        except asyncpg.PostgresError as error:
+            emit(
+                "restore.property_not_copied",
+                level="warning",
+                sqlstate=error.sqlstate,
+                error=str(error),
+                hint=f"As a superuser: {statement};".replace(name, identifier(old)),
+            )
+
+
+async def _swap(admin: Any, dsn: Dsn, names: tuple[str, str, str], connect_timeout_s: float, *, force: bool) -> int:
+    """Both renames in one transaction; returns how many sessions were terminated.
+
+    ALTER DATABASE … RENAME locks the database against new sessions, then waits up to 5 s for those that are there to
+    go: a second session ends them meanwhile. Nothing has to be put back if this process dies in between.
+    """
+    name, kept_as, new = names
+    terminated = 0
+
+    async def terminate(connection: Any) -> None:
+        nonlocal terminated
+        while True:
+            terminated += await connection.fetchval(
+                "SELECT count(*) FROM (SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity"
+                " WHERE datname = $1 AND backend_type = 'client backend') t",
+                name,
+            )
+            await asyncio.sleep(_TERMINATE_EVERY_S)
+
+    async with contextlib.AsyncExitStack() as stack:
+        terminating = None
+        if force:
+            second = await stack.enter_async_context(_maintenance(dsn, connect_timeout_s))
+            terminating = asyncio.create_task(terminate(second))
+        try:
+            async with admin.transaction():
+                await admin.execute(f"ALTER DATABASE {identifier(name)} RENAME TO {identifier(kept_as)}")
+                await admin.execute(f"ALTER DATABASE {identifier(new)} RENAME TO {identifier(name)}")
+        except asyncpg.PostgresError as error:
+            if isinstance(error, asyncpg.ObjectInUseError):
+                refused = _why_ended(terminating)
+                raise _in_use(name, await admin.fetch(_SESSIONS, name), restored_as=new, refused=refused) from error
+            raise RestoreError(
+                f"the databases cannot be renamed: {error} (SQLSTATE {error.sqlstate})",
+                remedy=f"What was restored is kept in {new}; rename by hand, as a user who may:"
+                f" ALTER DATABASE {identifier(name)} RENAME TO {identifier(kept_as)};"
+                f" ALTER DATABASE {identifier(new)} RENAME TO {identifier(name)};",
+                facts={"sqlstate": error.sqlstate, "restored_as": new},
+            ) from error
+        finally:
+            if terminating is not None:
+                terminating.cancel()
+                await asyncio.wait([terminating])
+    return terminated

@@ -337,6 +337,8 @@ def _statements(script: bytes) -> dict[str, str]:
     marks = list(_ENTRY.finditer(text))
     found: dict[str, str] = {}
     for mark, following in zip(marks, [*marks[1:], None], strict=True):
+        if mark["type"].endswith("DATA"):  # of a materialised view: the archive names it, pg_dump does not
+            continue
         body = text[mark.end() : following.start() if following else len(text)]
         # \restrict and \unrestrict carry a random word; SET default_… depends on what came before.
         lines = [

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import msgspec
 
 from orchestrator.jobs.errors import HandlerError, PayloadError, UnknownHandlerError
+from orchestrator.jobs.failures import has_nul
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -96,22 +97,13 @@ class Handler:
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
             raise PayloadError(self.name, "$", f"it cannot be JSON: {error}") from None
         self.decode(text)
-        if b"\\u0000" in text and has_nul(text):
+        if has_nul(text):
             raise PayloadError(self.name, "$", "it holds the character NUL, which Postgres cannot store")
         return text.decode()
 
     def payload_schema(self) -> dict[str, Any]:
         """JSON Schema (2020-12) of the payload."""
         return msgspec.json.schema(self.payload_type)
-
-
-# An even run of backslashes before it, and the escape is a text that speaks of one.
-_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
-
-
-def has_nul(text: bytes) -> bool:
-    r"""Whether JSON text holds an escaped NUL; `\\u0000` in a text is none."""
-    return _NUL.search(text) is not None
 
 
 def _where(message: str) -> tuple[str, str]:

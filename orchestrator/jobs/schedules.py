@@ -177,7 +177,8 @@ async def fire_due(connection: Any, registry: Registry) -> Fired:
 
     The database's clock decides. A row is locked as it fires, and its next time lies after both the clock and the time
     that it fired for: a clock that is set back fires nothing again. Set back by more than three hours (as in Debian's
-    cron, it was wrong before), times are planned anew, lest a schedule wait for a far future. Rows whose handler this process does not know are left to those that do.
+    cron, it was wrong before), times are planned anew, lest a schedule wait for a far future. Rows whose handler this
+    process does not know are left to those that do.
     """
     made: list[tuple[str, Enqueued]] = []
     unusable: list[tuple[str, str]] = []

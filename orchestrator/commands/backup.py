@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from orchestrator.migrator.survey import Source
     from orchestrator.settings import Settings
 
+_WIDTH_OFF_A_TERMINAL = 200
+
 
 def backup(parser: argparse.ArgumentParser) -> None:
     """Add the options of `backup`."""
@@ -189,23 +191,25 @@ def _list(options: argparse.Namespace) -> int:
 
     from orchestrator.terminal import shown_bytes
 
+    console = Console(soft_wrap=True)
+    if not console.is_terminal:
+        console.width = _WIDTH_OFF_A_TERMINAL
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("taken", "database", "size", "rows", "why", "server", "newest migration", "file"):
+    for column in ("taken (UTC)", "database", "size", "rows", "why", "newest migration", "file"):
         table.add_column(column, overflow="fold", justify="right" if column in {"size", "rows"} else "left")
     for one in backups:
         manifest = one.manifest
         newest = next((s.newest_name or f"row {s.newest_id}" for s in manifest.ledgers[::-1] if s.rows), "-")
         table.add_row(
-            f"{manifest.taken_at:%Y-%m-%d %H:%M:%S}Z",
+            f"{manifest.taken_at:%Y-%m-%d %H:%M:%S}",
             escape(manifest.database),
             shown_bytes(manifest.size_bytes),
             f"{sum(manifest.tables.values()):,}",
             manifest.reason.replace("_", " "),
-            escape(manifest.server_version.split()[0]),
             escape(newest),
-            escape(str(one.path)),
+            escape(one.path.name),
         )
-    Console(soft_wrap=True).print(table if backups else "No backups yet.")
+    console.print(table if backups else "No backups yet.")
     return 0
 
 
@@ -262,6 +266,7 @@ def _restore(options: argparse.Namespace) -> int:
         dsn = settings.migration_database
         assert dsn is not None, "load() demands a database"  # noqa: S101
         sources = await asyncio.to_thread(read_sources, settings)
+        life.enter(Phase.CONNECTING)
         restored = await restore_backup(
             chosen,
             dsn,

@@ -119,6 +119,11 @@ def load(
     return Settings(**values, sources=MappingProxyType(reading.sources), suspects=suspects)
 
 
+def names_a_database(environ: Mapping[str, str]) -> bool:
+    """Whether the environment says which database to use, rightly or wrongly: for what can do without one."""
+    return any(environ.get(name) for name in ("DATABASE_URL", "DATABASE_URL_FILE", "PGHOST", "PGDATABASE"))
+
+
 class _Reading:
     """One pass over the variables: where each came from, and what is wrong."""
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from orchestrator.dsn import Dsn
     from orchestrator.jobs.registry import Registry
     from orchestrator.lifecycle import Event, Lifecycle
+    from orchestrator.migrator.lint import LintFolder, Report
     from orchestrator.migrator.survey import Source
     from orchestrator.settings import Settings
 
@@ -128,6 +129,47 @@ async def gather_status(settings: Settings, life: Lifecycle) -> dict[str, Any]:
             "extensions": await extensions_status(connection, settings.extensions),
             "tables": await tables_status(connection),
         }
+
+
+async def gather_plan(settings: Settings, life: Lifecycle, *, embedded: bool = False) -> dict[str, Any]:
+    """What `plan` shows, read over one connection; writes nothing and takes no lock. One try, as for `status`."""
+    from orchestrator.database.catalogue import server_status
+    from orchestrator.database.connect import connected
+    from orchestrator.migrator.preview import preview
+
+    sources = await asyncio.to_thread(read_sources, settings)
+    options = _connect_options(settings, "plan")
+    options["wait_timeout_s"] = settings.db_wait_timeout_s or settings.db_connect_timeout_s
+    async with _database(settings, life, embedded=embedded) as (_, dsn):
+        life.enter(Phase.CONNECTING)
+        async with (
+            connected(dsn, life, **options) as connection,
+            connection.transaction(readonly=True, isolation="repeatable_read"),
+        ):
+            found = await preview(
+                connection,
+                sources,
+                policy=settings.migration_policy,
+                ahead=settings.migration_ahead,
+                transaction=settings.migration_transaction,
+            )
+            return {"version": __version__, "server": await server_status(connection, dsn), **found}
+
+
+async def gather_lint(settings: Settings, life: Lifecycle, folder: LintFolder, *, every: bool) -> tuple[Report, str]:
+    """What `lint` finds with the database at hand, and in words what it looked at. One try, as for `status`."""
+    from orchestrator.database.connect import connected
+    from orchestrator.migrator.lint_live import lint_with_ledger
+
+    sources = await asyncio.to_thread(read_sources, settings)
+    options = _connect_options(settings, "lint")
+    options["wait_timeout_s"] = settings.db_wait_timeout_s or settings.db_connect_timeout_s
+    life.enter(Phase.CONNECTING)
+    async with (
+        connected(_given(settings.migration_database), life, **options) as connection,
+        connection.transaction(readonly=True, isolation="repeatable_read"),
+    ):
+        return await lint_with_ledger(connection, sources[-1], folder, every=every)
 
 
 def read_sources(settings: Settings) -> list[Source]:

@@ -79,8 +79,8 @@ def show_progress(life: Lifecycle) -> Callable[[], None]:
     return stop
 
 
-def shown_bytes(size: int) -> str:
-    """A size as people read it."""
+def size_words(size: int) -> str:
+    """A size for people: `3.4 MB`."""
     value = float(size)
     for unit in ("B", "kB", "MB", "GB"):
         if value < 1024:  # noqa: PLR2004
@@ -97,8 +97,10 @@ def print_status(status: dict[str, Any]) -> None:
     console = Console(soft_wrap=True)
     server = status["server"]
     role = "standby" if server["standby"] else "primary"
-    size = shown_bytes(server["size_bytes"])
-    console.print(f"[bold]{server['address']}[/]  PostgreSQL {server['server_version']} ({role}), {size}")
+    console.print(
+        f"[bold]{server['address']}[/]  PostgreSQL {server['server_version']} ({role}),"
+        f" {size_words(server['size_bytes'])}"
+    )
     for source in status["sources"]:
         _print_source(console, source)
     if status["extensions"]:
@@ -115,7 +117,7 @@ def print_status(status: dict[str, Any]) -> None:
     table.add_column("size", justify="right")
     for t in status["tables"]:
         rows = "-" if t["estimated_rows"] is None else f"{t['estimated_rows']:,}"
-        table.add_row(f"{t['schema']}.{t['name']}", rows, shown_bytes(t["size_bytes"]))
+        table.add_row(f"{t['schema']}.{t['name']}", rows, size_words(t["size_bytes"]))
     console.print(table if status["tables"] else "No tables yet.")
 
 
@@ -126,7 +128,7 @@ def _print_source(console: Any, source: dict[str, Any]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    applied, pending, findings = source["applied"], source["pending"], source["findings"]
+    applied, pending = source["applied"], source["pending"]
     console.print(
         f"\n[bold]Migrations of the {source['source']}[/]: {source['folder']} (drizzle {source['generation']}),"
         f" ledger {source['ledger']}{'' if source['ledger_exists'] else ' (not made yet)'}"
@@ -146,7 +148,14 @@ def _print_source(console: Any, source: dict[str, Any]) -> None:
         table.add_row("[yellow]pending[/]", escape(row["name"]), (row["dated"] or "").replace("+00:00", ""), "")
     if applied or pending:
         console.print(table)
-    for finding in findings:
+    print_findings(console, source)
+
+
+def print_findings(console: Any, source: dict[str, Any]) -> None:
+    """Print where the history of one source is not straight, and the files that no run will use."""
+    from rich.markup import escape
+
+    for finding in source["findings"]:
         kind = str(finding["kind"]).replace("_", " ")
         mark = "[red]refused[/]" if finding["refused"] else "[yellow]warning[/]"
         console.print(f"  {mark} {kind}: {escape(finding['name'])}: {escape(finding['decision'])}")

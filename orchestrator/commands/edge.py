@@ -52,6 +52,10 @@ def load(options: argparse.Namespace, *, needs_database: bool = True) -> Setting
         variable: value for name, variable in _OVERRIDES.items() if (value := getattr(options, name, None)) is not None
     }
     needs_database = needs_database and not getattr(options, "embedded", False)
+    if getattr(options, "database_if_named", False):
+        from orchestrator.settings import names_a_database
+
+        needs_database = names_a_database(os.environ)
     return load_settings(os.environ, overrides, needs_database=needs_database)
 
 

@@ -428,9 +428,11 @@ async def _target(admin: Any, dsn: Dsn) -> _Target:
     return _Target(name, exists=True, user=user, options=" ".join(options))
 
 
+# Of others' sessions an ordinary user sees the pid and the user, and not what they are.
+_IS_CLIENT = "(backend_type = 'client backend' OR backend_type IS NULL AND usesysid IS NOT NULL)"
 _SESSIONS = (
-    "SELECT pid, usename::text AS user, application_name, client_addr::text AS client_address, state"
-    " FROM pg_catalog.pg_stat_activity WHERE datname = $1 AND backend_type = 'client backend' ORDER BY backend_start"
+    "SELECT pid, usename::text AS user, application_name, client_addr::text AS client_address, state"  # noqa: S608
+    f" FROM pg_catalog.pg_stat_activity WHERE datname = $1 AND {_IS_CLIENT} ORDER BY backend_start"
 )
 
 
@@ -582,8 +584,8 @@ async def _swap(admin: Any, dsn: Dsn, names: tuple[str, str, str], connect_timeo
         nonlocal terminated
         while True:
             terminated += await connection.fetchval(
-                "SELECT count(*) FROM (SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity"
-                " WHERE datname = $1 AND backend_type = 'client backend') t",
+                "SELECT count(pg_catalog.pg_terminate_backend(pid)) FROM pg_catalog.pg_stat_activity"  # noqa: S608
+                f" WHERE datname = $1 AND {_IS_CLIENT}",
                 name,
             )
             await asyncio.sleep(_TERMINATE_EVERY_S)

@@ -59,7 +59,7 @@ class BackupPayload(msgspec.Struct, forbid_unknown_fields=True):
 async def back_up_database(ctx: Context, payload: BackupPayload) -> dict[str, Any]:
     """Dump the database to BACKUP_DIR (pg_dump, custom format), and remove what BACKUP_KEEP and BACKUP_MAX_AGE say."""
     from orchestrator.database.restore import test_backup  # late, as all of a job's work: few starts run one
-    from orchestrator.migrator.backups import back_up, ledger_reader
+    from orchestrator.migrator.backups import back_up, manifest_reader
 
     service = _service(ctx)
     directory = service.settings.backup_dir
@@ -95,7 +95,7 @@ async def back_up_database(ctx: Context, payload: BackupPayload) -> dict[str, An
         tested = await test_backup(
             backup,
             service.dsn,
-            read_ledgers=ledger_reader(service.sources),
+            read_ledgers=manifest_reader(manifest),
             emit=_emit(ctx),
             connect_timeout_s=service.settings.db_connect_timeout_s,
         )

@@ -11,12 +11,30 @@ from orchestrator.migrator.survey import survey
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from orchestrator.migrator.plan import Ahead, Policy
+    from orchestrator.migrator.plan import Ahead, Finding, Policy
     from orchestrator.migrator.survey import Source
 
 
 def _iso(ms: int | None) -> str | None:
     return None if ms is None else datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="seconds")
+
+
+def described_findings(findings: Sequence[Finding]) -> list[dict[str, Any]]:
+    """Findings as plain data."""
+    return [
+        {
+            "kind": f.kind,
+            "name": f.name,
+            "decision": f.decision,
+            "remedy": f.remedy,
+            "refused": f.refused,
+            "cosmetic": f.cosmetic,
+            "row_id": f.row_id,
+            "created_at": f.created_at,
+            "applied_at": f.applied_at,
+        }
+        for f in findings
+    ]
 
 
 async def migrations_status(
@@ -64,20 +82,7 @@ async def migrations_status(
                     }
                     for m in one.plan.pending
                 ],
-                "findings": [
-                    {
-                        "kind": f.kind,
-                        "name": f.name,
-                        "decision": f.decision,
-                        "remedy": f.remedy,
-                        "refused": f.refused,
-                        "cosmetic": f.cosmetic,
-                        "row_id": f.row_id,
-                        "created_at": f.created_at,
-                        "applied_at": f.applied_at,
-                    }
-                    for f in one.plan.findings
-                ],
+                "findings": described_findings(one.plan.findings),
                 "unlisted": list(source.folder.unlisted),
             }
         )

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -30,6 +31,7 @@ from orchestrator.database.embedded import embedded_postgres
 from orchestrator.database.pgtools import PgToolMissingError, Tool
 from orchestrator.database.restore import test_backup as prove_backup
 
+ROOT = Path(__file__).parent.parent
 # What a schema can hold that a dump may lose, or a comparison stumble over.
 RICH = """
 CREATE TYPE mood AS ENUM ('fine', 'tired');
@@ -451,12 +453,50 @@ async def test_sessions_on_the_database_refuse_a_restore_unless_they_are_to_be_t
         assert service.returncode is None
 
 
-async def test_a_restore_asks_and_without_a_terminal_wants_yes(orchestrator, database_url, backups):
+async def test_a_restore_asks_and_without_a_terminal_wants_yes(
+    orchestrator, server, database_url, admin, backups, known
+):
     env = {"DATABASE_URL": database_url, "BACKUP_DIR": str(backups)}
     made = (await taken(orchestrator, env))["backup"]
     done = await orchestrator("restore", made["path"], env=env)
     assert done.returncode == 78
     assert "--yes" in done.named("service.failed")[0]["error"]
+    ours, theirs = os.openpty()
+    try:
+        asked = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "orchestrator", "restore", made["path"]),
+            stdin=theirs,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **env},
+        )
+        os.write(ours, b"n\n")
+        printed, _ = await asked.communicate()
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert asked.returncode == 1
+    assert name_of(database_url).encode() in printed
+    assert b"Nothing was changed" in printed
+    assert server.password.encode() not in printed
+    kept = "SELECT count(*) FROM pg_database WHERE datname LIKE $1"
+    assert await admin.value(server.dsn(), kept, f"{name_of(database_url)}_before%") == 0
+
+
+async def test_a_restore_that_is_stopped_leaves_nothing_and_changes_nothing(
+    orchestrator, server, database_url, admin, tcp_proxy, backups
+):
+    await admin.script(database_url, "CREATE TABLE t AS SELECT md5(g::text) AS v FROM generate_series(1, 150000) g")
+    env = {"DATABASE_URL": tcp_proxy.dsn(database_url), "BACKUP_DIR": str(backups)}
+    made = (await taken(orchestrator, env))["backup"]
+    async with orchestrator.running("restore", made["path"], "--yes", env=env) as run:
+        await run.event("restore.started")
+        tcp_proxy.stall()
+        run.send_signal(signal.SIGTERM)
+        tcp_proxy.resume()
+        assert await run.wait() == 143
+    assert await scratch_left(server, admin) == []
+    assert await admin.value(database_url, "SELECT count(*) FROM t") == 150000
 
 
 async def test_the_owner_of_a_database_needs_no_more_than_createdb(

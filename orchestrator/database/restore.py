@@ -40,6 +40,7 @@ _TERMINATE_EVERY_S = 0.1
 _SHOWN_SESSIONS = 5
 _RESTORE_JOBS_MAX = 4
 _COPY_BYTES = 1 << 20
+_REPORT_EVERY_S = 10.0
 # From this major on pg_restore sends a setting that older servers refuse: SET transaction_timeout.
 _FIRST_WITH_TRANSACTION_TIMEOUT = 17
 
@@ -197,8 +198,36 @@ def _not_the_same(backup: Backup, differences: list[str]) -> RestoreError:
 async def _fill(backup: Backup, into: Dsn, emit: Emit, connect_timeout_s: float) -> None:
     """Restore the archive into an empty database; the first error ends it."""
     connection = await connect_once(into, timeout_s=connect_timeout_s, application_name="orchestrator restore")
-    server_major = connection.get_server_version().major
-    await close(connection)
+    try:
+        async with _progress_reported(connection, emit):
+            await _fill_it(backup, into, connection.get_server_version().major, emit, connect_timeout_s)
+    finally:
+        await close(connection)
+
+
+@contextlib.asynccontextmanager
+async def _progress_reported(connection: Any, emit: Emit) -> AsyncIterator[None]:
+    """A line every ten seconds: how large the new database is by now."""
+
+    async def report() -> None:
+        began = time.monotonic()
+        while True:
+            await asyncio.sleep(_REPORT_EVERY_S)
+            size_bytes = await connection.fetchval("SELECT pg_catalog.pg_database_size(pg_catalog.current_database())")
+            emit("restore.progressed", size_bytes=size_bytes, elapsed_s=round(time.monotonic() - began, 1))
+
+    task = asyncio.create_task(report())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+        # Where its session is lost, pg_restore's is as well, and says so.
+        if not task.cancelled() and isinstance(error := task.exception(), asyncpg.PostgresError):
+            emit("restore.progress_unknown", level="debug", sqlstate=error.sqlstate)
+
+
+async def _fill_it(backup: Backup, into: Dsn, server_major: int, emit: Emit, connect_timeout_s: float) -> None:
     at_least = max(server_major, _major(backup.manifest.pg_dump_version))
     tool = await pgtools.find("pg_restore", at_least=at_least, purpose=f"{backup.path.name}")
     environment = pgtools.environment(

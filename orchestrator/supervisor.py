@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Sequence
     from pathlib import Path
 
+    from orchestrator.api.app import Backend
     from orchestrator.database.starts import Outcome
     from orchestrator.dsn import Dsn
     from orchestrator.jobs.registry import Registry
@@ -44,10 +45,11 @@ async def serve(settings: Settings, life: Lifecycle, *, embedded: bool = False) 
     Raises:
         OrchestratorError: the start failed and must not serve; its class knows the exit code.
     """
-    from orchestrator.api.app import Backend, build_app
+    from orchestrator.api.app import Backend, build_app, watching
+    from orchestrator.api.safety import Safety
     from orchestrator.api.server import listening
 
-    backend = Backend()
+    backend = Backend(Safety(settings.api_token, settings.cors_origins, settings.host))
     # Half of the time to stop is for requests in flight, the rest for the database.
     drain_s = settings.shutdown_timeout_s / 2
     async with (
@@ -59,7 +61,7 @@ async def serve(settings: Settings, life: Lifecycle, *, embedded: bool = False) 
         async with _database(settings, life, embedded=embedded) as (dsn, migration_dsn):
             await _bring_up(settings, migration_dsn, sources, life, command="serve")
             life.enter(Phase.LAUNCHING)
-            registry = await asyncio.to_thread(_load_handlers, settings)
+            registry = await asyncio.to_thread(_load_handlers, settings, backend)
             if dsn != migration_dsn:
                 await _try_login(settings, dsn, life)
             async with (
@@ -69,12 +71,15 @@ async def serve(settings: Settings, life: Lifecycle, *, embedded: bool = False) 
                 backend.pool, backend.sources = pool, sources
                 backend.policy, backend.ahead = settings.migration_policy, settings.migration_ahead
                 backend.registry, backend.jobs = registry, jobs
-                life.enter(Phase.READY)
-                life.emit(
-                    "service.ready", startup_s=round(life.uptime_s, 3), migrations_applied=life.migrations.applied_now
-                )
-                await _record(pool, life, command="serve", outcome="ready")
-                await _while_it_works(working, _watch(dsn, life))
+                async with watching(backend, dsn, life) as tasks:
+                    life.enter(Phase.READY)
+                    life.emit(
+                        "service.ready",
+                        startup_s=round(life.uptime_s, 3),
+                        migrations_applied=life.migrations.applied_now,
+                    )
+                    await _record(pool, life, command="serve", outcome="ready")
+                    await _while_they_work([working, *tasks], _watch(dsn, life))
 
 
 @asynccontextmanager
@@ -110,7 +115,7 @@ async def gather_status(settings: Settings, life: Lifecycle) -> dict[str, Any]:
     """What `status` shows, read over one connection; writes nothing and needs no lock. One try, no waiting for ever."""
     from orchestrator.database.catalogue import extensions_status, server_status, tables_status
     from orchestrator.database.connect import connected
-    from orchestrator.migrator.status import migrations_status
+    from orchestrator.migrator.status import migration_running, migrations_status
 
     sources = await asyncio.to_thread(read_sources, settings)
     options = _connect_options(settings, "status")
@@ -126,6 +131,7 @@ async def gather_status(settings: Settings, life: Lifecycle) -> dict[str, Any]:
             "sources": await migrations_status(
                 connection, sources, policy=settings.migration_policy, ahead=settings.migration_ahead
             ),
+            "running": await migration_running(connection),
             "extensions": await extensions_status(connection, settings.extensions),
             "tables": await tables_status(connection),
         }
@@ -262,7 +268,7 @@ async def _bring_up(settings: Settings, dsn: Dsn, sources: Sequence[Source], lif
         life.enter(Phase.CONNECTING)
         try:
             async with connected(dsn, life, **_connect_options(settings, command)) as connection:
-                await _under_the_lock(connection, dsn, settings, sources, life, command=command)
+                await _under_the_lock(connection, settings, dsn, sources, life, command=command)
         except StandbyError:
             # Waits for a primary from here on, among all hosts of the DSN, or for this one to be promoted.
             dsn = msgspec.structs.replace(dsn, options={**dsn.options, "target_session_attrs": "read-write"})
@@ -291,9 +297,10 @@ async def _bring_up(settings: Settings, dsn: Dsn, sources: Sequence[Source], lif
 
 
 async def _under_the_lock(
-    connection: Any, dsn: Dsn, settings: Settings, sources: Sequence[Source], life: Lifecycle, *, command: str
+    connection: Any, settings: Settings, dsn: Dsn, sources: Sequence[Source], life: Lifecycle, *, command: str
 ) -> None:
     """LOCKING, EXTENSIONS, MIGRATING, and a row that tells how it went."""
+    from orchestrator.database.connect import connect_once
     from orchestrator.database.extensions import ensure_extensions
     from orchestrator.database.lock import migration_lock
     from orchestrator.migrator.apply import Options, migrate
@@ -303,9 +310,19 @@ async def _under_the_lock(
         settings.migration_ahead,
         settings.migration_transaction,
         settings.migration_statement_timeout_s,
+        settings.migration_ddl_lock_timeout_s,
+        settings.migration_ddl_retry_for_s,
     )
+
+    async def connect_second() -> Any:
+        """One more session on the same server, for what the one that migrates cannot see of itself."""
+        timeout_s = dsn.connect_timeout_s or settings.db_connect_timeout_s
+        return await connect_once(dsn, timeout_s=timeout_s, application_name=f"orchestrator {command} watch")
+
     life.enter(Phase.LOCKING)
-    async with migration_lock(connection, life, timeout_s=settings.migration_lock_timeout_s):
+    async with migration_lock(
+        connection, life, timeout_s=settings.migration_lock_timeout_s, connect_second=connect_second
+    ):
         life.enter(Phase.EXTENSIONS)
         try:
             if settings.backup_before_migrate != "never":
@@ -314,7 +331,7 @@ async def _under_the_lock(
                 await back_up_first(connection, dsn, settings, sources, life)
             await ensure_extensions(connection, settings.extensions, life)
             life.enter(Phase.MIGRATING)
-            await migrate(connection, sources, options, life)
+            await migrate(connection, sources, options, life, connect_second=connect_second)
         except MigrationError as error:
             if settings.backup_dir is not None:
                 from orchestrator.migrator.backups import offer_way_back  # late: for a start that fails
@@ -331,7 +348,12 @@ def _explained(error: Exception) -> Exception:
     """An error of the server outside of any migration file, as one of ours; anything else as it is."""
     import asyncpg
 
+    from orchestrator.database.failure import POOLER_SQLSTATES
+    from orchestrator.database.pooler import PoolerError
+
     if isinstance(error, asyncpg.PostgresError):
+        if error.sqlstate in POOLER_SQLSTATES:
+            return PoolerError("a statement that one transaction prepares is gone in the next")
         return MigrationError(
             f"the server refused what comes before the migrations: {error} (SQLSTATE {error.sqlstate})",
             remedy="Mend what it names, then start again; no migration was run.",
@@ -373,11 +395,13 @@ async def _pool(dsn: Dsn, settings: Settings) -> AsyncIterator[Any]:
             pool.terminate()
 
 
-def _load_handlers(settings: Settings) -> Registry:
-    """Import the job server and the modules of JOBS, in a thread: they may be slow, and `/health` answers meanwhile."""
+def _load_handlers(settings: Settings, backend: Backend) -> Registry:
+    """Import the job server, the API, and the modules of JOBS, in a thread: `/health` answers meanwhile."""
+    from orchestrator.api.app import load_routes
     from orchestrator.jobs.builtin import without_idle_schedules
     from orchestrator.jobs.registry import load
 
+    load_routes(backend)
     return without_idle_schedules(load(settings.jobs), settings)
 
 
@@ -407,12 +431,12 @@ def _job_server(
     )
 
 
-async def _while_it_works(working: asyncio.Task[None], work: Coroutine[Any, Any, None]) -> None:
-    """Do `work` for as long as the job server lives: a bug that ends that one ends the process, loudly."""
+async def _while_they_work(working: Sequence[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> None:
+    """Do `work` while the job server and its watchers live: a bug that ends one of them ends the process, loudly."""
     doing = asyncio.create_task(work)
     try:
-        await asyncio.wait({doing, working}, return_when=asyncio.FIRST_COMPLETED)
-        for task in (working, doing):
+        await asyncio.wait({doing, *working}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (*working, doing):
             if task.done():
                 task.result()
     finally:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.database.lock import lock_holder
 from orchestrator.migrator import records
 from orchestrator.migrator.survey import survey
+from orchestrator.migrator.watch import Seen, excerpt, look_at
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,6 +37,28 @@ def described_findings(findings: Sequence[Finding]) -> list[dict[str, Any]]:
         }
         for f in findings
     ]
+
+
+async def migration_running(connection: Any) -> dict[str, Any] | None:
+    """Who migrates this database now, in whatever process, and what it does there; None where nobody does. JSON-ready.
+
+    Keys: those of the lock's holder (`pid`, `application_name`, `client_address`, `session_age_s`, `state`,
+    `statement_age_s`), `query` without its string constants, `wait_event`, `stage`, `percent`, `blockers`.
+    """
+    holder = await lock_holder(connection)
+    if holder is None:
+        return None
+    pid = int(str(holder["pid"]))
+    query = await connection.fetchval("SELECT query FROM pg_catalog.pg_stat_activity WHERE pid = $1", pid)
+    seen = await look_at(connection, pid) or Seen()
+    return {
+        **holder,
+        "query": excerpt(query or ""),
+        "wait_event": seen.wait_event,
+        "stage": seen.stage,
+        "percent": seen.percent,
+        "blockers": [dict(one) for one in seen.blockers],
+    }
 
 
 async def migrations_status(

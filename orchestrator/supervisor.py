@@ -424,7 +424,7 @@ def _job_server(
         concurrency=settings.jobs_concurrency,
         lease_s=settings.jobs_lease_s,
         connect_timeout_s=settings.db_connect_timeout_s,
-        # The other half is for requests in flight and the database.
+        # For jobs to end by themselves. Cancelling and writing take a quarter at most, the rest is for HTTP.
         stop_timeout_s=settings.shutdown_timeout_s / 2,
         redact=logs.redactor(settings.secrets),
         service=Service(settings, migration_dsn, sources),

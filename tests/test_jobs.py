@@ -37,7 +37,7 @@ from orchestrator.jobs.schedules import (
     sync_schedules,
     trigger_schedule,
 )
-from orchestrator.jobs.worker import Worker
+from orchestrator.jobs.worker import StopTimes, Worker
 
 ROOT = Path(__file__).parent.parent
 
@@ -122,7 +122,7 @@ def work(queue_url):
             emit=lambda name, **facts: events.append((name, facts)),
             redact=lambda text: text.replace("s3cr3t", "***"),
         )
-        task = asyncio.create_task(worker.run(until, drain_s=lambda: drain_s, grace_s=lambda: grace_s))
+        task = asyncio.create_task(worker.run(until, lambda: StopTimes(5.0, drain_s, grace_s, 5.0)))
         try:
             yield events
         finally:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.jobs.keeper import Keeper
 from orchestrator.jobs.threads import DaemonThreads
-from orchestrator.jobs.worker import Worker
+from orchestrator.jobs.worker import StopTimes, Worker
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 _LOOK_EVERY_S = 1.0
 _BLOCKED_AFTER_S = 2.0
 _SAY_EVERY_S = 30.0
-_LEAVE_LIMIT_S = 3.0
 _FRAMES_SHOWN = 5
 
 
@@ -93,7 +92,7 @@ class JobServer:
             tell=self._tell,
         )
         self._stop = asyncio.Event()
-        self._drain_s, self._grace_s = 0.0, 0.0
+        self._times = StopTimes.of(0.0)
         self._ended: asyncio.Future[None] = self._main.create_future()
         self._thread = threading.Thread(target=self._run, name="jobs", daemon=True)
         self._ticked_at = time.monotonic()
@@ -123,17 +122,17 @@ class JobServer:
                 task.cancel()
             await asyncio.gather(keeping, looking, return_exceptions=True)
 
-    async def stop(self, watching: asyncio.Task[None], *, drain_s: float, grace_s: float) -> None:
-        """Claim no more, wait `drain_s`, cancel, wait `grace_s`, give back what is left. Bounded, whatever hangs."""
-        self._drain_s, self._grace_s = drain_s, grace_s
+    async def stop(self, watching: asyncio.Task[None], timeout_s: float) -> None:
+        """Claim no more, give jobs `timeout_s`, cancel, give back what is left: in 1.75 times that, whatever hangs."""
+        self._times = StopTimes.of(timeout_s)
         if self._thread.is_alive():
             self._tell(self._stop.set)
-            # The worker itself needs as long; what is beyond is a handler that blocks its loop.
-            await asyncio.wait([self._ended], timeout=drain_s + grace_s + 1.0)
+            await asyncio.wait([self._ended], timeout=self._times.total_s)
         if self._thread.is_alive() and not self._ended.done():
+            # A handler blocks its loop. The thread ends with the process; its jobs are given back from here.
             self._life.emit("jobs.loop_abandoned", level="error", stack=self._stack(), running=len(self.running))
         self._keeper.leave()
-        await asyncio.wait([watching], timeout=_LEAVE_LIMIT_S)
+        await asyncio.wait([watching], timeout=self._times.write_s)
 
     # ---------------------------------------------------------------------------------------------------- other threads
 
@@ -141,9 +140,7 @@ class JobServer:
         """The thread: the worker on its loop, until it has stopped. A stray SystemExit does not end it."""
         error: BaseException | None = None
         asyncio.set_event_loop(self._loop)
-        work = self._loop.create_task(
-            self._worker.run(self._stop, drain_s=lambda: self._drain_s, grace_s=lambda: self._grace_s)
-        )
+        work = self._loop.create_task(self._worker.run(self._stop, lambda: self._times))
         self._loop.call_soon(self._tick)
         while not work.done():
             try:
@@ -246,9 +243,8 @@ async def job_server(
     try:
         yield server, watching
     finally:
-        grace_s = min(2.0, stop_timeout_s / 4)
         try:
-            await server.stop(watching, drain_s=stop_timeout_s - grace_s, grace_s=grace_s)
+            await server.stop(watching, stop_timeout_s)
         finally:
             watching.cancel()
             with contextlib.suppress(asyncio.CancelledError):

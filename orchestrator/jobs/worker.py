@@ -10,6 +10,7 @@ import asyncio
 import logging
 import random
 import time
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
@@ -44,7 +45,6 @@ _HINT_EVERY_S = 0.05
 _INSIST_EVERY_S = 5.0
 _OUTPUT_BYTES_MAX = 1 << 20
 _POOL_SIZE = 10
-_LAST_FLUSH_S = 3.0
 _LOGGER = "orchestrator.jobs"
 
 _CLAIM = (
@@ -132,6 +132,26 @@ SELECT id, attempt FROM orchestrator.jobs WHERE id = ANY($1::bigint[]) AND state
 _Ending = tuple[int, int, str, str, "str | None", "str | None", float]
 
 
+@dataclass(frozen=True, slots=True)
+class StopTimes:
+    """What a stop may take at most, in order: the last claim, jobs that end by themselves, or by force, the writes."""
+
+    claim_s: float
+    drain_s: float
+    grace_s: float
+    write_s: float
+
+    @classmethod
+    def of(cls, timeout_s: float) -> StopTimes:
+        """`timeout_s` for the jobs, and half as much for all the rest."""
+        return cls(timeout_s / 8, timeout_s, min(2.0, timeout_s / 8), timeout_s / 4)
+
+    @property
+    def total_s(self) -> float:
+        """All of it."""
+        return self.claim_s + self.drain_s + self.grace_s + self.write_s
+
+
 class Rate:
     """At most so many in so long: what is beyond is counted, and told with the next one that passes."""
 
@@ -196,8 +216,8 @@ class Worker:
 
     # ------------------------------------------------------------------------------------------------ from start to end
 
-    async def run(self, until: asyncio.Event, *, drain_s: Callable[[], float], grace_s: Callable[[], float]) -> None:
-        """Work until `until` is set. Then: claim no more, wait `drain_s`, cancel, wait `grace_s`, requeue the rest."""
+    async def run(self, until: asyncio.Event, times: Callable[[], StopTimes]) -> None:
+        """Work until `until` is set. Then claim no more, wait, cancel, wait again, requeue the rest (`StopTimes`)."""
         self._pool = await self._open_pool()
         try:
             async with asyncio.TaskGroup() as group:
@@ -208,17 +228,18 @@ class Worker:
                 self._wake.set()
                 self._room_made.set()
                 # A claim that is under way is waited for: what it brings is known, and given back.
-                await asyncio.wait([claiming], timeout=_LAST_FLUSH_S)
+                limits = times()
+                await asyncio.wait([claiming], timeout=limits.claim_s)
                 claiming.cancel()
-                await self._until_drained(drain_s())
+                await self._until_drained(limits.drain_s)
                 for run in list(self.runs.values()):
                     self.stop_run(run, "stopped")
-                await self._until_drained(grace_s())
+                await self._until_drained(limits.grace_s)
                 for run in list(self.runs.values()):
                     self._interrupted(run.id, run.attempt)
                 self._flush_over = True
                 self._dirty.set()
-                await asyncio.wait([flushing], timeout=_LAST_FLUSH_S)
+                await asyncio.wait([flushing], timeout=limits.write_s)
                 flushing.cancel()
         finally:
             self._pool.terminate()

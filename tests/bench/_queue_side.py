@@ -26,7 +26,7 @@ class Ours:
         from orchestrator import dsn
         from orchestrator.jobs import job
         from orchestrator.jobs.registry import DECLARED
-        from orchestrator.jobs.worker import Worker
+        from orchestrator.jobs.worker import StopTimes, Worker
 
         self.started: asyncio.Future[float] | None = None
         self.done = 0
@@ -38,7 +38,7 @@ class Ours:
                 self.started.set_result(time.perf_counter())
                 self.started = None
 
-        self.until = asyncio.Event()
+        self.until, self.times = asyncio.Event(), StopTimes.of(5.0)
         self.worker = Worker(
             dsn.parse(URL),
             DECLARED,
@@ -61,7 +61,7 @@ class Ours:
         await enqueue_many(connection, [NewJob("noop", {"n": n}) for n in range(count)])
 
     async def work(self):
-        await self.worker.run(self.until, drain_s=lambda: 5.0, grace_s=lambda: 1.0)
+        await self.worker.run(self.until, lambda: self.times)
 
     def stop(self):
         self.until.set()

@@ -36,11 +36,13 @@ LABEL org.opencontainers.image.title="orchestrator" \
       org.opencontainers.image.licenses="MIT" \
       org.opencontainers.image.base.name="docker.io/library/python:3.13-slim-trixie"
 
-# libpq and psql's readline, and a name for the user, without which `~` has no meaning. The user owns nothing.
+# libpq and psql's readline, and a name for the user, without which `~` has no meaning. The user owns nothing but the
+# place where backups go: a volume that is new takes its owner from there.
 RUN apt-get update \
  && apt-get install -y --no-install-recommends libpq5 liblz4-1 libreadline8t64 libzstd1 zlib1g \
  && rm -rf /var/lib/apt/lists/* /var/cache/apt /var/cache/debconf/*-old /var/log/apt /var/log/*.log \
- && useradd --uid 10001 --user-group --no-log-init --no-create-home --home-dir /tmp --shell /usr/sbin/nologin orchestrator
+ && useradd --uid 10001 --user-group --no-log-init --no-create-home --home-dir /tmp --shell /usr/sbin/nologin orchestrator \
+ && install --directory --mode=0700 --owner=10001 --group=10001 /backups
 COPY --from=build /usr/lib/postgresql/17/bin/pg_dump /usr/lib/postgresql/17/bin/pg_restore \
      /usr/lib/postgresql/17/bin/psql /usr/local/bin/
 COPY --from=build /opt/venv /opt/venv

@@ -47,7 +47,7 @@ COMMANDS = (
 )
 
 _EXIT_CODES = """\
-exit codes: 0 done or stopped as asked, 69 no database in time, 70 a migration failed or history is refused,
+exit codes: 0 done or stopped as asked, 69 no database in time, 70 a migration or a backup failed or history is refused,
 75 the migration lock was not free in time, 78 configuration, 130/143 interrupted, 1 a bug of ours (or, where a
 command says so, a difference that was found)
 """

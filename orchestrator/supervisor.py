@@ -66,7 +66,7 @@ async def serve(settings: Settings, life: Lifecycle, *, embedded: bool = False) 
                 await _try_login(settings, dsn, life)
             async with (
                 _pool(dsn, settings) as pool,  # after the DDL: no stale plans or OIDs
-                _job_server(dsn, settings, registry, life) as (jobs, working),
+                _job_server(dsn, migration_dsn, settings, sources, registry, life) as (jobs, working),
             ):
                 backend.pool, backend.sources = pool, sources
                 backend.policy, backend.ahead = settings.migration_policy, settings.migration_ahead
@@ -404,14 +404,23 @@ async def _pool(dsn: Dsn, settings: Settings) -> AsyncIterator[Any]:
 def _load_handlers(settings: Settings, backend: Backend) -> Registry:
     """Import the job server, the API, and the modules of JOBS, in a thread: `/health` answers meanwhile."""
     from orchestrator.api.app import load_routes
+    from orchestrator.jobs.builtin import without_idle_schedules
     from orchestrator.jobs.registry import load
 
     load_routes(backend)
-    return load(settings.jobs)
+    return without_idle_schedules(load(settings.jobs), settings)
 
 
-def _job_server(dsn: Dsn, settings: Settings, registry: Registry, life: Lifecycle) -> Any:
+def _job_server(
+    dsn: Dsn,
+    migration_dsn: Dsn,
+    settings: Settings,
+    sources: Sequence[Source],
+    registry: Registry,
+    life: Lifecycle,
+) -> Any:
     from orchestrator import logs
+    from orchestrator.jobs.context import Service
     from orchestrator.jobs.server import job_server
 
     return job_server(
@@ -424,6 +433,7 @@ def _job_server(dsn: Dsn, settings: Settings, registry: Registry, life: Lifecycl
         # For jobs to end by themselves. Cancelling and writing take a quarter at most, the rest is for HTTP.
         stop_timeout_s=settings.shutdown_timeout_s / 2,
         redact=logs.redactor(settings.secrets),
+        service=Service(settings, migration_dsn, sources),
     )
 
 

@@ -345,11 +345,25 @@ def writable(path):
         return False
     return True
 print(os.getuid() != 0, int(status["CapEff"], 16), int(status["CapBnd"], 16), int(status["NoNewPrivs"]))
-print([path for path in ("/", "/opt/venv", "/migrations", "/run", "/var", "/tmp") if writable(path)])
+print([path for path in ("/", "/opt/venv", "/migrations", "/run", "/var", "/tmp", "/backups") if writable(path)])
 """
     told = healthy.compose("exec", "-T", "job-server", "python", "-c", script).splitlines()
 
-    assert told == ["True 0 0 1", "['/tmp']"]
+    assert told == ["True 0 0 1", "['/tmp', '/backups']"]
+
+
+def test_a_backup_of_the_stack_is_made_in_its_volume_and_proven_by_a_restore(healthy):
+    told = healthy.compose("exec", "-T", "job-server", "orchestrator", "backup", "--test", "--json")
+    made = json.loads(told)
+
+    assert made["test"]["differences"] == []
+    assert made["backup"]["path"].startswith("/backups/streamystats-")
+    assert made["backup"]["tables"]["public.people"] == 1
+    assert made["backup"]["pg_dump_version"].startswith("17.")
+    listed = json.loads(healthy.compose("exec", "-T", "job-server", "orchestrator", "backup", "--list", "--json"))
+    assert made["backup"]["path"] in [one["path"] for one in listed["backups"]]
+    arguments = healthy.compose("exec", "-T", "job-server", "sh", "-c", "cat /proc/[0-9]*/cmdline")
+    assert healthy.password not in arguments
 
 
 def test_the_password_is_in_no_log_no_argument_and_no_environment_that_the_engine_shows(healthy):

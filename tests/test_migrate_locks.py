@@ -254,9 +254,7 @@ async def test_a_service_that_serves_tells_what_another_process_migrates(
 
             running = await wait_until(told)
             assert running["application_name"] == "orchestrator migrate"
-            assert running["query"].startswith(
-                ("CREATE TABLE other ()", "ALTER TABLE t")
-            )
+            assert running["query"].startswith(("CREATE TABLE other ()", "ALTER TABLE t"))
             assert running["blockers"][0]["pid"] == reader.get_server_pid()
             await reader.execute("COMMIT")
 

@@ -9,7 +9,7 @@ from orchestrator.commands.edge import failed_early, load, print_json, run, with
 TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
     from typing import Any
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from orchestrator.lifecycle import Lifecycle
     from orchestrator.migrator.survey import Source
     from orchestrator.settings import Settings
+
+_WIDTH_OFF_A_TERMINAL = 200
 
 
 def backup(parser: argparse.ArgumentParser) -> None:
@@ -40,9 +42,8 @@ def backup(parser: argparse.ArgumentParser) -> None:
 
 def restore(parser: argparse.ArgumentParser) -> None:
     """Add the options of `restore`."""
-    with_folder(parser)
     with_json(parser)
-    parser.add_argument("file", metavar="FILE", help="the backup: a path, or a file's name in BACKUP_DIR")
+    parser.add_argument("file", metavar="FILE", nargs="?", help="the backup: a path, or a file's name in BACKUP_DIR")
     parser.add_argument("--force", action="store_true", help="terminate the sessions that are on the database")
     parser.add_argument("--yes", action="store_true", help="do not ask")
     parser.set_defaults(run=_restore)
@@ -77,7 +78,7 @@ def _backup(options: argparse.Namespace) -> int:
             assert existing is not None  # noqa: S101  # it was read or made
             result["backup"] = existing.described()
             if options.test is not None:
-                result["test"] = await _test(existing, dsn, settings, life, sources)
+                result["test"] = await _test(existing, dsn, settings, life)
         life.enter(Phase.STOPPED)
 
     code = run(options, work)
@@ -89,18 +90,16 @@ def _backup(options: argparse.Namespace) -> int:
     return 1 if code == 0 and result.get("test", {}).get("differences") else code
 
 
-async def _test(
-    backup_: Backup, dsn: Dsn, settings: Settings, life: Lifecycle, sources: Sequence[Source]
-) -> dict[str, Any]:
+async def _test(backup_: Backup, dsn: Dsn, settings: Settings, life: Lifecycle) -> dict[str, Any]:
     from dataclasses import asdict
 
     from orchestrator.database.restore import test_backup
-    from orchestrator.migrator.backups import ledger_reader
+    from orchestrator.migrator.backups import manifest_reader
 
     tested = await test_backup(
         backup_,
         dsn,
-        read_ledgers=ledger_reader(sources),
+        read_ledgers=manifest_reader(backup_.manifest),
         emit=life.emit,
         connect_timeout_s=settings.db_connect_timeout_s,
     )
@@ -189,23 +188,25 @@ def _list(options: argparse.Namespace) -> int:
 
     from orchestrator.terminal import size_words
 
+    console = Console(soft_wrap=True)
+    if not console.is_terminal:
+        console.width = _WIDTH_OFF_A_TERMINAL
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("taken", "database", "size", "rows", "why", "server", "newest migration", "file"):
+    for column in ("taken (UTC)", "database", "size", "rows", "why", "newest migration", "file"):
         table.add_column(column, overflow="fold", justify="right" if column in {"size", "rows"} else "left")
     for one in backups:
         manifest = one.manifest
         newest = next((s.newest_name or f"row {s.newest_id}" for s in manifest.ledgers[::-1] if s.rows), "-")
         table.add_row(
-            f"{manifest.taken_at:%Y-%m-%d %H:%M:%S}Z",
+            f"{manifest.taken_at:%Y-%m-%d %H:%M:%S}",
             escape(manifest.database),
             size_words(manifest.size_bytes),
             f"{sum(manifest.tables.values()):,}",
             manifest.reason.replace("_", " "),
-            escape(manifest.server_version.split()[0]),
             escape(newest),
-            escape(str(one.path)),
+            escape(one.path.name),
         )
-    Console(soft_wrap=True).print(table if backups else "No backups yet.")
+    console.print(table if backups else "No backups yet.")
     return 0
 
 
@@ -238,6 +239,10 @@ def _restore(options: argparse.Namespace) -> int:
 
     try:
         settings = load(options)
+        if options.file is None:
+            raise ConfigurationError(
+                [Problem("FILE", "is not given", "a backup, as `orchestrator backup --list` shows them", "app-….dump")]
+            )
         chosen = read_backup(_resolved(options.file, settings))
         if not options.yes and not sys.stdin.isatty():
             raise ConfigurationError(
@@ -251,22 +256,20 @@ def _restore(options: argparse.Namespace) -> int:
     result: dict[str, Any] = {}
 
     async def work(settings: Settings, life: Lifecycle) -> None:
-        import asyncio
         from dataclasses import asdict
 
         from orchestrator.database.restore import restore as restore_backup
         from orchestrator.lifecycle import Phase
-        from orchestrator.migrator.backups import ledger_reader
-        from orchestrator.supervisor import read_sources
+        from orchestrator.migrator.backups import manifest_reader
 
         dsn = settings.migration_database
         assert dsn is not None, "load() demands a database"  # noqa: S101
-        sources = await asyncio.to_thread(read_sources, settings)
+        life.enter(Phase.CONNECTING)
         restored = await restore_backup(
             chosen,
             dsn,
             force=options.force,
-            read_ledgers=ledger_reader(sources),
+            read_ledgers=manifest_reader(chosen.manifest),
             emit=life.emit,
             connect_timeout_s=settings.db_connect_timeout_s,
         )

@@ -224,8 +224,9 @@ async def run(run: Run) -> None:
     said = _Said(run.tool, sorted(hidden, key=len, reverse=True), run.emit)
     script = Path(__file__).with_name("embedded_launch.py")
     process = await asyncio.create_subprocess_exec(
-        # As the embedded server is launched, so that SIGTERM comes from the kernel when this process is killed.
-        *(sys.executable, "-I", "-S", str(script), str(os.getpid()), str(int(signal.SIGTERM)), "-1", "-1"),
+        # As the embedded server is launched: the kernel kills it when this process is killed. Not by SIGTERM, on which
+        # it asks the server to cancel its query, and waits for as long as a dead network takes.
+        *(sys.executable, "-I", "-S", str(script), str(os.getpid()), str(int(signal.SIGKILL)), "-1", "-1"),
         *(str(run.tool.path), *run.arguments),
         stdin=asyncio.subprocess.DEVNULL if run.stdin is None else run.stdin,
         stdout=asyncio.subprocess.DEVNULL if run.stdout is None else run.stdout,

@@ -40,6 +40,7 @@ _TERMINATE_EVERY_S = 0.1
 _SHOWN_SESSIONS = 5
 _RESTORE_JOBS_MAX = 4
 _COPY_BYTES = 1 << 20
+_REPORT_EVERY_S = 10.0
 # From this major on pg_restore sends a setting that older servers refuse: SET transaction_timeout.
 _FIRST_WITH_TRANSACTION_TIMEOUT = 17
 
@@ -197,8 +198,36 @@ def _not_the_same(backup: Backup, differences: list[str]) -> RestoreError:
 async def _fill(backup: Backup, into: Dsn, emit: Emit, connect_timeout_s: float) -> None:
     """Restore the archive into an empty database; the first error ends it."""
     connection = await connect_once(into, timeout_s=connect_timeout_s, application_name="orchestrator restore")
-    server_major = connection.get_server_version().major
-    await close(connection)
+    try:
+        async with _progress_reported(connection, emit):
+            await _fill_it(backup, into, connection.get_server_version().major, emit, connect_timeout_s)
+    finally:
+        await close(connection)
+
+
+@contextlib.asynccontextmanager
+async def _progress_reported(connection: Any, emit: Emit) -> AsyncIterator[None]:
+    """A line every ten seconds: how large the new database is by now."""
+
+    async def report() -> None:
+        began = time.monotonic()
+        while True:
+            await asyncio.sleep(_REPORT_EVERY_S)
+            size_bytes = await connection.fetchval("SELECT pg_catalog.pg_database_size(pg_catalog.current_database())")
+            emit("restore.progressed", size_bytes=size_bytes, elapsed_s=round(time.monotonic() - began, 1))
+
+    task = asyncio.create_task(report())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+        # Where its session is lost, pg_restore's is as well, and says so.
+        if not task.cancelled() and isinstance(error := task.exception(), asyncpg.PostgresError):
+            emit("restore.progress_unknown", level="debug", sqlstate=error.sqlstate)
+
+
+async def _fill_it(backup: Backup, into: Dsn, server_major: int, emit: Emit, connect_timeout_s: float) -> None:
     at_least = max(server_major, _major(backup.manifest.pg_dump_version))
     tool = await pgtools.find("pg_restore", at_least=at_least, purpose=f"{backup.path.name}")
     environment = pgtools.environment(
@@ -337,6 +366,8 @@ def _statements(script: bytes) -> dict[str, str]:
     marks = list(_ENTRY.finditer(text))
     found: dict[str, str] = {}
     for mark, following in zip(marks, [*marks[1:], None], strict=True):
+        if mark["type"].endswith("DATA"):  # of a materialised view: the archive names it, pg_dump does not
+            continue
         body = text[mark.end() : following.start() if following else len(text)]
         # \restrict and \unrestrict carry a random word; SET default_… depends on what came before.
         lines = [
@@ -426,9 +457,11 @@ async def _target(admin: Any, dsn: Dsn) -> _Target:
     return _Target(name, exists=True, user=user, options=" ".join(options))
 
 
+# Of others' sessions an ordinary user sees the pid and the user, and not what they are.
+_IS_CLIENT = "(backend_type = 'client backend' OR backend_type IS NULL AND usesysid IS NOT NULL)"
 _SESSIONS = (
-    "SELECT pid, usename::text AS user, application_name, client_addr::text AS client_address, state"
-    " FROM pg_catalog.pg_stat_activity WHERE datname = $1 AND backend_type = 'client backend' ORDER BY backend_start"
+    "SELECT pid, usename::text AS user, application_name, client_addr::text AS client_address, state"  # noqa: S608
+    f" FROM pg_catalog.pg_stat_activity WHERE datname = $1 AND {_IS_CLIENT} ORDER BY backend_start"
 )
 
 
@@ -580,8 +613,8 @@ async def _swap(admin: Any, dsn: Dsn, names: tuple[str, str, str], connect_timeo
         nonlocal terminated
         while True:
             terminated += await connection.fetchval(
-                "SELECT count(*) FROM (SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity"
-                " WHERE datname = $1 AND backend_type = 'client backend') t",
+                "SELECT count(pg_catalog.pg_terminate_backend(pid)) FROM pg_catalog.pg_stat_activity"  # noqa: S608
+                f" WHERE datname = $1 AND {_IS_CLIENT}",
                 name,
             )
             await asyncio.sleep(_TERMINATE_EVERY_S)

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    from orchestrator.dsn import Dsn
     from orchestrator.jobs.registry import Handler
+    from orchestrator.migrator.survey import Source
+    from orchestrator.settings import Settings
 
 Level = Literal["debug", "info", "warning", "error"]
 # Why a job's task was told to end.
@@ -24,6 +28,15 @@ LINES_MAX = 1000
 LINE_BYTES_MAX = 4096
 _EVENT_LENGTH_MAX = 500
 _NOTE_LENGTH_MAX = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """The service that the jobs run in: for handlers that look after it. `dsn` is the one that migrates."""
+
+    settings: Settings
+    dsn: Dsn
+    sources: Sequence[Source]
 
 
 class Run:
@@ -121,10 +134,11 @@ def encoded_facts(facts: dict[str, Any]) -> bytes:
 class Context:
     """What a handler works with: `job_id`, `name`, `attempt` (1 for the first), `max_attempts`, `pool`, `log`.
 
-    `pool` is an asyncpg pool on the service's database, shared by the handlers of the process.
+    `pool` is an asyncpg pool on the service's database, shared by the handlers of the process. `service` is there for
+    the built-in handlers, None outside of `serve`.
     """
 
-    __slots__ = ("_report", "_run", "log", "pool")
+    __slots__ = ("_report", "_run", "log", "pool", "service")
 
     def __init__(
         self,
@@ -132,9 +146,10 @@ class Context:
         pool: Any,
         write: Callable[[Run, Level, str, bytes | None], None],
         report: Callable[[Run, str], None],
+        service: Service | None = None,
     ) -> None:
         self._run, self._report = run, report
-        self.pool = pool
+        self.pool, self.service = pool, service
         self.log = JobLog(run, write, {})
 
     @property

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from orchestrator.dsn import Dsn
+    from orchestrator.jobs.context import Service
     from orchestrator.jobs.registry import Registry
     from orchestrator.lifecycle import Lifecycle
 
@@ -59,6 +60,7 @@ class JobServer:
         lease_s: float,
         connect_timeout_s: float,
         redact: Callable[[str], str],
+        service: Service | None = None,
     ) -> None:
         self.worker_id = f"{socket.gethostname()[:60]}-{secrets.token_hex(6)}"
         self.registry, self.concurrency, self.lease_s = registry, concurrency, lease_s
@@ -76,6 +78,7 @@ class JobServer:
             connect_timeout_s=connect_timeout_s,
             emit=self._emit_from_afar,
             redact=redact,
+            service=service,
         )
         self._keeper = Keeper(
             dsn,
@@ -219,6 +222,7 @@ async def job_server(
     connect_timeout_s: float,
     stop_timeout_s: float,
     redact: Callable[[str], str],
+    service: Service | None = None,
 ) -> AsyncIterator[tuple[JobServer, asyncio.Task[None]]]:
     """Run jobs while the block runs; yields the server, and the task that ends only if it breaks: watch that.
 
@@ -233,6 +237,7 @@ async def job_server(
         lease_s=lease_s,
         connect_timeout_s=connect_timeout_s,
         redact=redact,
+        service=service,
     )
     watching = asyncio.create_task(server.watch(), name="job server")
     try:

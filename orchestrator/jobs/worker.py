@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from orchestrator.dsn import Dsn
-    from orchestrator.jobs.context import Level, Reason
+    from orchestrator.jobs.context import Level, Reason, Service
     from orchestrator.jobs.registry import Registry
     from orchestrator.jobs.session import Session
 
@@ -186,7 +186,9 @@ class Worker:
         connect_timeout_s: float,
         emit: Callable[..., None],
         redact: Callable[[str], str],
+        service: Service | None = None,
     ) -> None:
+        self._service = service
         self.runs: dict[tuple[int, int], Run] = {}
         self._dsn, self._registry, self._id = dsn, registry, worker_id
         self._concurrency, self._lease_s, self._connect_timeout_s = concurrency, lease_s, connect_timeout_s
@@ -329,7 +331,8 @@ class Worker:
             if run.reason is not None:
                 raise asyncio.CancelledError  # noqa: TRY301 told to end before it began
             payload = handler.decoder.decode(run.payload)
-            output = await handler.function(Context(run, self._pool, self._write, self._report), payload)
+            context = Context(run, self._pool, self._write, self._report, self._service)
+            output = await handler.function(context, payload)
             text = None if output is None else _encoded(output)
         except BaseException as error:  # noqa: BLE001 SystemExit and its like are failures of the job, not of the server
             self._ended(run, None, error)

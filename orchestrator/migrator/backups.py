@@ -20,7 +20,7 @@ from orchestrator.database.backup import (
 )
 from orchestrator.database.connect import close, connect_once
 from orchestrator.errors import MigrationError, OrchestratorError
-from orchestrator.migrator.ledger import read_ledger
+from orchestrator.migrator.ledger import LedgerTable, read_ledger
 from orchestrator.migrator.plan import Kind
 from orchestrator.migrator.survey import survey
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
     from pathlib import Path
 
-    from orchestrator.database.backup import Reason
+    from orchestrator.database.backup import Manifest, Reason
     from orchestrator.database.pgtools import Emit
     from orchestrator.dsn import Dsn
     from orchestrator.lifecycle import Lifecycle
@@ -42,6 +42,16 @@ def ledger_reader(sources: Sequence[Source]) -> Callable[[Any], Awaitable[list[L
 
     async def read(connection: Any) -> list[LedgerState]:
         return [_state(source.table.key, await read_ledger(connection, source.table)) for source in sources]
+
+    return read
+
+
+def manifest_reader(manifest: Manifest) -> Callable[[Any], Awaitable[list[LedgerState]]]:
+    """What reads the state of the ledgers that a backup has, whatever this process has for files."""
+
+    async def read(connection: Any) -> list[LedgerState]:
+        keys = [state.ledger for state in manifest.ledgers]
+        return [_state(key, await read_ledger(connection, LedgerTable(*key.split(".", 1)))) for key in keys]
 
     return read
 

@@ -10,9 +10,10 @@ that a piece of the password could pass for a host, a database or a parameter's 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn
+
+import msgspec
 
 from orchestrator.errors import ConfigurationError, Problem
 
@@ -27,8 +28,7 @@ _HOST_LENGTH_MAX = 253
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class Dsn:
+class Dsn(msgspec.Struct, frozen=True):
     """Where the database is and who asks. Its `str` and `repr` are `redacted()`: safe to log.
 
     A host that starts with "/" is the directory of a Unix socket. `options` holds what asyncpg understands, by libpq's
@@ -41,9 +41,9 @@ class Dsn:
     user: str | None = None
     database: str | None = None
     password: str | None = None
-    options: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
+    options: Mapping[str, str] = msgspec.field(default_factory=lambda: _NOTHING)
     connect_timeout_s: float | None = None
-    server_settings: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
+    server_settings: Mapping[str, str] = msgspec.field(default_factory=lambda: _NOTHING)
     statement_cache: bool = True
     dropped: tuple[str, ...] = ()
 
@@ -120,7 +120,7 @@ class Dsn:
 
     def with_database(self, name: str) -> Dsn:
         """The same server and user, another database."""
-        return replace(self, database=name)
+        return msgspec.structs.replace(self, database=name)
 
 
 def parse(text: str, *, variable: str = "DATABASE_URL") -> Dsn:
@@ -299,21 +299,20 @@ _SSL_WORDS: Mapping[str, str] = {
 }
 
 
-@dataclass(slots=True)
-class _Draft:
+class _Draft(msgspec.Struct):
     """What was read so far, and what is wrong with it. `names` maps keywords to PG* variables, empty for a URL."""
 
     variable: str
-    names: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
-    given: list[tuple[str, str]] = field(default_factory=list)
-    hosts: list[tuple[str, str]] = field(default_factory=list)
-    place: dict[str, str] = field(default_factory=dict)
-    options: dict[str, str] = field(default_factory=dict)
-    server_settings: dict[str, str] = field(default_factory=dict)
+    names: Mapping[str, str] = msgspec.field(default_factory=lambda: _NOTHING)
+    given: list[tuple[str, str]] = msgspec.field(default_factory=list)
+    hosts: list[tuple[str, str]] = msgspec.field(default_factory=list)
+    place: dict[str, str] = msgspec.field(default_factory=dict)
+    options: dict[str, str] = msgspec.field(default_factory=dict)
+    server_settings: dict[str, str] = msgspec.field(default_factory=dict)
     connect_timeout_s: float | None = None
     statement_cache: bool = True
-    dropped: list[str] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
+    dropped: list[str] = msgspec.field(default_factory=list)
+    problems: list[Problem] = msgspec.field(default_factory=list)
 
     def refuse(self, problem: str, *, expected: str = EXPECTED, example: str = EXAMPLE) -> NoReturn:
         """End here: what follows could not be told from a piece of the password."""

@@ -7,10 +7,11 @@ nothing heavy, since every command begins here.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
 
 from orchestrator import dsn as dsns
 from orchestrator.dsn import Dsn
@@ -24,8 +25,7 @@ _NOTHING: Mapping[str, str] = MappingProxyType({})
 UNSET = "not set"
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(msgspec.Struct, frozen=True):
     """Everything that can be set. A duration of 0 means: no limit.
 
     `sources` says for each variable where its value came from. `suspects` holds (variable, the one that may be meant):
@@ -64,8 +64,11 @@ class Settings:
     cors_origins: tuple[str, ...] = ()
     schema: str = ""
     data_dir: Path = Path("/var/lib/orchestrator")
-    sources: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
+    sources: Mapping[str, str] = msgspec.field(default_factory=lambda: _NOTHING)
     suspects: tuple[tuple[str, str], ...] = ()
+
+    def __repr__(self) -> str:
+        return f"Settings({self.describe()})"
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -109,7 +112,7 @@ def load(
     values: dict[str, Any] = {}
     for variable in VARIABLES:
         if variable.name == "MIGRATIONS_DIR" and folder_may_be_missing:
-            reading.parse(replace(variable, parse=new_directory), values)
+            reading.parse(msgspec.structs.replace(variable, parse=new_directory), values)
         elif variable.parse is not None:
             reading.parse(variable, values)
     values.setdefault("data_dir", _default_data_dir(environ))

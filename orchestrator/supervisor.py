@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from orchestrator import __version__
 from orchestrator.errors import MigrationError, OrchestratorError
@@ -216,7 +217,7 @@ async def _bring_up(settings: Settings, dsn: Dsn, sources: Sequence[Source], lif
                 await _under_the_lock(connection, settings, sources, life, command=command)
         except StandbyError:
             # Waits for a primary from here on, among all hosts of the DSN, or for this one to be promoted.
-            dsn = replace(dsn, options={**dsn.options, "target_session_attrs": "read-write"})
+            dsn = msgspec.structs.replace(dsn, options={**dsn.options, "target_session_attrs": "read-write"})
             life.emit(
                 "database.standby_found",
                 level="warning",

@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import re
 import stat
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from orchestrator import dsn as dsns
 
@@ -31,8 +32,7 @@ class UnusableError(ValueError):
     """What is wrong with a value, never the value itself."""
 
 
-@dataclass(frozen=True, slots=True)
-class Variable:
+class Variable(msgspec.Struct, frozen=True):
     """One row of the table of variables: what drives the reading, the README and `orchestrator config`.
 
     `kind` is the expected form in words. `default` is the text of the default as a person would write it, "" for none.

@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -35,7 +34,7 @@ def test_with_nothing_but_a_database_everything_has_the_default_that_the_table_n
 
 
 def test_the_table_of_variables_covers_every_setting_and_every_pg_variable():
-    assert {v.field for v in VARIABLES if v.field} == {f.name for f in fields(Settings)} - {"sources", "suspects"}
+    assert {v.field for v in VARIABLES if v.field} == set(Settings.__struct_fields__) - {"sources", "suspects"}
     assert {v.name for v in VARIABLES if not v.field} == set(PG_VARIABLES)
     assert len({v.name for v in VARIABLES}) == len(VARIABLES)
 
@@ -69,7 +68,7 @@ def test_a_duration_is_read_in_its_unit(text, seconds):
         ("DB_WAIT_TIMEOUT", "soon", "is no duration"),
         ("DB_WAIT_TIMEOUT", "-1", "is no duration"),
         ("DB_WAIT_TIMEOUT", "inf", "is no duration"),
-        ("DB_WAIT_TIMEOUT", "1d", "is no duration"),
+        ("DB_WAIT_TIMEOUT", "1w", "is no duration"),
         ("MIGRATION_STATEMENT_TIMEOUT", "999999h", "is longer than 24 days"),
         ("DB_CONNECT_TIMEOUT", "0", "is zero"),
         ("PORT", "65536", "is no port"),
@@ -271,7 +270,8 @@ def test_a_misspelled_variable_is_suspected_and_anything_else_is_left_alone():
 
 def test_the_description_names_every_variable_and_no_secret():
     rows = load({"PGHOST": "db", "PGUSER": "me", "PGPASSWORD": "hunter22", "EXTENSIONS": "a,b"}).describe()
-    assert [name for name, _, _ in rows][:19] == [v.name for v in VARIABLES if v.field]
+    ours = [v.name for v in VARIABLES if v.field]
+    assert [name for name, _, _ in rows][: len(ours)] == ours
     shown = {name: (value, source) for name, value, source in rows}
     assert shown["DATABASE_URL"] == ("me@db:5432/me", "PGHOST PGUSER PGPASSWORD")
     assert shown["MIGRATION_DATABASE_URL"] == ("me@db:5432/me", "default: DATABASE_URL")
@@ -283,8 +283,11 @@ def test_the_description_names_every_variable_and_no_secret():
 
 
 def test_nothing_that_is_shown_of_settings_holds_a_secret():
-    settings = load({"DATABASE_URL": URL})
-    assert "hunter22" not in repr(settings) + str(settings) + repr(settings.describe())
+    settings = load({"DATABASE_URL": URL, "API_TOKEN": "token-of-the-api-55"})
+    shown = repr(settings) + str(settings) + repr(settings.describe())
+    assert "hunter22" not in shown
+    assert "token-of-the-api-55" not in shown
+    assert "token-of-the-api-55" in settings.secrets
 
 
 def test_the_table_for_the_readme_has_a_row_for_each_variable():
@@ -295,8 +298,8 @@ def test_the_table_for_the_readme_has_a_row_for_each_variable():
 
 
 def test_reading_settings_imports_nothing_heavy():
-    heavy = ("asyncpg", "aiohttp", "structlog", "msgspec", "asyncio", "rich", "ssl", "difflib", "logging")
+    heavy = ("asyncpg", "aiohttp", "structlog", "asyncio", "rich", "ssl", "difflib", "logging")
     code = f"import sys, {module.__name__}; print([m for m in {heavy!r} if m in sys.modules])"
     environ = {"PYTHONPATH": str(Path(module.__file__).parent.parent), "PATH": os.environ["PATH"]}
-    done = subprocess.run([sys.executable, "-S", "-c", code], env=environ, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import socket
 import ssl
-from dataclasses import dataclass, replace
 from typing import Literal
 
 import asyncpg
+import msgspec
 
 Outlook = Literal["transient", "ambiguous", "hopeless"]
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
+class Failure(msgspec.Struct, frozen=True):
     """One failed try: `cause` is a stable word for logs, `outlook` whether waiting can help, `hint` where to look."""
 
     cause: str
@@ -115,7 +114,7 @@ def classify(error: BaseException) -> Failure:
     if isinstance(error, asyncpg.PostgresError):
         sqlstate = error.sqlstate or ""
         failure = _BY_SQLSTATE.get(sqlstate) or _BY_CLASS.get(sqlstate[:2]) or _OTHER_SQLSTATE
-        return replace(failure, sqlstate=sqlstate)
+        return msgspec.structs.replace(failure, sqlstate=sqlstate)
     return next((failure for kind, failure in _BY_TYPE if isinstance(error, kind)), _OTHER)
 
 

@@ -1,30 +1,77 @@
-"""A database that lives as long as a block, beside another on its server. Touches the server."""
+"""A database that lives as long as a block, beside another on its server. Touches the server.
+
+The session that makes it stays open and holds an advisory lock whose key stands in the database's name. So whoever
+finds such a name knows whether its maker lives, on whatever host, at whatever time: what a killed process left behind
+is dropped by the next one that makes a scratch database on that server.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import secrets
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from orchestrator.database.connect import close, connect_once
+from orchestrator.database.connect import connected
+from orchestrator.database.failure import is_connection_loss
 from orchestrator.database.quoting import identifier, literal
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import EXIT_CONFIG, DatabaseUnavailableError, OrchestratorError
+from orchestrator.lifecycle import Lifecycle
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
     from orchestrator.dsn import Dsn
 
 PREFIX = "orchestrator_scratch_"
+_KEY_DIGITS = 8
+# The first half of the two-key form of an advisory lock ("scrt" in ASCII); the second is in the database's name.
+_LOCK_CLASS = int.from_bytes(b"scrt")
 _DROP_TIMEOUT_S = 10.0
+_WAIT_TIMEOUT_S = 10.0
+
+# Scratch databases whose maker holds no lock any more and that nobody is connected to. A lock is seen from every
+# database; objsubid 2 is the two-key form, objid an oid and so unsigned (PostgreSQL manual, pg_locks).
+_LEFT_BEHIND = (
+    "SELECT d.datname::text FROM pg_catalog.pg_database d"  # noqa: S608 constants
+    f" WHERE d.datname::text ~ '^{PREFIX}[0-9a-f]{{{_KEY_DIGITS}}}$' AND pg_catalog.pg_has_role(d.datdba, 'USAGE')"
+    " AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_stat_activity a WHERE a.datid = d.oid)"
+    " AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_locks l WHERE l.locktype = 'advisory' AND l.objsubid = 2"
+    f" AND l.classid = {_LOCK_CLASS} AND lpad(to_hex(l.objid::bigint), {_KEY_DIGITS}, '0')"
+    f" = right(d.datname::text, {_KEY_DIGITS}))"
+)
 
 
 class ScratchError(OrchestratorError):
     """The server does not let this user make a database."""
+
+    exit_code = EXIT_CONFIG
+
+
+@contextmanager
+def server_errors_explained(dsn: Dsn, *, doing: str) -> Iterator[None]:
+    """Turn what the server or the network says in a command's work into one of our errors, which the edge can show.
+
+    Raises:
+        DatabaseUnavailableError: the session is gone (exit 69).
+        OrchestratorError: the server refused a statement of ours.
+    """
+    try:
+        yield
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        if is_connection_loss(error):
+            raise DatabaseUnavailableError(
+                f"{doing}: the connection to {dsn.redacted()} was lost ({type(error).__name__})",
+                remedy="Look at the server's log; then run the command again.",
+            ) from error
+        raise OrchestratorError(
+            f"{doing}: the server refused it: {error} (SQLSTATE {getattr(error, 'sqlstate', None)})",
+            remedy="Mend what it names, then run the command again.",
+            facts={"sqlstate": getattr(error, "sqlstate", None)},
+        ) from error
 
 
 @asynccontextmanager
@@ -32,46 +79,102 @@ async def scratch_database(dsn: Dsn, *, purpose: str, connect_timeout_s: float =
     """Make an empty database on the server of `dsn`, yield its DSN, and drop it whatever happens inside.
 
     It has the encoding and the locale of the database in `dsn`; its name begins with PREFIX and its comment says what
-    for, so that one that a killed process left behind is known for what it is. Cancelled: it is dropped first.
+    for. Cancelled: it is dropped first, also by a cancellation while it is being made. What makers that are gone left
+    behind on the server is dropped before.
 
     Raises:
         ScratchError: the role may not create databases (42501), with the SQL that lets it.
+        DatabaseUnavailableError: the server cannot be reached.
     """
-    name = f"{PREFIX}{secrets.token_hex(6)}"
-    connection = await connect_once(dsn, timeout_s=connect_timeout_s, application_name=f"orchestrator {purpose}")
-    try:
-        row = await connection.fetchrow(
-            "SELECT pg_catalog.pg_encoding_to_char(encoding) AS encoding, datcollate::text AS collate,"
-            " datctype::text AS ctype, current_user::text AS username"
-            " FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()"
-        )
+    key = secrets.randbits(32)
+    name = f"{PREFIX}{key:0{_KEY_DIGITS}x}"
+    life = Lifecycle(now=lambda: 0.0, monotonic=asyncio.get_running_loop().time)
+    async with connected(
+        dsn,
+        life,
+        wait_timeout_s=_WAIT_TIMEOUT_S,
+        connect_timeout_s=connect_timeout_s,
+        application_name=f"orchestrator {purpose}",
+    ) as maker:
+        with server_errors_explained(dsn, doing="making a scratch database"):
+            await maker.execute("SET statement_timeout = 0; SET lock_timeout = 0; SET idle_session_timeout = 0")
+            # As int4: the lock's keys are signed, the catalogue shows them unsigned.
+            signed = key - (1 << 32) if key >= 1 << 31 else key
+            await maker.execute(f"SELECT pg_catalog.pg_advisory_lock({_LOCK_CLASS}, {signed})")
+            await _sweep(maker)
         try:
-            await connection.execute(
-                f"CREATE DATABASE {identifier(name)} TEMPLATE template0 ENCODING {literal(row['encoding'])}"
-                f" LC_COLLATE {literal(row['collate'])} LC_CTYPE {literal(row['ctype'])}"
-            )
-        except asyncpg.InsufficientPrivilegeError as error:
-            raise ScratchError(
-                f"the user {row['username']} may not create a scratch database: {error}",
-                remedy=f"As a superuser: ALTER ROLE {identifier(row['username'])} CREATEDB; or use another server.",
-                facts={"sqlstate": error.sqlstate, "user": row["username"]},
-            ) from error
-        await connection.execute(
-            f"COMMENT ON DATABASE {identifier(name)} IS {literal(f'orchestrator {purpose}: may be dropped')}"
-        )
-    finally:
-        await close(connection)
+            with server_errors_explained(dsn, doing="making a scratch database"):
+                await _create(maker, name, purpose)
+            yield dsn.with_database(name)
+        finally:
+            await _finished(_drop(dsn, name, connect_timeout_s))
+
+
+async def left_behind(connection: Any) -> list[str]:
+    """The scratch databases on the server that no living process made, and that this role could drop."""
+    return [row[0] for row in await connection.fetch(_LEFT_BEHIND)]
+
+
+async def _sweep(connection: Any) -> None:
+    for name in await left_behind(connection):
+        # Not FORCE: who connected meanwhile has a reason (55006). Another sweeper may be first (3D000).
+        with contextlib.suppress(
+            asyncpg.ObjectInUseError, asyncpg.InvalidCatalogNameError, asyncpg.InsufficientPrivilegeError
+        ):
+            await connection.execute(f"DROP DATABASE {identifier(name)}")
+
+
+async def _create(connection: Any, name: str, purpose: str) -> None:
+    row = await connection.fetchrow(
+        "SELECT pg_catalog.pg_encoding_to_char(encoding) AS encoding, datcollate::text AS collate,"
+        " datctype::text AS ctype, pg_catalog.to_jsonb(d) ->> 'datlocprovider' AS provider,"
+        " coalesce(pg_catalog.to_jsonb(d) ->> 'datlocale', pg_catalog.to_jsonb(d) ->> 'daticulocale') AS locale,"
+        " pg_catalog.to_jsonb(d) ->> 'daticurules' AS rules, current_user::text AS username"
+        " FROM pg_catalog.pg_database d WHERE datname = pg_catalog.current_database()"
+    )
+    options = [
+        f"ENCODING {literal(row['encoding'])} LC_COLLATE {literal(row['collate'])} LC_CTYPE {literal(row['ctype'])}"
+    ]
+    if row["provider"] == "i":
+        options.append(f"LOCALE_PROVIDER icu ICU_LOCALE {literal(row['locale'])}")
+        if row["rules"]:
+            options.append(f"ICU_RULES {literal(row['rules'])}")
+    elif row["provider"] == "b":
+        options.append(f"LOCALE_PROVIDER builtin BUILTIN_LOCALE {literal(row['locale'])}")
     try:
-        yield dsn.with_database(name)
-    finally:
-        await asyncio.shield(_drop(dsn, name, connect_timeout_s))
+        await connection.execute(f"CREATE DATABASE {identifier(name)} TEMPLATE template0 {' '.join(options)}")
+    except asyncpg.InsufficientPrivilegeError as error:
+        raise ScratchError(
+            f"the user {row['username']} may not create a scratch database: {error}",
+            remedy=f"As a superuser: ALTER ROLE {identifier(row['username'])} CREATEDB; or use another server"
+            " (--on URL).",
+            facts={"sqlstate": error.sqlstate, "user": row["username"]},
+        ) from error
+    await connection.execute(
+        f"COMMENT ON DATABASE {identifier(name)} IS {literal(f'orchestrator {purpose}: may be dropped')}"
+    )
+
+
+async def _finished(work: Any) -> None:
+    """Wait for `work` to its end, also when cancelled meanwhile; the cancellation is raised after it."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
 
 
 async def _drop(dsn: Dsn, name: str, connect_timeout_s: float) -> None:
-    async with asyncio.timeout(_DROP_TIMEOUT_S):
-        connection = await connect_once(dsn, timeout_s=connect_timeout_s, application_name="orchestrator clean-up")
-        try:
-            with contextlib.suppress(asyncpg.InvalidCatalogNameError):
-                await connection.execute(f"DROP DATABASE {identifier(name)} WITH (FORCE)")
-        finally:
-            await close(connection)
+    """Drop it on a session of its own: the maker's may be gone."""
+    with server_errors_explained(dsn, doing=f"dropping the scratch database {name}"):
+        async with asyncio.timeout(_DROP_TIMEOUT_S):
+            life = Lifecycle(now=lambda: 0.0, monotonic=asyncio.get_running_loop().time)
+            async with connected(
+                dsn,
+                life,
+                wait_timeout_s=_DROP_TIMEOUT_S,
+                connect_timeout_s=connect_timeout_s,
+                application_name="orchestrator clean-up",
+            ) as connection:
+                await connection.execute(f"DROP DATABASE IF EXISTS {identifier(name)} WITH (FORCE)")

@@ -33,6 +33,7 @@ COMMANDS = (
     Command("run", "healthcheck", "start", "ask the running service whether it is ready; exit 0 or 1", "healthcheck"),
     Command("look", "status", "look", "show what is applied, pending, and not straight", "status --exit-code"),
     Command("look", "config", "look", "show what would be used and where each value came from", "config"),
+    Command("write", "generate", "generate", "write the migration that the code's tables need", "generate add_users"),
     Command("write", "new", "new", "make the next migration, empty, and print its path", "new add_users"),
 )
 

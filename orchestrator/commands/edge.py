@@ -18,7 +18,13 @@ if TYPE_CHECKING:
     from orchestrator.lifecycle import Lifecycle
     from orchestrator.settings import Settings
 
-_OVERRIDES = {"host": "HOST", "port": "PORT", "migrations_dir": "MIGRATIONS_DIR", "data_dir": "DATA_DIR"}
+_OVERRIDES = {
+    "host": "HOST",
+    "port": "PORT",
+    "migrations_dir": "MIGRATIONS_DIR",
+    "data_dir": "DATA_DIR",
+    "schema": "SCHEMA",
+}
 
 
 def with_folder(added: argparse.ArgumentParser) -> None:

@@ -25,9 +25,10 @@ def new(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_new)
 
 
-def with_new_file(parser: argparse.ArgumentParser) -> None:
+def with_new_file(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
     """Give a command what names a new migration."""
-    parser.add_argument("name", metavar="NAME", help="what the migration does, e.g. add_users")
+    nargs = "?" if optional else None
+    parser.add_argument("name", metavar="NAME", nargs=nargs, help="what the migration does, e.g. add_users")
     with_folder(parser)
     parser.add_argument("--v1", action="store_true", help="begin an empty folder in Drizzle's v1 form (default: v0)")
     parser.add_argument(

@@ -661,6 +661,8 @@ async def _start(
         "log_destination": "stderr",
         "cluster_name": "orchestrator",
         "lc_messages": "C",
+        # The user and our own schema have one name: "$user" in the default would put everybody's tables there.
+        "search_path": "public",
         **options,
     }
     command = [str(binaries.bin / "postgres"), "-D", data]

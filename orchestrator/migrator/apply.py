@@ -118,6 +118,11 @@ async def _prepare_session(connection: Any, options: Options) -> None:
         f"SET statement_timeout = {int(options.statement_timeout_s * 1000)}; SET lock_timeout = 0;"
         " SET idle_in_transaction_session_timeout = 0; SET standard_conforming_strings = on"
     )
+    # For a user of our schema's name "$user" in the default would put the tables of the user's files among ours.
+    await connection.execute(
+        "SELECT pg_catalog.set_config('search_path', 'public', false) WHERE current_user = 'orchestrator'"
+        " AND pg_catalog.current_setting('search_path') = '\"$user\", public'"
+    )
     # A killed holder keeps its lock until its statement ends, unless the server looks for its client (PG 14+, Linux).
     with contextlib.suppress(asyncpg.PostgresError):
         await connection.execute("SET client_connection_check_interval = '500ms'")

@@ -126,7 +126,7 @@ SELECT c.oid, n.nspname::text AS schema, c.relname::text AS name, c.reloptions::
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND {_IN_SCHEMAS}
  AND {_NOT_OF_AN_EXTENSION.format(catalogue="pg_catalog.pg_class", alias="c")}
-ORDER BY n.nspname, c.relname"""
+ORDER BY n.nspname, c.relname"""  # noqa: S608 constants
 
 _COLUMNS = """
 SELECT a.attrelid AS table_oid, a.attname::text AS name, pg_catalog.format_type(a.atttypid, a.atttypmod) AS type,
@@ -157,8 +157,8 @@ SELECT k.conrelid AS table_oid, k.conname::text AS name, k.contype::text AS kind
  pg_catalog.pg_get_constraintdef(k.oid) AS definition,
  pg_catalog.obj_description(k.oid, 'pg_constraint') AS comment,
  rn.nspname::text AS referenced_schema, r.relname::text AS referenced_name,
- ARRAY(SELECT a.attname::text FROM pg_catalog.pg_attribute a WHERE a.attrelid = k.conrelid AND a.attnum = ANY (k.conkey))
-  AS columns,
+ ARRAY(SELECT a.attname::text FROM pg_catalog.pg_attribute a WHERE a.attrelid = k.conrelid
+  AND a.attnum = ANY (k.conkey)) AS columns,
  ARRAY(SELECT a.attname::text FROM pg_catalog.pg_attribute a WHERE a.attrelid = k.confrelid
   AND a.attnum = ANY (k.confkey)) AS referenced_columns
 FROM pg_catalog.pg_constraint k
@@ -172,7 +172,8 @@ SELECT i.indrelid AS table_oid, c.relname::text AS name, pg_catalog.pg_get_index
  i.indisvalid AS valid, pg_catalog.obj_description(i.indexrelid, 'pg_class') AS comment
 FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
 WHERE i.indrelid = ANY ($1::pg_catalog.oid[])
- AND NOT EXISTS (SELECT FROM pg_catalog.pg_constraint k WHERE k.conindid = i.indexrelid AND k.contype IN ('p', 'u', 'x'))
+ AND NOT EXISTS (SELECT FROM pg_catalog.pg_constraint k
+  WHERE k.conindid = i.indexrelid AND k.contype IN ('p', 'u', 'x'))
 ORDER BY i.indrelid, c.relname"""
 
 _ENUMS = f"""
@@ -181,7 +182,7 @@ SELECT n.nspname::text AS schema, t.typname::text AS name, pg_catalog.obj_descri
 FROM pg_catalog.pg_type t JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace
 WHERE t.typtype = 'e' AND {_IN_SCHEMAS}
  AND {_NOT_OF_AN_EXTENSION.format(catalogue="pg_catalog.pg_type", alias="t")}
-ORDER BY n.nspname, t.typname"""
+ORDER BY n.nspname, t.typname"""  # noqa: S608 constants
 
 _DOMAINS = f"""
 SELECT n.nspname::text AS schema, t.typname::text AS name,
@@ -196,11 +197,12 @@ JOIN pg_catalog.pg_type b ON b.oid = t.typbasetype
 LEFT JOIN pg_catalog.pg_collation co ON co.oid = t.typcollation
 WHERE t.typtype = 'd' AND {_IN_SCHEMAS}
  AND {_NOT_OF_AN_EXTENSION.format(catalogue="pg_catalog.pg_type", alias="t")}
-ORDER BY n.nspname, t.typname"""
+ORDER BY n.nspname, t.typname"""  # noqa: S608 constants
 
 _SEQUENCES = f"""
 SELECT n.nspname::text AS schema, c.relname::text AS name, pg_catalog.obj_description(c.oid, 'pg_class') AS comment,
- s.seqstart, s.seqincrement, s.seqmin, s.seqmax, s.seqcache, s.seqcycle, s.seqtypid::pg_catalog.regtype::text AS seqtype,
+ s.seqstart, s.seqincrement, s.seqmin, s.seqmax, s.seqcache, s.seqcycle,
+ s.seqtypid::pg_catalog.regtype::text AS seqtype,
  own.nspname::text AS owner_schema, o.relname::text AS owner_table, a.attname::text AS owner_column
 FROM pg_catalog.pg_sequence s JOIN pg_catalog.pg_class c ON c.oid = s.seqrelid
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -211,7 +213,7 @@ LEFT JOIN pg_catalog.pg_namespace own ON own.oid = o.relnamespace
 LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
 WHERE {_IN_SCHEMAS} AND coalesce(d.deptype, 'a') <> 'i'
  AND {_NOT_OF_AN_EXTENSION.format(catalogue="pg_catalog.pg_class", alias="c")}
-ORDER BY n.nspname, c.relname"""
+ORDER BY n.nspname, c.relname"""  # noqa: S608 constants
 
 
 async def read_catalogue(

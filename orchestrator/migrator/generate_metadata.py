@@ -1,4 +1,4 @@
-"""The code's own idea of the database: SQLAlchemy's MetaData, loaded by name, made real, compared and written by alembic.
+"""The code's idea of the database: SQLAlchemy's MetaData, loaded by name, made real, compared and written by alembic.
 
 Imports SQLAlchemy and alembic, which are in the extra `dev`; nothing that serves loads this file.
 """
@@ -134,9 +134,8 @@ def _without_public(metadata: MetaData) -> MetaData:
         return None if referred == _PUBLIC else referred
 
     for table in metadata.tables.values():
-        table.to_metadata(
-            copy, schema=None if table.schema == _PUBLIC else table.schema, referred_schema_fn=place
-        )
+        moved: Any = None if table.schema == _PUBLIC else table.schema  # None is "without one", which the type forgets
+        table.to_metadata(copy, schema=moved, referred_schema_fn=place)
     return copy
 
 
@@ -243,7 +242,15 @@ def _write_missing(connection: Connection, metadata: MetaData, without: Collecti
     with _quiet():
         found = produce_migrations(context, metadata).upgrade_ops
     tables: dict[Name, str] = {}
-    columns: dict[tuple[Name, str], str] = {}
+    # A generated column whose expression changes is made anew.
+    columns = {
+        ((table.schema or _PUBLIC, table.name), column.name): _write(
+            ops.AddColumnOp.from_column_and_tablename(table.schema, table.name, column)
+        )
+        for table in metadata.tables.values()
+        for column in table.columns
+        if column.computed is not None
+    }
     # An index that is there and differs is written from the code, too: as it is declared, it reads best.
     indexes = {
         ((table.schema or _PUBLIC, table.name), name): index
@@ -272,8 +279,8 @@ class _QuotingPreparer(PGIdentifierPreparer):
 
 
 def _dialect() -> PGDialect_asyncpg:
-    dialect = PGDialect_asyncpg()
-    dialect.identifier_preparer = dialect.preparer = _QuotingPreparer(dialect)  # type: ignore[assignment,method-assign]
+    dialect: PGDialect_asyncpg = PGDialect_asyncpg()  # type: ignore[no-untyped-call]
+    dialect.identifier_preparer = dialect.preparer = _QuotingPreparer(dialect)  # type: ignore[assignment]
     return dialect
 
 
@@ -308,8 +315,8 @@ def _write(op: Any) -> str:
 
 def _rendered_name(index: Index) -> str | None:
     """The index's name as the server has it: SQLAlchemy cuts long ones and adds a hash."""
-    preparer = PGDialect_asyncpg().identifier_preparer
+    preparer = _dialect().identifier_preparer
     if index.name is None:
         return None
     quoted = preparer.format_index(index)
-    return quoted[1:-1].replace('""', '"') if quoted.startswith('"') else quoted
+    return quoted[1:-1].replace('""', '"')

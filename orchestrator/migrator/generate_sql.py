@@ -1,4 +1,4 @@
-"""The statements that make one catalogue of another, in an order that runs, and which drops may be renames. Pure: no I/O.
+"""What makes one catalogue of another, in an order that runs, and which drops may be renames. Pure: no I/O.
 
 New tables, columns and indexes come written (by alembic, from the code); all else is written here, from the server's
 own definitions.
@@ -7,7 +7,6 @@ own definitions.
 from __future__ import annotations
 
 import re
-
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from types import MappingProxyType
@@ -30,8 +29,8 @@ if TYPE_CHECKING:
     )
 
 # Where a statement stands in the file: each rank needs only what comes before it.
-_SCHEMA, _TYPE, _SEQUENCE, _RENAME, _DROP_KEY, _DROP_CONSTRAINT, _TABLE, _ALTER, _COLUMN = range(9)
-_CONSTRAINT, _INDEX, _KEY, _REST, _DROP_COLUMN, _DROP_TABLE, _DROP_SEQUENCE, _DROP_TYPE = range(9, 17)
+_SCHEMA, _TYPE, _SEQUENCE, _RENAME, _DROP_KEY, _DROP_CONSTRAINT, _TABLE, _ANEW, _ALTER, _COLUMN = range(10)
+_CONSTRAINT, _INDEX, _KEY, _REST, _DROP_COLUMN, _DROP_TABLE, _DROP_SEQUENCE, _DROP_TYPE = range(10, 18)
 
 _COULD_BE_RENAMED = 0.5
 _PUBLIC = "public"
@@ -360,8 +359,7 @@ def _keys_in_the_way(before: Catalogue, wanted: Catalogue) -> Iterator[Step]:
         for name, table in wanted.tables.items()
         if name in before.tables
         for column, now in table.columns.items()
-        if column in before.tables[name].columns
-        and (was := before.tables[name].columns[column]).type.split("(")[0] != now.type.split("(")[0]
+        if column in before.tables[name].columns and _base(before.tables[name].columns[column]) != _base(now)
     }
     remade: dict[Name, list[frozenset[str]]] = {}
     for name, was_table in before.tables.items():
@@ -408,7 +406,7 @@ class _Made:
             was = self.was.columns.get(name)
             if was is None:
                 yield self._added(name, column)
-            elif was != column:
+            elif was != column or self._stands_on_a_retyped(column):
                 yield from _Altered(self, name, was, column).steps()
         for name in self.was.columns:
             if name not in self.now.columns:
@@ -424,10 +422,20 @@ class _Made:
         yield from self._options()
         yield from self._comments()
 
-    def _added(self, name: str, column: Column, *, rank: int = _COLUMN, drops: bool = False) -> Step:
+    def _stands_on_a_retyped(self, column: Column) -> bool:
+        """Whether a column is computed of one whose type changes, which Postgres refuses while it is there."""
+        return column.generated is not None and any(
+            re.search(rf"(?<!\w){re.escape(name)}(?!\w)", column.generated)
+            for name, now in self.now.columns.items()
+            if name in self.was.columns and self.was.columns[name].type != now.type
+        )
+
+    def _added(self, name: str, column: Column, *, drops: bool = False) -> Step:
         needs_value = column.not_null and column.default is None and not column.identity and not column.generated
         note = "NOT NULL without a default: fails where the table has rows" if needs_value else ""
-        return Step(rank, self.written.columns[self.name, name], note, drops=drops, target=("column", self.name, name))
+        return Step(
+            _COLUMN, self.written.columns[self.name, name], note, drops=drops, target=("column", self.name, name)
+        )
 
     def _constraints(self) -> Iterator[Step]:
         renamed = _same_under_another_name(self.was.constraints, self.now.constraints, lambda c: (c.kind, c.definition))
@@ -520,7 +528,9 @@ class _Altered:
 
     def steps(self) -> Iterator[Step]:
         was, now = self.was, self.now
-        if (was.generated, was.generated_kind) != (now.generated, now.generated_kind):
+        if (was.generated, was.generated_kind) != (now.generated, now.generated_kind) or (
+            was.generated and (was.type != now.type or self.table._stands_on_a_retyped(now))  # noqa: SLF001 the same file
+        ):
             if was.generated_kind == "s" and now.generated is None:
                 yield Step(_ALTER, f"{self.sql} DROP EXPRESSION")
             else:
@@ -549,8 +559,8 @@ class _Altered:
         """Postgres turns no column into a generated one, and (before 17) changes no expression."""
         derived = self.was.generated is not None
         note = "" if derived else "loses the column's data: it is computed from now on"
-        yield Step(_ALTER, f"{self.table.sql} DROP COLUMN {identifier(self.name)}", note, drops=not derived)
-        yield self.table._added(self.name, self.now, rank=_ALTER, drops=not derived)  # noqa: SLF001 the same file
+        yield Step(_ANEW, f"{self.table.sql} DROP COLUMN {identifier(self.name)}", note, drops=not derived)
+        yield self.table._added(self.name, self.now, drops=not derived)  # noqa: SLF001 the same file
 
     def _retyped(self) -> Step:
         now, quoted = self.now, identifier(self.name)

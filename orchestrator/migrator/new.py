@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from orchestrator.errors import EXIT_CONFIG, OrchestratorError
-from orchestrator.migrator.folder import Folder, FolderError, Generation, ms_to_stamp, read_folder
+from orchestrator.migrator.folder import FolderError, Generation, ms_to_stamp, read_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -85,7 +85,7 @@ def plan_migration(
     """
     check_name(name)
     path = path.absolute()
-    folder = _existing(path)
+    folder = read_folder(path) if is_begun(path) else None
     if folder is not None and generation not in {None, folder.generation}:
         raise NewMigrationError(
             f"{path} is a {folder.generation} folder, and {generation} was asked for",
@@ -150,19 +150,17 @@ def write_migrations(
         return made
 
 
-def _existing(path: Path) -> Folder | None:
-    """The folder, None where nothing has been begun; FolderError where something has, and it is not one."""
+def is_begun(path: Path) -> bool:
+    """Whether `path` holds anything yet; FolderError where it cannot be read."""
     try:
         begun = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
     except FileNotFoundError:
-        return None
+        return False
     except OSError as error:
         raise FolderError(
             f"cannot read {path}: {error.strerror}", remedy="Name a directory of yours.", facts={"folder": str(path)}
         ) from error
-    if not begun or (not (path / "meta" / "_journal.json").is_file() and [e.name for e in begun] == ["meta"]):
-        return None
-    return read_folder(path)
+    return bool(begun) and ((path / "meta" / "_journal.json").is_file() or [e.name for e in begun] != ["meta"])
 
 
 def _title(tag: str) -> str:

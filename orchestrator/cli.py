@@ -33,6 +33,8 @@ COMMANDS = (
     Command("run", "healthcheck", "start", "ask the running service whether it is ready; exit 0 or 1", "healthcheck"),
     Command("look", "status", "look", "show what is applied, pending, and not straight", "status --exit-code"),
     Command("look", "config", "look", "show what would be used and where each value came from", "config"),
+    Command("look", "studio", "studio", "open a database client in the terminal, read-only (harlequin)", "studio"),
+    Command("look", "completion", "completion", "print a shell's completion script", "completion bash"),
     Command("write", "generate", "generate", "write the migration that the code's tables need", "generate add_users"),
     Command("write", "new", "new", "make the next migration, empty, and print its path", "new add_users"),
 )
@@ -101,6 +103,7 @@ def parser(asked: str | None = None) -> argparse.ArgumentParser:
             help=command.text,
             description=f"{command.text[0].upper()}{command.text[1:]}.",
             epilog=f"example: orchestrator {command.example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         added.set_defaults(command=command.name)
         added.add_argument("-v", "--verbose", action="store_true", help="debug lines too (LOG_LEVEL=debug)")

@@ -126,8 +126,9 @@ def changed(draw: st.DrawFn, model: Model) -> Model:
         if what == "altered":
             other = draw(tabs)
             kept = {c: col for c, col in table.columns.items() if draw(st.booleans())}
-            table = replace(other, schema=table.schema, key=table.key, columns={**other.columns, **kept})
-        tables[name] = table
+            tables[name] = replace(other, schema=table.schema, key=table.key, columns={**other.columns, **kept})
+        else:
+            tables[name] = table
     for name, table in fresh.tables.items():
         tables.setdefault(name, table)
     return Model(tables, draw(st.sampled_from([model.enum, (*model.enum, "added"), fresh.enum])))
@@ -169,7 +170,11 @@ def _add_column(table: sa.Table, name: str, col: Col, enum: pg.ENUM, model: Mode
         kind, defaults = pg.ARRAY(enum), ("'{}'",)
     else:
         kind, defaults = TYPES[col.type]
-    default = sa.text(defaults[col.default % len(defaults)].replace(":", "\\:")) if defaults and col.default is not None else None
+    default = (
+        sa.text(defaults[col.default % len(defaults)].replace(":", "\\:"))
+        if defaults and col.default is not None
+        else None
+    )
     column = sa.Column(name, kind, nullable=col.nullable, server_default=default, comment=col.comment)
     table.append_column(column)
     if col.unique and col.type in INDEXED:
@@ -199,8 +204,18 @@ def build(model: Model) -> sa.MetaData:
     metadata = metadata_of(model)
     for table, name, schema, other, col in REFERENCES.pop(id(metadata), []):
         target = metadata.tables[f"{schema}.{other}" if schema else other]
-        options = {"ondelete": "CASCADE"} if col.unique else {"deferrable": True, "initially": "DEFERRED"} if col.check else {}
-        table.append_constraint(sa.ForeignKeyConstraint([name], [target.c.id], use_alter=col.nullable, name=f"fk {table.name} {name}", **options))
+        options = (
+            {"ondelete": "CASCADE"}
+            if col.unique
+            else {"deferrable": True, "initially": "DEFERRED"}
+            if col.check
+            else {}
+        )
+        table.append_constraint(
+            sa.ForeignKeyConstraint(
+                [name], [target.c.id], use_alter=col.nullable, name=f"fk {table.name} {name}", **options
+            )
+        )
     return metadata
 
 

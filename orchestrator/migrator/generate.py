@@ -18,7 +18,7 @@ from orchestrator.database.connect import close, connect_once
 from orchestrator.database.quoting import identifier, literal
 from orchestrator.database.scratch import scratch_database, server_errors_explained
 from orchestrator.errors import MigrationError
-from orchestrator.migrator.generate_catalogue import Catalogue, read_catalogue
+from orchestrator.migrator.generate_catalogue import Catalogue, read_catalogue, schemas_with_types
 from orchestrator.migrator.generate_sql import Rename, Step, Target, named, steps, suspected_renames
 from orchestrator.migrator.replay import replay
 from orchestrator.migrator.sql import BREAKPOINT
@@ -132,7 +132,9 @@ async def _connected(ours: Dsn, theirs: Dsn, metadata: MetaData, without: frozen
         path = await _copy_extensions(*connections)
         await create_all(theirs, metadata, path=path)
         schemas, tables = schemas_of(metadata), tables_of(metadata)
-        wanted = await read_catalogue(connections[1], schemas, path=path)
+        # A type may be where no table is: there it alone is compared, and nothing beside it.
+        places = schemas | await schemas_with_types(connections[1])
+        wanted = await read_catalogue(connections[1], places, path=path)
         # What listeners of the metadata make beside its tables is not its own.
         wanted = replace(wanted, tables={name: table for name, table in wanted.tables.items() if name in tables})
         yield _Both(ours, connections[0], connections[1], metadata, schemas, path, without - tables, wanted)
@@ -155,8 +157,22 @@ class _Both:
 
     async def before(self) -> Catalogue:
         """What the folder leads to, with the checks that mean the same written as in the code."""
-        found = await read_catalogue(self.connection, self.schemas, path=self.path, without=self.without)
-        return await self._settled(found)
+        return await self._settled(await self._read())
+
+    async def _read(self) -> Catalogue:
+        wanted = self.wanted
+        found = await read_catalogue(self.connection, wanted.schemas, path=self.path, without=self.without)
+
+        def is_compared(name: Name, same: Collection[Name]) -> bool:
+            return name[0] in self.schemas or name in same
+
+        return replace(
+            found,
+            enums={name: one for name, one in found.enums.items() if is_compared(name, wanted.enums)},
+            domains={name: one for name, one in found.domains.items() if is_compared(name, wanted.domains)},
+            sequences={name: one for name, one in found.sequences.items() if is_compared(name, wanted.sequences)},
+            tables={name: one for name, one in found.tables.items() if name[0] in self.schemas},
+        )
 
     async def generate(
         self, ask: Ask | None, renames: set[str], *, allow_drops: bool, said: frozenset[str]
@@ -320,7 +336,7 @@ class _Both:
 
     async def _has_value(self, step: Step) -> bool:
         """Whether the trial added it already."""
-        now = await read_catalogue(self.connection, self.schemas, path=self.path, without=self.without)
+        now = await self._read()
         return any(
             step.sql.startswith(f"ALTER TYPE {named(name)} ADD VALUE {literal(value)}")
             for name, enum in now.enums.items()

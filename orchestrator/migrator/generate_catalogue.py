@@ -216,6 +216,19 @@ WHERE {_IN_SCHEMAS} AND coalesce(d.deptype, 'a') <> 'i'
 ORDER BY n.nspname, c.relname"""  # noqa: S608 constants
 
 
+async def schemas_with_types(connection: Any) -> frozenset[str]:
+    """The schemas that hold an enum, a domain or a sequence that no extension brought."""
+    rows = await connection.fetch(
+        "SELECT DISTINCT n.nspname::text AS name FROM pg_catalog.pg_namespace n"  # noqa: S608 constants
+        " WHERE n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' AND ("
+        " EXISTS (SELECT FROM pg_catalog.pg_type t WHERE t.typnamespace = n.oid AND t.typtype IN ('e', 'd')"
+        f" AND {_NOT_OF_AN_EXTENSION.format(catalogue='pg_catalog.pg_type', alias='t')})"
+        " OR EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.relnamespace = n.oid AND c.relkind = 'S'"
+        f" AND {_NOT_OF_AN_EXTENSION.format(catalogue='pg_catalog.pg_class', alias='c')}))"
+    )
+    return frozenset(row["name"] for row in rows)
+
+
 async def read_catalogue(
     connection: Any, schemas: Collection[str], *, path: str, without: Collection[Name] = ()
 ) -> Catalogue:

@@ -20,12 +20,12 @@ try:
     from alembic.ddl.postgresql import PostgresqlImpl
     from alembic.migration import MigrationContext
     from alembic.operations import Operations, ops
-    from sqlalchemy import MetaData
+    from sqlalchemy import CheckConstraint, MetaData
     from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
     from sqlalchemy.dialects.postgresql.base import PGIdentifierPreparer
     from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
     from sqlalchemy.pool import NullPool
-    from sqlalchemy.schema import CreateTable
+    from sqlalchemy.schema import AddConstraint, CreateTable
 except ImportError as error:
     raise OrchestratorError(
         f"generate needs SQLAlchemy and alembic, and {error.name} is not installed",
@@ -263,7 +263,26 @@ def _write_missing(connection: Connection, metadata: MetaData, without: Collecti
             tables[op.schema or _PUBLIC, op.table_name] = _write(op)
         elif isinstance(op, ops.AddColumnOp):
             columns[(op.schema or _PUBLIC, op.table_name), op.column.name] = _write(op)
-    return Written(tables, columns, {key: _write(ops.CreateIndexOp.from_index(i)) for key, i in indexes.items()})
+    return Written(
+        tables,
+        columns,
+        {key: _write(ops.CreateIndexOp.from_index(index)) for key, index in indexes.items()},
+        {key: _write_check(check) for key, check in _named_checks(metadata).items()},
+    )
+
+
+def _named_checks(metadata: MetaData) -> dict[tuple[Name, str], CheckConstraint]:
+    preparer = _dialect().identifier_preparer
+    return {
+        ((table.schema or _PUBLIC, table.name), _unquoted(quoted)): constraint
+        for table in metadata.tables.values()
+        for constraint in table.constraints
+        if isinstance(constraint, CheckConstraint) and (quoted := preparer.format_constraint(constraint))
+    }
+
+
+def _write_check(check: CheckConstraint) -> str:
+    return str(AddConstraint(check, isolate_from_table=False).compile(dialect=_dialect())).strip()
 
 
 def _flat(found: Any) -> list[Any]:
@@ -319,4 +338,8 @@ def _rendered_name(index: Index) -> str | None:
     if index.name is None:
         return None
     quoted = preparer.format_index(index)
-    return quoted[1:-1].replace('""', '"')
+    return _unquoted(quoted)
+
+
+def _unquoted(name: str) -> str:
+    return name[1:-1].replace('""', '"')

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from orchestrator.database.quoting import identifier, literal
@@ -63,6 +62,7 @@ class Written:
     tables: Mapping[Name, str] = field(default_factory=dict)
     columns: Mapping[tuple[Name, str], str] = field(default_factory=dict)
     indexes: Mapping[tuple[Name, str], str] = field(default_factory=dict)
+    checks: Mapping[tuple[Name, str], str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -449,7 +449,8 @@ class _Made:
             elif name not in renamed.values():
                 if was is not None:
                     yield self._dropped(name, was, drops=False)
-                yield _add_constraint(self.name, name, constraint)
+                declared = self.written.checks.get((self.name, name)) if constraint.kind == "check" else None
+                yield Step(_CONSTRAINT, declared) if declared else _add_constraint(self.name, name, constraint)
             on = f"CONSTRAINT {identifier(name)} ON {named(self.name)}"
             yield from _comment(on, was.comment if was else None, constraint.comment)
         for name, constraint in self.was.constraints.items():
@@ -592,6 +593,3 @@ class _Altered:
 def _base(column: Column) -> str:
     """A type without its measure: varchar(10) and varchar(20) need no cast."""
     return re.sub(r"\([^)]*\)", "", column.type)
-
-
-NOTHING_WRITTEN = Written(MappingProxyType({}), MappingProxyType({}), MappingProxyType({}))

@@ -239,6 +239,9 @@ def _write_missing(connection: Connection, metadata: MetaData, without: Collecti
             "target_metadata": metadata,
         },
     )
+    context.impl = _Reader(
+        context.dialect, connection, as_sql=False, transactional_ddl=None, output_buffer=None, context_opts={}
+    )
     with _quiet():
         found = produce_migrations(context, metadata).upgrade_ops
     tables: dict[Name, str] = {}
@@ -277,7 +280,8 @@ def _named_checks(metadata: MetaData) -> dict[tuple[Name, str], CheckConstraint]
         ((table.schema or _PUBLIC, table.name), _unquoted(quoted)): constraint
         for table in metadata.tables.values()
         for constraint in table.constraints
-        if isinstance(constraint, CheckConstraint) and (quoted := preparer.format_constraint(constraint))
+        if isinstance(constraint, CheckConstraint) and constraint.name is not None
+        if (quoted := preparer.format_constraint(constraint))
     }
 
 
@@ -301,6 +305,13 @@ def _dialect() -> PGDialect_asyncpg:
     dialect: PGDialect_asyncpg = PGDialect_asyncpg()  # type: ignore[no-untyped-call]
     dialect.identifier_preparer = dialect.preparer = _QuotingPreparer(dialect)  # type: ignore[assignment]
     return dialect
+
+
+class _Reader(PostgresqlImpl):
+    """Alembic's own, but for a look at each serial's sequence, which fails where that is in another schema."""
+
+    def autogen_column_reflect(self, inspector: Any, table: Any, column_info: Any) -> None:
+        """Take nothing out of the default: we do not compare it here."""
 
 
 class _Writer(PostgresqlImpl):

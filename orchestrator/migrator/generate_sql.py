@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     )
 
 # Where a statement stands in the file: each rank needs only what comes before it.
-_SCHEMA, _TYPE, _SEQUENCE, _RENAME, _DROP_KEY, _DROP_CONSTRAINT, _TABLE, _ANEW, _ALTER, _COLUMN = range(10)
-_CONSTRAINT, _INDEX, _KEY, _REST, _DROP_COLUMN, _DROP_TABLE, _DROP_SEQUENCE, _DROP_TYPE = range(10, 18)
+_SCHEMA, _TYPE, _SEQUENCE, _RENAME, _DROP_KEY, _DROP_CONSTRAINT, _ENUM, _TABLE, _ANEW = range(9)
+_ALTER, _COLUMN, _CONSTRAINT, _INDEX, _KEY, _REST, _DROP_COLUMN, _DROP_TABLE, _DROP_SEQUENCE, _DROP_TYPE = range(9, 19)
 
 _COULD_BE_RENAMED = 0.5
 _PUBLIC = "public"
@@ -194,20 +194,20 @@ def _enum_made_anew(name: Name, was: Enum, enum: Enum, before: Catalogue, wanted
         if not using or kept is None:
             continue
         table_sql = f"ALTER TABLE {named(table_name)}"
-        # Constants of the old type inside a check or an index hold on to it.
+        # Constants of the old type inside a check or an index hold on to it. (Those that change are made anew anyway.)
         for c, constraint in table.constraints.items():
-            if constraint.kind == "check" and word.search(constraint.definition):
+            stays = constraint.kind == "check" and c in kept.constraints
+            if stays and kept.constraints[c].definition == constraint.definition and word.search(constraint.definition):
                 lines.append(f"{table_sql} DROP CONSTRAINT {identifier(c)}")
-                if c in kept.constraints:
-                    after.append(f"{table_sql} ADD CONSTRAINT {identifier(c)} {kept.constraints[c].definition}")
+                after.append(f"{table_sql} ADD CONSTRAINT {identifier(c)} {constraint.definition}")
         for i, index in table.indexes.items():
-            if word.search(index.definition):
+            if i in kept.indexes and kept.indexes[i].definition == index.definition and word.search(index.definition):
                 lines.append(f"DROP INDEX {named((table_name[0], i))}")
-                after += [kept.indexes[i].definition] if i in kept.indexes else []
+                after.append(index.definition)
         for c in using:
             column, to = table.columns[c], kept.columns.get(c)
-            if to is None:
-                continue
+            if to is None or to.enum != name:
+                continue  # dropped, or given another type further down
             text = "text[]" if column.type.endswith("[]") else "text"
             if column.default is not None:
                 lines.append(f"{table_sql} ALTER COLUMN {identifier(c)} DROP DEFAULT")
@@ -215,18 +215,18 @@ def _enum_made_anew(name: Name, was: Enum, enum: Enum, before: Catalogue, wanted
                 f"{table_sql} ALTER COLUMN {identifier(c)} SET DATA TYPE {to.type}"
                 f" USING {identifier(c)}::{text}::{to.type}"
             )
-            if to.default is not None:
+            if to.default is not None and to.default == column.default:
                 after.append(f"{table_sql} ALTER COLUMN {identifier(c)} SET DEFAULT {to.default}")
     lines = [
         f"ALTER TYPE {named(name)} RENAME TO {identifier(old[1])}",
         f"CREATE TYPE {named(name)} AS ENUM ({_values(enum.values)})",
         *lines,
         *after,
-        f"DROP TYPE {named(old)}",
     ]
     for line in lines:
-        yield Step(_ALTER, line, note, drops=True)
+        yield Step(_ENUM, line, note, drops=True)
         note = ""
+    yield Step(_DROP_TYPE, f"DROP TYPE {named(old)}", drops=True)
 
 
 def _sequences(before: Catalogue, wanted: Catalogue) -> Iterator[Step]:

@@ -72,8 +72,8 @@ _NAMED_PASSWORD = re.compile(
 )
 
 
-def _redactor(secrets: Iterable[str]) -> Callable[[str], str]:
-    """What takes every secret out of a text."""
+def redactor(secrets: Iterable[str]) -> Callable[[str], str]:
+    """What takes every secret out of a text: those that are given, and whatever looks like the password of a URL."""
     # The longest first: a secret that holds another one must not leave its rest behind.
     exact = sorted({s for s in secrets if len(s) >= _SECRET_LENGTH_MIN} - _COMMON_WORDS, key=len, reverse=True)
     exact_pattern = re.compile("|".join("".join(map(_spellings, secret)) for secret in exact)) if exact else None
@@ -243,7 +243,7 @@ def configure(
     asked for each line that is not a Lifecycle event's. `colour=False` keeps a terminal's lines plain. `secrets` (of 4
     characters or more) never appear in a line, however they are spelled. May be called again: the last call counts.
     """
-    redact = _redactor(secrets)
+    redact = redactor(secrets)
     on_terminal = _is_terminal(stream)
     as_json = log_format == "json" or (log_format == "auto" and not on_terminal)
 

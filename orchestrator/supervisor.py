@@ -1,6 +1,6 @@
 """The order of a start, and of its end: the only file that knows it.
 
-bind HTTP → read folders → connect → lock → extensions → migrations → launch → READY → watch
+bind HTTP → read folders → connect → lock → extensions → migrations → launch (job server) → READY → watch
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from orchestrator.errors import MigrationError, OrchestratorError
 from orchestrator.lifecycle import Phase
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Coroutine, Sequence
     from pathlib import Path
 
     from orchestrator.database.starts import Outcome
     from orchestrator.dsn import Dsn
+    from orchestrator.jobs.registry import Registry
     from orchestrator.lifecycle import Event, Lifecycle
     from orchestrator.migrator.survey import Source
     from orchestrator.settings import Settings
@@ -57,17 +58,22 @@ async def serve(settings: Settings, life: Lifecycle, *, embedded: bool = False) 
         async with _database(settings, life, embedded=embedded) as (dsn, migration_dsn):
             await _bring_up(settings, migration_dsn, sources, life, command="serve")
             life.enter(Phase.LAUNCHING)
+            registry = await asyncio.to_thread(_load_handlers, settings)
             if dsn != migration_dsn:
                 await _try_login(settings, dsn, life)
-            async with _pool(dsn, settings) as pool:  # after the DDL: no stale plans or OIDs
+            async with (
+                _pool(dsn, settings) as pool,  # after the DDL: no stale plans or OIDs
+                _job_server(dsn, settings, registry, life) as (jobs, working),
+            ):
                 backend.pool, backend.sources = pool, sources
                 backend.policy, backend.ahead = settings.migration_policy, settings.migration_ahead
+                backend.registry, backend.jobs = registry, jobs
                 life.enter(Phase.READY)
                 life.emit(
                     "service.ready", startup_s=round(life.uptime_s, 3), migrations_applied=life.migrations.applied_now
                 )
                 await _record(pool, life, command="serve", outcome="ready")
-                await _watch(dsn, life)
+                await _while_it_works(working, _watch(dsn, life))
 
 
 @asynccontextmanager
@@ -315,6 +321,43 @@ async def _pool(dsn: Dsn, settings: Settings) -> AsyncIterator[Any]:
                 await pool.close()
         except TimeoutError:
             pool.terminate()
+
+
+def _load_handlers(settings: Settings) -> Registry:
+    """Import the job server and the modules of JOBS, in a thread: they may be slow, and `/health` answers meanwhile."""
+    from orchestrator.jobs.registry import load
+
+    return load(settings.jobs)
+
+
+def _job_server(dsn: Dsn, settings: Settings, registry: Registry, life: Lifecycle) -> Any:
+    from orchestrator import logs
+    from orchestrator.jobs.server import job_server
+
+    return job_server(
+        dsn,
+        registry,
+        life,
+        concurrency=settings.jobs_concurrency,
+        lease_s=settings.jobs_lease_s,
+        connect_timeout_s=settings.db_connect_timeout_s,
+        # The other half is for requests in flight and the database.
+        stop_timeout_s=settings.shutdown_timeout_s / 2,
+        redact=logs.redactor(settings.secrets),
+    )
+
+
+async def _while_it_works(working: asyncio.Task[None], work: Coroutine[Any, Any, None]) -> None:
+    """Do `work` for as long as the job server lives: a bug that ends that one ends the process, loudly."""
+    doing = asyncio.create_task(work)
+    try:
+        await asyncio.wait({doing, working}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (working, doing):
+            if task.done():
+                task.result()
+    finally:
+        doing.cancel()
+        await asyncio.gather(doing, return_exceptions=True)
 
 
 async def _watch(dsn: Dsn, life: Lifecycle) -> None:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from aiohttp.typedefs import Handler
 
+    from orchestrator.jobs.registry import Registry
+    from orchestrator.jobs.server import JobServer
     from orchestrator.lifecycle import Lifecycle
     from orchestrator.migrator.survey import Source
 
@@ -30,6 +32,8 @@ class Backend:
     sources: Sequence[Source] = field(default_factory=tuple)
     policy: Any = "drizzle"
     ahead: Any = "refuse"
+    registry: Registry | None = None
+    jobs: JobServer | None = None
 
 
 def build_app(life: Lifecycle, backend: Backend) -> web.Application:

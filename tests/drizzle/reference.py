@@ -82,20 +82,25 @@ class Drizzle:
 
 
 def install() -> Drizzle:
-    """Install what package-lock.json names, once per machine and content; bounded by `INSTALL_LIMIT_S`.
+    """Both generations of drizzle-orm; see `installed`."""
+    return Drizzle(installed(HERE))
+
+
+def installed(source: Path) -> Path:
+    """Install what package-lock.json in `source` names, once per machine and content; bounded by `INSTALL_LIMIT_S`.
 
     Raises:
         NotInstallableError: node or npm is missing, or npm cannot install.
     """
     for program in ("node", "npm"):
         if shutil.which(program) is None:
-            raise NotInstallableError(f"{program} is not installed: real drizzle-orm cannot be run")
-    files = sorted([*HERE.glob("package*.json"), *HERE.glob("*.mjs")])
+            raise NotInstallableError(f"{program} is not installed: {source.name} cannot be run")
+    files = sorted([*source.glob("package*.json"), *source.glob("*.mjs")])
     digest = hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "orchestrator-tests"
-    home = cache / f"drizzle-{digest}"
+    home = cache / f"{source.name}-{digest}"
     if home.is_dir():
-        return Drizzle(home)
+        return home
     cache.mkdir(parents=True, exist_ok=True)
     # Made beside its place and renamed, so that an interrupted or a second install never leaves half of one.
     with tempfile.TemporaryDirectory(dir=cache) as made:
@@ -117,7 +122,7 @@ def install() -> Drizzle:
                 raise
         else:
             Path(made).mkdir()  # what TemporaryDirectory then removes
-    return Drizzle(home)
+    return home
 
 
 def _pg_dumps() -> Iterator[Path]:

@@ -1,0 +1,291 @@
+"""Put jobs into the queue, and change what waits or runs: the half that callers use. Touches the database.
+
+Everything runs on the caller's connection, inside its transaction where there is one: rolled back, it never happened.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import asyncpg
+
+from orchestrator.jobs.errors import IdempotencyError, JobError, JobNotFoundError, JobStateError
+from orchestrator.jobs.registry import DECLARED
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from orchestrator.jobs.registry import Registry
+
+State = Literal["scheduled", "queued", "running", "succeeded", "failed", "cancelled"]
+# What a client can wait for: hints, never the only way to learn of something.
+JOBS_CHANNEL = "orchestrator_jobs"
+EVENTS_CHANNEL = "orchestrator_events"
+CANCEL_CHANNEL = "orchestrator_cancel"
+SCHEDULES_CHANNEL = "orchestrator_schedules"
+
+UNFINISHED: tuple[State, ...] = ("scheduled", "queued", "running")
+FINISHED: tuple[State, ...] = ("succeeded", "failed", "cancelled")
+
+
+@dataclass(frozen=True, slots=True)
+class Enqueued:
+    """What came of it. `created` is False where a key named a job that was there already: then `id` is that one."""
+
+    id: int
+    state: State
+    created: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """A job to be: `run_at` (with a time zone) or `delay_s` from now put it off; None: the handler's own value."""
+
+    name: str
+    payload: object = None
+    queue: str | None = None
+    run_at: datetime | None = None
+    delay_s: float | None = None
+    priority: int = 0
+    dedupe_key: str | None = None
+    idempotency_key: str | None = None
+    max_attempts: int | None = None
+    timeout_s: float | None = None
+    schedule: str | None = None
+
+
+async def enqueue(
+    connection: Any,
+    name: str,
+    payload: object = None,
+    *,
+    registry: Registry | None = None,
+    queue: str | None = None,
+    run_at: datetime | None = None,
+    delay_s: float | None = None,
+    priority: int = 0,
+    dedupe_key: str | None = None,
+    idempotency_key: str | None = None,
+    max_attempts: int | None = None,
+    timeout_s: float | None = None,
+) -> Enqueued:
+    """Add one job. While a job of that name with the same `dedupe_key` is unfinished, it is that job instead.
+
+    `idempotency_key` stands for one request for as long as its job is kept, whatever became of it.
+
+    Raises:
+        UnknownHandlerError: this process knows no such handler.
+        PayloadError: the payload is not what it takes.
+        IdempotencyError: the key was used for another name or payload.
+    """
+    job = NewJob(
+        name=name,
+        payload=payload,
+        queue=queue,
+        run_at=run_at,
+        delay_s=delay_s,
+        priority=priority,
+        dedupe_key=dedupe_key,
+        idempotency_key=idempotency_key,
+        max_attempts=max_attempts,
+        timeout_s=timeout_s,
+    )
+    return (await enqueue_many(connection, [job], registry=registry))[0]
+
+
+async def enqueue_many(connection: Any, jobs: Sequence[NewJob], *, registry: Registry | None = None) -> list[Enqueued]:
+    """Add all of them or none, in one statement; the answers stand in the order of `jobs`. Errors as in `enqueue`."""
+    known = DECLARED if registry is None else registry
+    rows = [_row(job, known) for job in jobs]
+    answers: list[Enqueued | None] = [None] * len(rows)
+    left = list(range(len(rows)))
+    for _ in range(_TRIES):
+        if not left:
+            break
+        record = await connection.fetchrow(_INSERT, *map(list, zip(*(rows[n] for n in left), strict=True)))
+        made = dict(zip(record["made"] or (), record["states"] or (), strict=True))
+        conflicts = []
+        for n, job_id in zip(left, record["ids"], strict=True):
+            if job_id in made:
+                answers[n] = Enqueued(job_id, made[job_id], created=True)
+            else:
+                conflicts.append(n)
+        # What stood in the way may be finished by now: then there is room for a new one.
+        for n in conflicts:
+            answers[n] = await _existing(connection, jobs[n], rows[n])
+        left = [n for n in conflicts if answers[n] is None]
+    found = [answer for answer in answers if answer is not None]
+    if len(found) < len(rows):
+        raise JobError(
+            "jobs with the same keys come and go too fast to tell which one this is", remedy="Send it once more."
+        )
+    return found
+
+
+_TRIES = 20
+
+
+def _row(job: NewJob, registry: Registry) -> tuple[Any, ...]:
+    """The job's columns, checked, in the order of `_INSERT`."""
+    handler = registry.get(job.name)
+    if job.run_at is not None and job.run_at.tzinfo is None:
+        raise JobError("run_at has no time zone", remedy="Give a time with one, as in datetime.now(UTC).")
+    if job.delay_s is not None and not 0 <= job.delay_s <= _DELAY_MAX_S:
+        raise JobError("delay_s is out of range", remedy="Give seconds from 0 to ten years.")
+    if job.max_attempts is not None and job.max_attempts < 1:
+        raise JobError("max_attempts is below 1", remedy="Give 1 for no retry.")
+    return (
+        job.name,
+        job.queue or handler.queue,
+        job.priority,
+        handler.encode(job.payload),
+        job.run_at,
+        job.delay_s,
+        handler.max_attempts if job.max_attempts is None else job.max_attempts,
+        job.timeout_s,
+        job.dedupe_key,
+        job.idempotency_key,
+        job.schedule,
+    )
+
+
+_DELAY_MAX_S = 10 * 366 * 86400.0
+
+# The ids are drawn first, so that those which met a conflict can be told from those which did not.
+_INSERT = """
+WITH given AS MATERIALIZED (
+    SELECT nextval('orchestrator.jobs_id_seq') AS id, g.*,
+        coalesce(g.run_at, now() + make_interval(secs => g.delay_s)) AS due
+    FROM unnest($1::text[], $2::text[], $3::integer[], $4::text[], $5::timestamptz[], $6::double precision[],
+        $7::integer[], $8::double precision[], $9::text[], $10::text[], $11::text[]) WITH ORDINALITY
+        AS g(name, queue, priority, payload, run_at, delay_s, max_attempts, timeout_s, dedupe_key, idempotency_key,
+            schedule, n)
+), made AS (
+    INSERT INTO orchestrator.jobs (id, name, queue, state, priority, payload, run_at, max_attempts, timeout_s,
+        dedupe_key, idempotency_key, schedule)
+    OVERRIDING SYSTEM VALUE
+    SELECT id, name, queue, CASE WHEN due > now() THEN 'scheduled' ELSE 'queued' END, priority, payload::jsonb,
+        coalesce(due, now()), max_attempts, timeout_s, dedupe_key, idempotency_key, schedule
+    FROM given
+    ON CONFLICT DO NOTHING
+    RETURNING id, name, queue, state
+), told AS (
+    INSERT INTO orchestrator.job_events (job_id, attempt, name, queue, state)
+    SELECT id, 0, name, queue, state FROM made
+)
+SELECT (SELECT array_agg(id ORDER BY n) FROM given) AS ids, array_agg(id) AS made, array_agg(state) AS states,
+    (SELECT count(pg_notify('orchestrator_jobs', q.queue)) FROM (SELECT DISTINCT queue FROM made) q) AS hints,
+    CASE WHEN count(*) > 0 THEN pg_notify('orchestrator_events', '') END AS hinted
+FROM made
+"""
+
+_EXISTING = """
+SELECT id, state, same FROM (
+    SELECT id, state, name = $1 AND payload = $4::text::jsonb AS same, 1 AS rank
+    FROM orchestrator.jobs WHERE idempotency_key = $3
+    UNION ALL
+    SELECT id, state, true, 2
+    FROM orchestrator.jobs
+    WHERE name = $1 AND dedupe_key = $2 AND state IN ('scheduled', 'queued', 'running')
+) found ORDER BY rank LIMIT 1
+"""
+
+
+async def _existing(connection: Any, job: NewJob, row: tuple[Any, ...]) -> Enqueued | None:
+    record = await connection.fetchrow(_EXISTING, job.name, job.dedupe_key, job.idempotency_key, row[3])
+    if record is None:
+        return None
+    if not record["same"]:
+        raise IdempotencyError(record["id"], job.idempotency_key or "")
+    return Enqueued(record["id"], record["state"], created=False)
+
+
+_CANCEL = """
+WITH changed AS (
+    UPDATE orchestrator.jobs
+    SET state = CASE WHEN state = 'running' THEN 'running' ELSE 'cancelled' END,
+        cancel_requested = (state = 'running'),
+        finished_at = CASE WHEN state = 'running' THEN NULL ELSE now() END
+    WHERE id = ANY($1::bigint[]) AND state IN ('scheduled', 'queued', 'running')
+    RETURNING id, attempt, name, queue, state
+), told AS (
+    INSERT INTO orchestrator.job_events (job_id, attempt, name, queue, state, facts)
+    SELECT id, attempt, name, queue, state, CASE WHEN state = 'running' THEN '{"cancel_requested": true}'::jsonb END
+    FROM changed
+)
+SELECT id, state, CASE WHEN state = 'running' THEN pg_notify('orchestrator_cancel', id::text) END AS hint,
+    pg_notify('orchestrator_events', '') AS hinted
+FROM changed
+"""
+
+
+async def cancel(connection: Any, job_id: int) -> State:
+    """Cancel it: what waits is `cancelled` at once; what runs is told to stop, and `running` until its task has ended.
+
+    Raises:
+        JobNotFoundError: there is no such job.
+        JobStateError: it is finished.
+    """
+    record = await connection.fetchrow(_CANCEL, [job_id])
+    if record is None:
+        raise JobStateError(job_id, await _state(connection, job_id), "cancelled")
+    state: State = record["state"]
+    return state
+
+
+async def cancel_named(connection: Any, name: str) -> dict[int, State]:
+    """Cancel everything unfinished of one handler, as `cancel` does; the ids with the state that each is in now."""
+    records = await connection.fetch(
+        "SELECT id FROM orchestrator.jobs WHERE name = $1 AND state IN ('scheduled', 'queued', 'running')", name
+    )
+    changed = await connection.fetch(_CANCEL, [record["id"] for record in records])
+    return {record["id"]: record["state"] for record in changed}
+
+
+_RETRY = """
+WITH changed AS (
+    UPDATE orchestrator.jobs
+    SET state = 'queued', run_at = now(), max_attempts = greatest(max_attempts, attempt + 1), finished_at = NULL,
+        cancel_requested = false, progress = NULL
+    WHERE id = $1 AND state IN ('failed', 'cancelled', 'scheduled')
+    RETURNING id, attempt, name, queue, state
+), told AS (
+    INSERT INTO orchestrator.job_events (job_id, attempt, name, queue, state, facts)
+    SELECT id, attempt, name, queue, state, '{"retried": true}'::jsonb FROM changed
+)
+SELECT state, pg_notify('orchestrator_jobs', queue) AS hint, pg_notify('orchestrator_events', '') AS hinted FROM changed
+"""
+
+
+async def retry(connection: Any, job_id: int) -> State:
+    """Run it again now: what failed or was cancelled gets one more attempt, what waits for its time stops waiting.
+
+    Raises:
+        JobNotFoundError: there is no such job.
+        JobStateError: it is queued, runs or has succeeded; or `sibling_id` holds its dedupe key.
+    """
+    try:
+        async with connection.transaction():  # a savepoint: the caller's own transaction outlives the conflict
+            record = await connection.fetchrow(_RETRY, job_id)
+    except asyncpg.UniqueViolationError:
+        sibling_id = await connection.fetchval(_SIBLING, job_id)
+        raise JobStateError(job_id, await _state(connection, job_id), "retried", sibling_id=sibling_id) from None
+    if record is None:
+        raise JobStateError(job_id, await _state(connection, job_id), "retried")
+    state: State = record["state"]
+    return state
+
+
+_SIBLING = """
+SELECT s.id FROM orchestrator.jobs j JOIN orchestrator.jobs s ON s.name = j.name AND s.dedupe_key = j.dedupe_key
+WHERE j.id = $1 AND s.id <> j.id AND s.state IN ('scheduled', 'queued', 'running')
+"""
+
+
+async def _state(connection: Any, job_id: int) -> str:
+    state = await connection.fetchval("SELECT state FROM orchestrator.jobs WHERE id = $1", job_id)
+    if state is None:
+        raise JobNotFoundError(job_id)
+    return str(state)

@@ -1,0 +1,119 @@
+"""Connections of the job server's own, made again whenever they are lost. Touches the database.
+
+One each for claiming (which listens), for finishing, and for keeping leases: none of them waits for another, or for the
+pool of requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+
+from orchestrator.database.connect import close, connect_once
+from orchestrator.database.failure import CONNECTION_ERRORS, classify, is_connection_loss
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from orchestrator.dsn import Dsn
+
+# A plan is made once and kept, and the tables grow from nothing to millions of rows: no plan may depend on their size.
+_PLANNER = (
+    "SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off;"
+    " SET jit = off; SET statement_timeout = 0; SET idle_session_timeout = 0"
+)
+_STATEMENT_LIMIT_S = 30.0
+_STEADY_S = 5.0
+_WAIT_LEAST_S = 0.05
+_WAIT_MOST_S = 1.0
+_REPORT_EVERY_S = 30.0
+
+
+class Session:
+    """One connection, whose statements are prepared once; behind a pooler (`statement_cache` off) they are not."""
+
+    def __init__(self, connection: Any, *, direct: bool) -> None:
+        self._connection = connection
+        self._prepared: dict[str, Any] = {}
+        self.direct = direct
+
+    async def fetch(self, statement: str, *arguments: Any) -> list[Any]:
+        """All rows; TimeoutError after half a minute."""
+        if not self.direct:
+            return list(await self._connection.fetch(statement, *arguments, timeout=_STATEMENT_LIMIT_S))
+        prepared = self._prepared.get(statement)
+        if prepared is None:
+            prepared = self._prepared[statement] = await self._connection.prepare(statement, timeout=_STATEMENT_LIMIT_S)
+        return list(await prepared.fetch(*arguments, timeout=_STATEMENT_LIMIT_S))
+
+    @property
+    def connection(self) -> Any:
+        """The asyncpg connection, for transactions."""
+        return self._connection
+
+    async def listen(self, channel: str, heard: Callable[[str], None]) -> None:
+        """Call `heard` with each payload. Behind a pooler nothing is heard: whoever waits polls as well."""
+        if self.direct:
+            await self._connection.add_listener(channel, lambda *heard_of: heard(heard_of[3]))
+
+
+async def keep_session(
+    dsn: Dsn,
+    work: Callable[[Session], Awaitable[None]],
+    *,
+    purpose: str,
+    connect_timeout_s: float,
+    emit: Callable[..., None],
+    lost: Callable[[], None] | None = None,
+    asynchronous_commit: bool = False,
+) -> None:
+    """Run `work` on a session until it returns; on a loss, again on a new one, for ever. Ends by cancellation as well.
+
+    `lost` is called as soon as the server or the network has closed the connection, also while nothing is asked.
+    """
+    failures, cause, said_at = 0, "", 0.0
+    while True:
+        began = time.monotonic()
+        try:
+            connection = await connect_once(
+                dsn, timeout_s=dsn.connect_timeout_s or connect_timeout_s, application_name=f"orchestrator {purpose}"
+            )
+            try:
+                if lost is not None:
+                    connection.add_termination_listener(lambda _, tell=lost: tell())
+                direct = dsn.statement_cache
+                if direct:
+                    await connection.execute(_PLANNER)
+                    if asynchronous_commit:
+                        await connection.execute("SET synchronous_commit = off")
+                if failures:
+                    emit("jobs.connection_restored", level="info", purpose=purpose, failures=failures)
+                await work(Session(connection, direct=direct))
+            except asyncio.CancelledError:
+                connection.terminate()
+                raise
+            finally:
+                await close(connection)
+        except CONNECTION_ERRORS as error:
+            now = time.monotonic()
+            failures = 1 if now - began > _STEADY_S else failures + 1
+            failure = classify(error)
+            of_statement = isinstance(error, asyncpg.PostgresError) and not is_connection_loss(error)
+            name = "jobs.statement_failed" if of_statement else "jobs.connection_lost"
+            if failure.cause != cause or failures == 1 or now - said_at >= _REPORT_EVERY_S:
+                cause, said_at = failure.cause, now
+                emit(
+                    name,
+                    level="error" if of_statement else "warning",
+                    purpose=purpose,
+                    cause=failure.cause,
+                    sqlstate=failure.sqlstate,
+                    error=f"{type(error).__name__}: {error}" if of_statement else type(error).__name__,
+                    hint="Trying again until it succeeds; nothing is lost.",
+                )
+            await asyncio.sleep(min(_WAIT_MOST_S, _WAIT_LEAST_S * 2 ** min(failures - 1, 10)))
+        else:
+            return

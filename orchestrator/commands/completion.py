@@ -23,7 +23,6 @@ def completion(parser: argparse.ArgumentParser) -> None:
 
 
 def _completion(options: argparse.Namespace) -> int:
-    from orchestrator.cli import parser
     from orchestrator.errors import EXIT_CONFIG
 
     try:
@@ -31,7 +30,7 @@ def _completion(options: argparse.Namespace) -> int:
     except ImportError:
         print("completion needs shtab: pip install 'orchestrator[dev]'", file=sys.stderr)
         return EXIT_CONFIG
-    whole = parser()
+    whole = options.whole_parser()
     _mark_directories(whole, shtab.DIRECTORY)
     print(shtab.complete(whole, shell=options.shell))
     return 0

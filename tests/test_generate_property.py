@@ -24,7 +24,7 @@ from orchestrator.migrator.new import write_migrations
 from orchestrator.migrator.survey import Source
 from orchestrator.supervisor import service_folder
 
-EXAMPLES = int(os.environ.get("GENERATE_EXAMPLES", "6"))
+EXAMPLES = int(os.environ.get("GENERATE_EXAMPLES", "5"))
 
 # Names that break whatever is not quoted: keywords, capitals, spaces, quotes, dots, percent, other scripts.
 NAMES = ("user", "Order", "a b", 'q"t', "d.t", "p%s", "größe", "select", "x", "name", "It's", ":b", "$1", "n\\n", "1a")

@@ -32,6 +32,8 @@ COMMANDS = (
     Command("run", "wait", "start", "wait until a login and a query succeed, exit", "wait"),
     Command("run", "healthcheck", "start", "ask the running service whether it is ready; exit 0 or 1", "healthcheck"),
     Command("look", "status", "look", "show what is applied, pending, and not straight", "status --exit-code"),
+    Command("look", "plan", "plan", "show what would run, and what each statement locks, rewrites, scans", "plan"),
+    Command("before", "lint", "lint", "say what will hurt in the files that are pending (or --all)", "lint --github"),
     Command("look", "config", "look", "show what would be used and where each value came from", "config"),
     Command("look", "studio", "studio", "open a database client in the terminal, read-only (harlequin)", "studio"),
     Command("look", "completion", "completion", "print a shell's completion script", "completion bash"),

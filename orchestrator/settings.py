@@ -95,13 +95,13 @@ def load(
     environ: Mapping[str, str],
     overrides: Mapping[str, str] = _NOTHING,
     *,
-    needs_database: bool | None = True,
+    needs_database: bool = True,
     folder_may_be_missing: bool = False,
 ) -> Settings:
     """Read every variable of VARIABLES. An empty one is as good as none (Compose hands those on).
 
     `overrides` come from the command line, by variable's name, and win. `needs_database=False` leaves the variables of
-    the database unread, also where they are set: for `--embedded`; None reads them where they are set.
+    the database unread, also where they are set: for `--embedded`.
     `folder_may_be_missing`: MIGRATIONS_DIR is about to be made.
 
     Raises:
@@ -117,8 +117,6 @@ def load(
             reading.parse(variable, values)
     values.setdefault("data_dir", _default_data_dir(environ))
     suspects = _suspects(environ)
-    if needs_database is None:
-        needs_database = any(environ.get(n) for n in ("DATABASE_URL", "DATABASE_URL_FILE", "PGHOST", "PGDATABASE"))
     if needs_database:
         reading.read_databases(values, dict(suspects))
     else:
@@ -126,6 +124,11 @@ def load(
     if reading.problems:
         raise ConfigurationError(reading.problems)
     return Settings(**values, sources=MappingProxyType(reading.sources), suspects=suspects)
+
+
+def names_a_database(environ: Mapping[str, str]) -> bool:
+    """Whether the environment says which database to use, rightly or wrongly: for what can do without one."""
+    return any(environ.get(name) for name in ("DATABASE_URL", "DATABASE_URL_FILE", "PGHOST", "PGDATABASE"))
 
 
 class _Reading:

@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Sequence
     from pathlib import Path
 
+    from orchestrator.api.app import Backend
     from orchestrator.database.starts import Outcome
     from orchestrator.dsn import Dsn
     from orchestrator.jobs.registry import Registry
     from orchestrator.lifecycle import Event, Lifecycle
+    from orchestrator.migrator.lint import LintFolder, Report
     from orchestrator.migrator.survey import Source
     from orchestrator.settings import Settings
 
@@ -43,10 +45,11 @@ async def serve(settings: Settings, life: Lifecycle, *, embedded: bool = False) 
     Raises:
         OrchestratorError: the start failed and must not serve; its class knows the exit code.
     """
-    from orchestrator.api.app import Backend, build_app
+    from orchestrator.api.app import Backend, build_app, watching
+    from orchestrator.api.safety import Safety
     from orchestrator.api.server import listening
 
-    backend = Backend()
+    backend = Backend(Safety(settings.api_token, settings.cors_origins, settings.host))
     # Half of the time to stop is for requests in flight, the rest for the database.
     drain_s = settings.shutdown_timeout_s / 2
     async with (
@@ -58,7 +61,7 @@ async def serve(settings: Settings, life: Lifecycle, *, embedded: bool = False) 
         async with _database(settings, life, embedded=embedded) as (dsn, migration_dsn):
             await _bring_up(settings, migration_dsn, sources, life, command="serve")
             life.enter(Phase.LAUNCHING)
-            registry = await asyncio.to_thread(_load_handlers, settings)
+            registry = await asyncio.to_thread(_load_handlers, settings, backend)
             if dsn != migration_dsn:
                 await _try_login(settings, dsn, life)
             async with (
@@ -68,12 +71,15 @@ async def serve(settings: Settings, life: Lifecycle, *, embedded: bool = False) 
                 backend.pool, backend.sources = pool, sources
                 backend.policy, backend.ahead = settings.migration_policy, settings.migration_ahead
                 backend.registry, backend.jobs = registry, jobs
-                life.enter(Phase.READY)
-                life.emit(
-                    "service.ready", startup_s=round(life.uptime_s, 3), migrations_applied=life.migrations.applied_now
-                )
-                await _record(pool, life, command="serve", outcome="ready")
-                await _while_it_works(working, _watch(dsn, life))
+                async with watching(backend, dsn, life) as tasks:
+                    life.enter(Phase.READY)
+                    life.emit(
+                        "service.ready",
+                        startup_s=round(life.uptime_s, 3),
+                        migrations_applied=life.migrations.applied_now,
+                    )
+                    await _record(pool, life, command="serve", outcome="ready")
+                    await _while_they_work([working, *tasks], _watch(dsn, life))
 
 
 @asynccontextmanager
@@ -109,7 +115,7 @@ async def gather_status(settings: Settings, life: Lifecycle) -> dict[str, Any]:
     """What `status` shows, read over one connection; writes nothing and needs no lock. One try, no waiting for ever."""
     from orchestrator.database.catalogue import extensions_status, server_status, tables_status
     from orchestrator.database.connect import connected
-    from orchestrator.migrator.status import migrations_status
+    from orchestrator.migrator.status import migration_running, migrations_status
 
     sources = await asyncio.to_thread(read_sources, settings)
     options = _connect_options(settings, "status")
@@ -125,9 +131,53 @@ async def gather_status(settings: Settings, life: Lifecycle) -> dict[str, Any]:
             "sources": await migrations_status(
                 connection, sources, policy=settings.migration_policy, ahead=settings.migration_ahead
             ),
+            "running": await migration_running(connection),
             "extensions": await extensions_status(connection, settings.extensions),
             "tables": await tables_status(connection),
         }
+
+
+async def gather_plan(settings: Settings, life: Lifecycle, *, embedded: bool = False) -> dict[str, Any]:
+    """What `plan` shows, read over one connection; writes nothing and takes no lock. One try, as for `status`."""
+    from orchestrator.database.catalogue import server_status
+    from orchestrator.database.connect import connected
+    from orchestrator.migrator.preview import preview
+    from orchestrator.migrator.records import OUT_OF_OUR_SCHEMA
+
+    sources = await asyncio.to_thread(read_sources, settings)
+    options = _connect_options(settings, "plan")
+    options["wait_timeout_s"] = settings.db_wait_timeout_s or settings.db_connect_timeout_s
+    async with _database(settings, life, embedded=embedded) as (_, dsn):
+        life.enter(Phase.CONNECTING)
+        async with (
+            connected(dsn, life, **options) as connection,
+            connection.transaction(readonly=True, isolation="repeatable_read"),
+        ):
+            await connection.execute(OUT_OF_OUR_SCHEMA)
+            found = await preview(
+                connection,
+                sources,
+                policy=settings.migration_policy,
+                ahead=settings.migration_ahead,
+                transaction=settings.migration_transaction,
+            )
+            return {"version": __version__, "server": await server_status(connection, dsn), **found}
+
+
+async def gather_lint(settings: Settings, life: Lifecycle, folder: LintFolder, *, every: bool) -> tuple[Report, str]:
+    """What `lint` finds with the database at hand, and in words what it looked at. One try, as for `status`."""
+    from orchestrator.database.connect import connected
+    from orchestrator.migrator.lint_live import lint_with_ledger
+
+    sources = await asyncio.to_thread(read_sources, settings)
+    options = _connect_options(settings, "lint")
+    options["wait_timeout_s"] = settings.db_wait_timeout_s or settings.db_connect_timeout_s
+    life.enter(Phase.CONNECTING)
+    async with (
+        connected(_given(settings.migration_database), life, **options) as connection,
+        connection.transaction(readonly=True, isolation="repeatable_read"),
+    ):
+        return await lint_with_ledger(connection, sources[-1], folder, every=every)
 
 
 def read_sources(settings: Settings) -> list[Source]:
@@ -220,7 +270,7 @@ async def _bring_up(settings: Settings, dsn: Dsn, sources: Sequence[Source], lif
         life.enter(Phase.CONNECTING)
         try:
             async with connected(dsn, life, **_connect_options(settings, command)) as connection:
-                await _under_the_lock(connection, settings, sources, life, command=command)
+                await _under_the_lock(connection, settings, dsn, sources, life, command=command)
         except StandbyError:
             # Waits for a primary from here on, among all hosts of the DSN, or for this one to be promoted.
             dsn = msgspec.structs.replace(dsn, options={**dsn.options, "target_session_attrs": "read-write"})
@@ -249,9 +299,10 @@ async def _bring_up(settings: Settings, dsn: Dsn, sources: Sequence[Source], lif
 
 
 async def _under_the_lock(
-    connection: Any, settings: Settings, sources: Sequence[Source], life: Lifecycle, *, command: str
+    connection: Any, settings: Settings, dsn: Dsn, sources: Sequence[Source], life: Lifecycle, *, command: str
 ) -> None:
     """LOCKING, EXTENSIONS, MIGRATING, and a row that tells how it went."""
+    from orchestrator.database.connect import connect_once
     from orchestrator.database.extensions import ensure_extensions
     from orchestrator.database.lock import migration_lock
     from orchestrator.migrator.apply import Options, migrate
@@ -261,14 +312,24 @@ async def _under_the_lock(
         settings.migration_ahead,
         settings.migration_transaction,
         settings.migration_statement_timeout_s,
+        settings.migration_ddl_lock_timeout_s,
+        settings.migration_ddl_retry_for_s,
     )
+
+    async def connect_second() -> Any:
+        """One more session on the same server, for what the one that migrates cannot see of itself."""
+        timeout_s = dsn.connect_timeout_s or settings.db_connect_timeout_s
+        return await connect_once(dsn, timeout_s=timeout_s, application_name=f"orchestrator {command} watch")
+
     life.enter(Phase.LOCKING)
-    async with migration_lock(connection, life, timeout_s=settings.migration_lock_timeout_s):
+    async with migration_lock(
+        connection, life, timeout_s=settings.migration_lock_timeout_s, connect_second=connect_second
+    ):
         life.enter(Phase.EXTENSIONS)
         await ensure_extensions(connection, settings.extensions, life)
         life.enter(Phase.MIGRATING)
         try:
-            await migrate(connection, sources, options, life)
+            await migrate(connection, sources, options, life, connect_second=connect_second)
         except MigrationError as error:
             await _record(connection, life, command=command, outcome="failed", error=error)
             raise
@@ -281,7 +342,12 @@ def _explained(error: Exception) -> Exception:
     """An error of the server outside of any migration file, as one of ours; anything else as it is."""
     import asyncpg
 
+    from orchestrator.database.failure import POOLER_SQLSTATES
+    from orchestrator.database.pooler import PoolerError
+
     if isinstance(error, asyncpg.PostgresError):
+        if error.sqlstate in POOLER_SQLSTATES:
+            return PoolerError("a statement that one transaction prepares is gone in the next")
         return MigrationError(
             f"the server refused what comes before the migrations: {error} (SQLSTATE {error.sqlstate})",
             remedy="Mend what it names, then start again; no migration was run.",
@@ -323,10 +389,12 @@ async def _pool(dsn: Dsn, settings: Settings) -> AsyncIterator[Any]:
             pool.terminate()
 
 
-def _load_handlers(settings: Settings) -> Registry:
-    """Import the job server and the modules of JOBS, in a thread: they may be slow, and `/health` answers meanwhile."""
+def _load_handlers(settings: Settings, backend: Backend) -> Registry:
+    """Import the job server, the API, and the modules of JOBS, in a thread: `/health` answers meanwhile."""
+    from orchestrator.api.app import load_routes
     from orchestrator.jobs.registry import load
 
+    load_routes(backend)
     return load(settings.jobs)
 
 
@@ -347,12 +415,12 @@ def _job_server(dsn: Dsn, settings: Settings, registry: Registry, life: Lifecycl
     )
 
 
-async def _while_it_works(working: asyncio.Task[None], work: Coroutine[Any, Any, None]) -> None:
-    """Do `work` for as long as the job server lives: a bug that ends that one ends the process, loudly."""
+async def _while_they_work(working: Sequence[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> None:
+    """Do `work` while the job server and its watchers live: a bug that ends one of them ends the process, loudly."""
     doing = asyncio.create_task(work)
     try:
-        await asyncio.wait({doing, working}, return_when=asyncio.FIRST_COMPLETED)
-        for task in (working, doing):
+        await asyncio.wait({doing, *working}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (*working, doing):
             if task.done():
                 task.result()
     finally:

@@ -50,7 +50,7 @@ def show_progress(life: Lifecycle) -> Callable[[], None]:
     def on_event(event: Event) -> None:
         nonlocal progress, task
         state = life.migrations
-        if event.name == "migration.started" and progress is None:
+        if event.name in {"migration.started", "migration.watched"} and progress is None:
             progress = Progress(
                 SpinnerColumn(),
                 TextColumn("{task.description}"),
@@ -64,7 +64,7 @@ def show_progress(life: Lifecycle) -> Callable[[], None]:
             task = progress.add_task("migrations", total=state.total, completed=state.applied)
         if progress is not None and task is not None:
             if event.name.startswith("migration."):
-                progress.update(task, description=state.current or "migrations", completed=state.applied)
+                progress.update(task, description=_running(life) or "migrations", completed=state.applied)
             elif event.name == "phase.entered" and event.phase is not Phase.MIGRATING:
                 end()
         if event.name in {"migrations.completed", "service.failed"}:
@@ -79,7 +79,31 @@ def show_progress(life: Lifecycle) -> Callable[[], None]:
     return stop
 
 
-def _bytes(size: int) -> str:
+def _running(life: Lifecycle) -> str:
+    """The migration that runs, and of a statement that takes long what is known of it."""
+    from rich.markup import escape
+
+    state, activity = life.migrations, life.migrations.activity
+    if state.current is None or activity is None:
+        return escape(state.current or "")
+    parts = [state.current]
+    if state.statement:
+        parts.append(f"statement {state.statement} of {state.statements}")
+    parts.append(f"{activity.statement_kind} {activity.elapsed_s:.0f} s")
+    if activity.percent is not None:
+        parts.append(f"{activity.stage or ''} {activity.percent:.0f} %".strip())
+    elif activity.stage is not None:
+        parts.append(activity.stage)
+    if activity.blockers:
+        first = activity.blockers[0]
+        parts.append(f"waits for pid {first['pid']} {first.get('application_name') or ''} ({first.get('state')})")
+    elif activity.wait_event is not None:
+        parts.append(f"waits: {activity.wait_event}")
+    return escape(" · ".join(parts))
+
+
+def size_words(size: int) -> str:
+    """A size for people: `3.4 MB`."""
     value = float(size)
     for unit in ("B", "kB", "MB", "GB"):
         if value < 1024:  # noqa: PLR2004
@@ -97,8 +121,11 @@ def print_status(status: dict[str, Any]) -> None:
     server = status["server"]
     role = "standby" if server["standby"] else "primary"
     console.print(
-        f"[bold]{server['address']}[/]  PostgreSQL {server['server_version']} ({role}), {_bytes(server['size_bytes'])}"
+        f"[bold]{server['address']}[/]  PostgreSQL {server['server_version']} ({role}),"
+        f" {size_words(server['size_bytes'])}"
     )
+    if status.get("running"):
+        _print_running(console, status["running"])
     for source in status["sources"]:
         _print_source(console, source)
     if status["extensions"]:
@@ -115,8 +142,22 @@ def print_status(status: dict[str, Any]) -> None:
     table.add_column("size", justify="right")
     for t in status["tables"]:
         rows = "-" if t["estimated_rows"] is None else f"{t['estimated_rows']:,}"
-        table.add_row(f"{t['schema']}.{t['name']}", rows, _bytes(t["size_bytes"]))
+        table.add_row(f"{t['schema']}.{t['name']}", rows, size_words(t["size_bytes"]))
     console.print(table if status["tables"] else "No tables yet.")
+
+
+def _print_running(console: Any, running: dict[str, Any]) -> None:
+    from rich.markup import escape
+
+    told = [f"pid {running['pid']}, {running['application_name']!r}", f"for {running['session_age_s']} s"]
+    if running["percent"] is not None:
+        told.append(f"{running['stage'] or ''} {running['percent']:.0f} %".strip())
+    if running["wait_event"]:
+        told.append(f"waits: {running['wait_event']}")
+    told += [f"blocked by pid {one['pid']} ({one.get('state')})" for one in running["blockers"]]
+    console.print(f"[yellow]A migration runs now[/]: {escape(', '.join(told))}")
+    if running["query"]:
+        console.print(f"  {escape(running['query'])}")
 
 
 _SHOWN_APPLIED = 10
@@ -126,7 +167,7 @@ def _print_source(console: Any, source: dict[str, Any]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    applied, pending, findings = source["applied"], source["pending"], source["findings"]
+    applied, pending = source["applied"], source["pending"]
     console.print(
         f"\n[bold]Migrations of the {source['source']}[/]: {source['folder']} (drizzle {source['generation']}),"
         f" ledger {source['ledger']}{'' if source['ledger_exists'] else ' (not made yet)'}"
@@ -146,7 +187,14 @@ def _print_source(console: Any, source: dict[str, Any]) -> None:
         table.add_row("[yellow]pending[/]", escape(row["name"]), (row["dated"] or "").replace("+00:00", ""), "")
     if applied or pending:
         console.print(table)
-    for finding in findings:
+    print_findings(console, source)
+
+
+def print_findings(console: Any, source: dict[str, Any]) -> None:
+    """Print where the history of one source is not straight, and the files that no run will use."""
+    from rich.markup import escape
+
+    for finding in source["findings"]:
         kind = str(finding["kind"]).replace("_", " ")
         mark = "[red]refused[/]" if finding["refused"] else "[yellow]warning[/]"
         console.print(f"  {mark} {kind}: {escape(finding['name'])}: {escape(finding['decision'])}")

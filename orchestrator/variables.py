@@ -316,7 +316,7 @@ VARIABLES: tuple[Variable, ...] = (
         "MIGRATION_DDL_RETRY_FOR",
         _DURATION,
         "10m",
-        "For how long such a migration is tried again before the start fails (exit 70).",
+        "For how long such a migration is tried again before the start fails (exit 70); 0 tries for ever.",
         "10m",
         field="migration_ddl_retry_for_s",
         parse=_duration,

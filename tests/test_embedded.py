@@ -144,7 +144,7 @@ async def holding(data_dir: Path, user: str | None = None) -> AsyncIterator[Hold
 async def test_the_first_start_makes_a_database_and_the_next_one_finds_it_at_the_same_address(data_dir, events):
     async with start(data_dir, events) as first:
         await ask(first.dsn, "CREATE TABLE kept AS SELECT 42 AS answer")
-        assert await ask(first.dsn, "SELECT current_database() || current_user") == "orchestratororchestrator"
+        assert await ask(first.dsn, "SELECT current_database() || current_user") == "orchestratorpostgres"
         assert await ask(first.dsn, "SELECT getdatabaseencoding()") == "UTF8"
         assert await ask(first.dsn, "SELECT upper('é')") == "É"
     assert events.names == ["embedded.starting", "embedded.initialized", "embedded.started", "embedded.stopped"]

@@ -31,7 +31,7 @@ async def test_a_project_of_one_s_own_brings_handlers_and_migrations_without_a_f
             row = await connection.fetchrow("SELECT customer, items FROM orders")
             assert tuple(row) == ("Ada", ["tea", "milk"])
             output = "SELECT output::text FROM orchestrator.jobs WHERE id = $1 AND state = 'succeeded'"
-            assert await connection.fetchval(output, int(printed)) == '{"order_id": 1}'
+            assert await wait_until(lambda: connection.fetchval(output, int(printed))) == '{"order_id": 1}'
             schedules = await connection.fetch("SELECT name, timezone FROM orchestrator.schedules")
             assert ("orders.forget", "Europe/Berlin") in [tuple(row) for row in schedules]
         finally:

@@ -347,3 +347,32 @@ async def test_a_role_that_a_file_sets_holds_for_the_next_one_and_not_for_our_re
         )
     finally:
         await admin.script(database_url, f"DROP OWNED BY {name}; DROP ROLE {name}")
+
+
+async def test_a_role_of_our_schemas_name_makes_its_tables_where_drizzle_would(
+    orchestrator, make_database, admin, server, tmp_path, known
+):
+    url = await make_database()
+    made = await admin.value(url, "SELECT count(*) FROM pg_roles WHERE rolname = 'orchestrator'") == 0
+    password = "s3cr3t-pw-orchestrator"
+    known.secrets.add(password)
+    if made:
+        await admin.script(url, f"CREATE ROLE orchestrator LOGIN SUPERUSER PASSWORD '{password}'")
+    else:
+        await admin.script(url, f"ALTER ROLE orchestrator LOGIN PASSWORD '{password}'")
+    try:
+        database = url.rpartition("/")[2].partition("?")[0]
+        env = {
+            "PGHOST": server.host,
+            "PGPORT": str(server.port),
+            "PGUSER": "orchestrator",
+            "PGPASSWORD": password,
+            "PGDATABASE": database,
+            "MIGRATIONS_DIR": str(write(tmp_path / "drizzle", ("0000_jobs", "CREATE TABLE jobs (id int);"))),
+        }
+        done = await orchestrator("migrate", env=env)
+        assert done.returncode == 0, done.stderr
+        assert await admin.value(url, "SELECT to_regclass('public.jobs') IS NOT NULL")
+    finally:
+        if made:
+            await admin.script(url, "DROP OWNED BY orchestrator CASCADE; DROP ROLE orchestrator")

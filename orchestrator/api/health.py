@@ -1,23 +1,50 @@
-"""`/health`, `/health/ready`, `/health/live`, `/health/startup`: the truth about the start. Reads memory only."""
+"""`/health`, `/health/ready`, `/health/live`, `/health/startup`: the truth about the start. Reads memory only.
+
+`/health/events` is the same as a stream, with the migrations one by one, for who watches a start.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import heapq
 import time
+from collections import Counter
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import msgspec
 from aiohttp import web
 
 from orchestrator import __version__
+from orchestrator.api import streams
+from orchestrator.api.problems import problem
 from orchestrator.lifecycle import Phase
 
 if TYPE_CHECKING:
-    from orchestrator.lifecycle import Lifecycle
+    from collections.abc import AsyncIterator, Callable, Mapping
+
+    from aiohttp.typedefs import Handler
+
+    from orchestrator.lifecycle import Event, Lifecycle, MigrationCounts, MigrationItem
 
 RETRY_AFTER_S = 1
 _NO_STORE = {"Cache-Control": "no-store"}
 _RETRY = {**_NO_STORE, "Retry-After": str(RETRY_AFTER_S)}
+
+# Events wake the stream at once, at most one snapshot in _GAP_S; what changes without an event is seen within _LOOK_S.
+_GAP_S = 0.1
+_LOOK_S = 0.5
+_REPEAT_S = 10.0
+# With 10,000 migrations a look takes milliseconds: at most a 20th of the loop's time goes into looking.
+_SHARE = 20.0
+_WATCHERS_LIMIT = 64
+_NO_ACCESS: Mapping[str, object] = MappingProxyType({})
+# Of 10,000 migrations: these many rows around the first that is not applied, and these many of the slowest.
+_SHOWN_BEFORE = 150
+_SHOWN_AFTER = 50
+_SLOWEST = 5
 
 
 def _iso(at: float) -> str:
@@ -45,6 +72,7 @@ def health(life: Lifecycle) -> dict[str, object]:
         "status": _status(life),
         "phase": life.phase,
         "timestamp": _iso(life.now()),
+        "started_at": _iso(life.now() - life.uptime_s),
         "uptime_s": round(life.uptime_s, 3),
         "version": __version__,
         "migrations": {
@@ -71,6 +99,148 @@ def health(life: Lifecycle) -> dict[str, object]:
         "warnings": life.warnings,
         "failure": life.failure,
     }
+
+
+def snapshot(life: Lifecycle, access: Mapping[str, object] = _NO_ACCESS) -> dict[str, object]:
+    """The body of `/health`, with the migrations one by one: bounded, however many there are.
+
+    `access` says what the API asks for (see `install`).
+    """
+    return {**health(life), "items": _items(life.migrations), "access": access}
+
+
+def _items(migrations: MigrationCounts) -> dict[str, object]:
+    """Counts of all, rows around the first migration that is not applied, and the slowest of this process."""
+    items, current = migrations.items, migrations.current
+
+    def state(item: MigrationItem) -> str:
+        return "running" if item.state == "pending" and item.name == current else item.state
+
+    def row(item: MigrationItem) -> dict[str, object]:
+        return {"source": item.source, "name": item.name, "state": state(item), "duration_s": _rounded(item.duration_s)}
+
+    turn = next((number for number, item in enumerate(items) if item.state != "applied"), len(items))
+    first = max(0, min(turn - _SHOWN_BEFORE, len(items) - _SHOWN_BEFORE - _SHOWN_AFTER))
+    timed = [item for item in items if item.duration_s]
+    slowest = heapq.nlargest(_SLOWEST, timed, key=lambda item: item.duration_s or 0.0)
+    return {
+        "total": len(items),
+        # what is applied stands before the turn, all but a few: nothing to ask about each
+        "counts": Counter({"applied": turn} if turn else {}) + Counter(state(item) for item in items[turn:]),
+        "left_out_before": first,
+        "rows": [row(item) for item in items[first : first + _SHOWN_BEFORE + _SHOWN_AFTER]],
+        "slowest": [
+            {"source": item.source, "name": item.name, "duration_s": _rounded(item.duration_s)} for item in slowest
+        ],
+        "spent_s": round(sum(item.duration_s or 0.0 for item in timed), 3),
+        "timed": len(timed),
+    }
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 4)
+
+
+def _without_clocks(body: dict[str, object]) -> dict[str, object]:
+    """The body but for what changes with every look: two of them are equal where nothing happened."""
+    still = {key: value for key, value in body.items() if key not in {"timestamp", "uptime_s"}}
+    migrations, checks = body["migrations"], body["checks"]
+    if isinstance(migrations, dict):
+        still["migrations"] = {key: value for key, value in migrations.items() if key != "elapsed_s"}
+    if isinstance(checks, dict):
+        still["checks"] = {
+            name: {key: value for key, value in check.items() if key != "checked_at"} for name, check in checks.items()
+        }
+    return still
+
+
+class StartEvents:
+    """The stream of snapshots. It costs nothing while nobody watches."""
+
+    def __init__(self, life: Lifecycle, access: Callable[[], Mapping[str, object]]) -> None:
+        self.life, self._access = life, access
+        self.hub = streams.Hub(limit=1, most=_WATCHERS_LIMIT, keep="newest")
+        self._happened = asyncio.Event()
+
+    def now(self) -> dict[str, object]:
+        """The snapshot of this instant."""
+        return snapshot(self.life, self._access())
+
+    async def run(self) -> None:
+        """Publish what changes, until cancelled."""
+        before: dict[str, object] | None = None
+        said_at = 0.0
+        while True:
+            await self.hub.until_watched()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_S):
+                    await self._happened.wait()
+            self._happened.clear()
+            began = time.monotonic()
+            body = self.now()
+            still, now = _without_clocks(body), time.monotonic()
+            if still != before or now - said_at >= _REPEAT_S:
+                before, said_at = still, now
+                self.hub.publish(streams.frame("state", body))
+            await asyncio.sleep(max(_GAP_S, _SHARE * (time.monotonic() - began)))
+
+    @asynccontextmanager
+    async def running(self, _: web.Application) -> AsyncIterator[None]:
+        """Publish while the application serves."""
+
+        def happened(_: Event) -> None:
+            self._happened.set()
+
+        stop_listening = self.life.listen(happened)
+        task = asyncio.create_task(self.run(), name="health events")
+        try:
+            yield
+        finally:
+            stop_listening()
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    async def end(self, _: web.Application) -> None:
+        """Tell everybody how it ended (a failed start has its `failure` by now), and close."""
+        self.hub.close(streams.frame("end", self.now()))
+
+
+def install(
+    app: web.Application, life: Lifecycle, access: Callable[[], Mapping[str, object]] = lambda: _NO_ACCESS
+) -> None:
+    """Add the probes and the stream of the start to the application.
+
+    `access` tells the page what the API asks for: `token`, whether one is configured, and `actions`, `open`, `token`
+    or `refused`. It is no secret: whoever asks the API learns the same.
+    """
+    events = StartEvents(life, access)
+    app.cleanup_ctx.append(events.running)
+    app.on_shutdown.append(events.end)
+    app.add_routes([*routes(life), web.get("/health/events", _watching(events), allow_head=False)])
+
+
+def _watching(events: StartEvents) -> Handler:
+    async def watch(request: web.Request) -> web.StreamResponse:
+        """The stream; `Accept: application/json` asks for one snapshot of the same instead (where streams fail)."""
+        if request.headers.get("Accept") == "application/json":
+            return web.Response(
+                body=msgspec.json.encode(events.now(), enc_hook=str),
+                content_type="application/json",
+                headers=_NO_STORE,
+            )
+        try:
+            with events.hub.subscribe() as subscriber:
+                return await streams.respond(request, subscriber, first=streams.frame("state", events.now()))
+        except streams.HubFullError:
+            return problem(
+                503,
+                f"{_WATCHERS_LIMIT} clients watch already; ask for Accept: application/json instead",
+                headers=_RETRY,
+                instance=request.path,
+            )
+
+    return watch
 
 
 def routes(life: Lifecycle) -> list[web.RouteDef]:

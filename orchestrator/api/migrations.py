@@ -1,56 +1,123 @@
-"""`GET /` (who this is) and `GET /api/migrations` (what is applied, pending, and not straight). Reads the database."""
+"""`GET /api/migrations` (what is applied, pending, and not straight) and `GET /api/starts`. Reads the database."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
-from aiohttp import web
 
-from orchestrator import __version__
-from orchestrator.api.problems import problem
+from orchestrator.api.operations import Answer, Call, Operation, json_answer
+from orchestrator.database.starts import StartRow, read_starts
+from orchestrator.jobs.reading import PAGE_MAX
+from orchestrator.migrator.status import migrations_status
 
 if TYPE_CHECKING:
-    from orchestrator.api.app import Backend
-
-_TIMEOUT_S = 10
-_ENDPOINTS = {
-    "health": "/health",
-    "live": "/health/live",
-    "startup": "/health/startup",
-    "migrations": "/api/migrations",
-}
+    from aiohttp import web
 
 
-def _json(body: object) -> web.Response:
-    return web.Response(
-        body=msgspec.json.encode(body, enc_hook=str),
-        content_type="application/json",
-        headers={"Cache-Control": "no-store"},
-    )
+class AppliedRow(msgspec.Struct, frozen=True):
+    """A row of a ledger, with the name of its file where it is known."""
+
+    id: int | None
+    name: str | None
+    hash: str | None
+    created_at: int | None
+    dated: str | None
+    duration_s: float | None
 
 
-def routes(backend: Backend) -> list[web.RouteDef]:
-    """The routes behind the gate."""
+class PendingFile(msgspec.Struct, frozen=True):
+    """A file that no ledger row stands for."""
 
-    async def root(_: web.Request) -> web.Response:
-        return _json(
-            {"message": "Job Server API", "name": "orchestrator", "version": __version__, "endpoints": _ENDPOINTS}
-        )
+    name: str
+    hash: str
+    created_at: int | None
+    dated: str | None
+    file: str
 
-    async def listing(request: web.Request) -> web.Response:
-        # Late: `/health` answers 30 ms sooner. READY has loaded both by the time that the gate opens.
-        import asyncpg
 
-        from orchestrator.migrator.status import migrations_status
+class FindingFacts(msgspec.Struct, frozen=True):
+    """Something that is not straight, what is decided about it, and what to do."""
 
-        try:
-            async with backend.pool.acquire(timeout=_TIMEOUT_S) as connection:
-                sources = await migrations_status(
-                    connection, backend.sources, policy=backend.policy, ahead=backend.ahead
-                )
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-            return problem(503, "the database does not answer", headers={"Retry-After": "1"}, instance=request.path)
-        return _json({"sources": sources})
+    kind: str
+    name: str | None
+    decision: str
+    remedy: str
+    refused: bool
+    cosmetic: bool
+    row_id: int | None
+    created_at: int | None
 
-    return [web.get("/", root), web.get("/api/migrations", listing)]
+
+class SourceFacts(msgspec.Struct, frozen=True):
+    """One folder and its ledger."""
+
+    source: str
+    folder: str
+    generation: Any
+    ledger: str
+    ledger_exists: bool
+    total: int
+    applied: list[AppliedRow]
+    pending: list[PendingFile]
+    findings: list[FindingFacts]
+    unlisted: list[str]
+
+
+class Migrations(msgspec.Struct, frozen=True):
+    """The service's own folder, then the user's."""
+
+    sources: list[SourceFacts]
+
+
+class Starts(msgspec.Struct, frozen=True):
+    """Starts, the newest first; `next_cursor` asks for older ones."""
+
+    starts: list[StartRow]
+    next_cursor: str | None
+
+
+class StartsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which page of starts."""
+
+    cursor: Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,18}$(?!\n)")] | None = None
+    limit: Annotated[int, msgspec.Meta(ge=1, le=PAGE_MAX)] = 50
+
+
+async def migrations(call: Call) -> web.Response:
+    """All sources."""
+    backend = call.backend
+    async with call.connection() as connection:
+        sources = await migrations_status(connection, backend.sources, policy=backend.policy, ahead=backend.ahead)
+    return json_answer({"sources": sources})
+
+
+async def starts(call: Call) -> web.Response:
+    """A page of starts."""
+    query: StartsQuery = call.query
+    before = None if query.cursor is None else int(query.cursor)
+    async with call.connection() as connection:
+        rows = await read_starts(connection, before=before, limit=query.limit + 1)
+    shown = rows[: query.limit]
+    return json_answer(Starts(shown, str(shown[-1].id) if len(rows) > query.limit else None))
+
+
+OPERATIONS = (
+    Operation(
+        "GET",
+        "/api/migrations",
+        migrations,
+        "Migrations: applied, pending, and not straight",
+        "starts",
+        {200: Answer(Migrations, "Both folders, compared with their ledgers now.")},
+    ),
+    Operation(
+        "GET",
+        "/api/starts",
+        starts,
+        "Starts of all replicas, the newest first",
+        "starts",
+        {200: Answer(Starts, "A page of starts.")},
+        query=StartsQuery,
+    ),
+)

@@ -50,23 +50,23 @@ def print_json(value: object) -> None:
     print(msgspec.json.format(msgspec.json.encode(value, enc_hook=str)).decode())
 
 
-def load(
-    options: argparse.Namespace, *, needs_database: bool | None = True, folder_may_be_missing: bool = False
-) -> Settings:
-    """The settings, with what the command line overrides; ConfigurationError with every problem.
-
-    `needs_database` None: it is read where it is set. `--embedded` needs none in any case.
-    """
+def load(options: argparse.Namespace) -> Settings:
+    """The settings, with what the command line overrides; ConfigurationError with every problem."""
     from orchestrator.settings import load as load_settings
 
     overrides = {
         variable: value for name, variable in _OVERRIDES.items() if (value := getattr(options, name, None)) is not None
     }
+    needs_database = not getattr(options, "embedded", False)
+    if needs_database and getattr(options, "database_if_named", False):
+        from orchestrator.settings import names_a_database
+
+        needs_database = names_a_database(os.environ)
     return load_settings(
         os.environ,
         overrides,
-        needs_database=needs_database if not getattr(options, "embedded", False) else False,
-        folder_may_be_missing=folder_may_be_missing,
+        needs_database=needs_database,
+        folder_may_be_missing=getattr(options, "folder_may_be_missing", False),
     )
 
 
@@ -76,14 +76,12 @@ def run(
     *,
     stopped_is_ok: bool = False,
     default_level: str | None = None,
-    needs_database: bool | None = True,
-    folder_may_be_missing: bool = False,
 ) -> int:
     """Load the settings, run `work` under signals and logs, and turn how it ended into an exit code."""
     from orchestrator.errors import OrchestratorError
 
     try:
-        settings = load(options, needs_database=needs_database, folder_may_be_missing=folder_may_be_missing)
+        settings = load(options)
     except OrchestratorError as error:
         return failed_early(error)
 

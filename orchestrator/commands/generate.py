@@ -42,7 +42,7 @@ def generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-renames", action="store_true", help="ask about no (further) rename: all of it is new")
     with_embedded(parser)
     with_json(parser)
-    parser.set_defaults(run=_generate)
+    parser.set_defaults(run=_generate, database_if_named=True, folder_may_be_missing=True)
 
 
 def _generate(options: argparse.Namespace) -> int:
@@ -54,13 +54,7 @@ def _generate(options: argparse.Namespace) -> int:
     async def work(settings: Settings, life: Lifecycle) -> None:
         outcome.update(await _work(options, settings, life))
 
-    code = run(
-        options,
-        work,
-        default_level="warning",
-        needs_database=None,
-        folder_may_be_missing=True,
-    )
+    code = run(options, work, default_level="warning")
     if code != 0:
         return code
     if options.json:

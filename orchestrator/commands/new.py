@@ -22,7 +22,7 @@ def new(parser: argparse.ArgumentParser) -> None:
     """Add the options of `new`."""
     with_new_file(parser)
     with_json(parser)
-    parser.set_defaults(run=_new)
+    parser.set_defaults(run=_new, folder_may_be_missing=True, embedded=True)  # no database is read
 
 
 def with_new_file(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
@@ -69,7 +69,7 @@ def _new(options: argparse.Namespace) -> int:
     from orchestrator.migrator.new import write_migrations
 
     try:
-        folder = folder_of(load(options, needs_database=False, folder_may_be_missing=True))
+        folder = folder_of(load(options))
         (made,) = write_migrations(
             folder,
             [(options.name, _EMPTY)],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from orchestrator.commands.edge import run, with_embedded, with_folder
+from orchestrator.commands.plan import show_plan, with_plan_options
 
 TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
 if TYPE_CHECKING:
@@ -22,6 +23,10 @@ def migrate(parser: argparse.ArgumentParser) -> None:
     """Add the options of `migrate`."""
     with_folder(parser)
     with_embedded(parser)
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show what would run, as `plan` does, and change nothing"
+    )
+    with_plan_options(parser)
     parser.set_defaults(run=_migrate)
 
 
@@ -42,6 +47,8 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _migrate(options: argparse.Namespace) -> int:
+    if options.dry_run:
+        return show_plan(options)
     from orchestrator import supervisor
 
     return run(options, lambda s, life: supervisor.migrate_once(s, life, embedded=options.embedded))

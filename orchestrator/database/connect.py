@@ -13,6 +13,7 @@ import select
 import socket
 import time
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -77,6 +78,15 @@ async def close(connection: Any) -> None:
         raise
 
 
+def next_try(life: Lifecycle, retry_in_s: float) -> dict[str, object]:
+    """When the next login is tried, at the latest: a probe may find a listener before, and tries at once."""
+    at = datetime.fromtimestamp(life.now() + retry_in_s, UTC)
+    return {
+        "retry_in_s": round(retry_in_s, 2),
+        "next_try_at": at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+    }
+
+
 class _Reporter:
     """Says the first failure, each change of cause, and one line every 30 s; nothing else."""
 
@@ -86,7 +96,7 @@ class _Reporter:
         self._said_at = 0.0
         self._since = time.monotonic()
 
-    def failed(self, failure: Failure, attempt: int) -> None:
+    def failed(self, failure: Failure, attempt: int, *, retry_in_s: float) -> None:
         self._life.connect_attempts += 1
         facts = {
             "hosts": [f"{host}:{port}" for host, port in self._dsn.hosts],
@@ -96,7 +106,7 @@ class _Reporter:
             "waited_s": round(time.monotonic() - self._since, 1),
             "hint": failure.hint,
         }
-        self._life.check("database", "failed", **facts)
+        self._life.check("database", "failed", **facts, **next_try(self._life, retry_in_s))
         now = time.monotonic()
         if failure.cause != self._cause or now - self._said_at >= _REPORT_EVERY_S:
             self._cause, self._said_at = failure.cause, now
@@ -153,7 +163,7 @@ async def connect(
         return last.outlook != "hopeless"
 
     def report(state: tenacity.RetryCallState) -> None:
-        reporter.failed(last, state.attempt_number)
+        reporter.failed(last, state.attempt_number, retry_in_s=state.upcoming_sleep)
 
     def wait_s(state: tenacity.RetryCallState) -> float:
         wanted = _wait_s(last, state.attempt_number, time.monotonic() - began)

@@ -40,7 +40,9 @@ from orchestrator.errors import EXIT_CONFIG, EXIT_UNAVAILABLE, ConfigurationErro
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
-_DATABASE = _USER = "orchestrator"
+_DATABASE = "orchestrator"
+# Not our name: a role finds a schema of its own name first, and `orchestrator` is the schema of our own tables.
+_USER = "postgres"
 _HOST = "127.0.0.1"
 _MAJORS = range(14, 19)
 _LOG_LIMIT_BYTES = 10 * 1024 * 1024

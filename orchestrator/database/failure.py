@@ -56,6 +56,14 @@ _BY_SQLSTATE: dict[str, Failure] = {
     "42602": _PARAMETER,
     "55P02": _PARAMETER,
 }
+_POOLED = Failure(
+    "shared_session",
+    "transient",
+    "A pooler in transaction mode gave the session to others: set MIGRATION_DATABASE_URL to the server itself.",
+)
+# invalid_sql_statement_name, duplicate_prepared_statement
+POOLER_SQLSTATES = frozenset({"26000", "42P05"})
+_BY_SQLSTATE |= dict.fromkeys(POOLER_SQLSTATES, _POOLED)
 _BY_CLASS: dict[str, Failure] = {
     "53": Failure("out_of_resources", "transient", "The server is out of disk, memory or connections."),
     "08": Failure("closed", "transient", "The connection was closed while logging in: the server may be starting."),

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
+from orchestrator.database.pooler import PoolerError, ensure_own_session
 from orchestrator.errors import LockTimeoutError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from orchestrator.lifecycle import Lifecycle
 
@@ -28,7 +29,7 @@ HELD_HERE = (
     f" AND pid = pg_catalog.pg_backend_pid() AND classid = {_CLASS_ID} AND objid = {_OBJECT_ID} AND objsubid = 1)"
 )
 _HOLDER = (
-    "SELECT a.pid, a.application_name, a.client_addr::text AS client_address,"  # noqa: S608 constants
+    "SELECT a.pid, a.application_name, pg_catalog.host(a.client_addr) AS client_address,"  # noqa: S608 constants
     " round(extract(epoch FROM now() - a.backend_start))::int AS session_age_s, a.state,"
     " round(extract(epoch FROM clock_timestamp() - a.query_start)::numeric, 1)::float8 AS statement_age_s"
     " FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid"
@@ -36,27 +37,43 @@ _HOLDER = (
     f" AND l.classid = {_CLASS_ID} AND l.objid = {_OBJECT_ID}"
     " AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())"
 )
+# By a simple query: through a pooler a prepared statement may be gone before it is executed.
+_TRY = f"SELECT 1 WHERE pg_catalog.pg_try_advisory_lock({LOCK_KEY})"
+_UNLOCK = f"SELECT 1 WHERE pg_catalog.pg_advisory_unlock({LOCK_KEY})"
+_DONE = "SELECT 1"
+_UNLOCK_TRIES = 30
 _POLL_S = 0.2
 _REPORT_EVERY_S = 30.0
 
 
 @asynccontextmanager
-async def migration_lock(connection: Any, life: Lifecycle, *, timeout_s: float) -> AsyncIterator[None]:
+async def migration_lock(
+    connection: Any,
+    life: Lifecycle,
+    *,
+    timeout_s: float,
+    connect_second: Callable[[], Awaitable[Any]] | None = None,
+) -> AsyncIterator[None]:
     """Hold the lock of the database on this session; wait for it at most `timeout_s` (0 = for ever).
+
+    Before it is taken, a pooler that would share the session is refused; `connect_second` opens another connection by
+    the same way, which makes that sure.
 
     Polls `pg_try_advisory_lock`: a waiter blocked in `pg_advisory_lock` holds a snapshot, and CREATE INDEX CONCURRENTLY
     of the holder would wait for it: a deadlock. Cancelled while waiting: nothing is held.
 
     Raises:
         LockTimeoutError: with who holds it (exit 75).
+        PoolerError: the session is not ours alone (exit 78).
     """
+    await ensure_own_session(connection, connect_second)
     began = time.monotonic()
     said_at: float | None = None
-    while not await connection.fetchval("SELECT pg_catalog.pg_try_advisory_lock($1)", LOCK_KEY):
+    while await connection.execute(_TRY) != _DONE:
         now = time.monotonic()
         is_late = bool(timeout_s) and now - began >= timeout_s
         if is_late or said_at is None or now - said_at >= _REPORT_EVERY_S:
-            holder = await _holder(connection)
+            holder = await lock_holder(connection)
             if is_late:
                 raise LockTimeoutError(
                     f"another migrator held the lock for {timeout_s:g} s: {_describe(holder)}",
@@ -72,12 +89,15 @@ async def migration_lock(connection: Any, life: Lifecycle, *, timeout_s: float) 
     life.checks.pop("lock", None)
     life.emit("lock.acquired", waited_s=round(time.monotonic() - began, 3))
     try:
+        if await connection.execute(f"SELECT 1 WHERE {HELD_HERE}") != _DONE:
+            raise PoolerError("the lock that was taken is not held in the next transaction")
         yield
     finally:
         await _release(connection, life)
 
 
-async def _holder(connection: Any) -> dict[str, object] | None:
+async def lock_holder(connection: Any) -> dict[str, object] | None:
+    """Who holds the lock of this database, None where nobody does or it cannot be seen."""
     row = await connection.fetchrow(_HOLDER)
     return dict(row) if row is not None else None
 
@@ -99,5 +119,13 @@ async def _release(connection: Any, life: Lifecycle) -> None:
         async with asyncio.timeout(2):
             if connection.is_in_transaction():
                 await connection.execute("ROLLBACK")
-            await connection.fetchval("SELECT pg_catalog.pg_advisory_unlock($1)", LOCK_KEY)
-            life.emit("lock.released", level="debug")
+            # Once, where the session is ours. If a pooler has given us another one, the lock is on one that comes back.
+            for _ in range(_UNLOCK_TRIES):
+                if await connection.execute(_UNLOCK) == _DONE:
+                    life.emit("lock.released", level="debug")
+                    return
+            life.emit(
+                "lock.stranded",
+                level="warning",
+                hint="The lock was not found again to release it: a pooler holds it, or a file has released it.",
+            )

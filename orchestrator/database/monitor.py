@@ -7,7 +7,7 @@ import contextlib
 import time
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.database.connect import close, connect_once
+from orchestrator.database.connect import close, connect_once, next_try
 from orchestrator.database.failure import CONNECTION_ERRORS, classify
 from orchestrator.lifecycle import Phase
 
@@ -49,7 +49,7 @@ async def watch_database(dsn: Dsn, life: Lifecycle) -> None:
                     "hint": failure.hint,
                     "failures": failures,
                 }
-                life.check("database", "failed", **facts)
+                life.check("database", "failed", **facts, **next_try(life, _pause_s(failures)))
                 if failures == _FAILURES_TO_LOSE:
                     lost_at = said_at = now
                     life.emit("database.lost", level="error", **facts)

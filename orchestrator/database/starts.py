@@ -54,5 +54,41 @@ async def record_start(connection: Any, start: Start) -> bool:
     return False
 
 
+class StartRow(msgspec.Struct, frozen=True):
+    """A start as it was recorded; `phases` are seconds by phase."""
+
+    id: int
+    started_at: datetime
+    recorded_at: datetime
+    version: str
+    host: str
+    pid: int
+    command: str
+    phases: dict[str, float]
+    migrations_applied: int
+    outcome: Outcome
+    error: dict[str, Any] | None
+
+
+async def read_starts(connection: Any, *, before: int | None, limit: int) -> list[StartRow]:
+    """The newest starts with an id below `before`."""
+    rows = await connection.fetch(
+        "SELECT id, started_at, recorded_at, version, host, pid, command, phases::text AS phases, migrations_applied,"
+        " outcome, error::text AS error FROM orchestrator.starts WHERE id < $1 ORDER BY id DESC LIMIT $2",
+        2**63 - 1 if before is None else before,
+        limit,
+    )
+    return [
+        StartRow(
+            **{
+                **row,
+                "phases": msgspec.json.decode(row["phases"]),
+                "error": None if row["error"] is None else msgspec.json.decode(row["error"]),
+            }
+        )
+        for row in rows
+    ]
+
+
 def _json(value: object) -> str:
     return msgspec.json.encode(value, enc_hook=str).decode()

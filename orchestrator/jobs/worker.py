@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 _POLL_S = 5.0
 _POLL_DEAF_S = 0.5  # where nothing can be heard
 _CONTENDED_S = 0.02
+_HEARD_AGAIN_S = 0.1
 _BATCH_MAX = 500
 _UNWRITTEN_MAX = 2000
 _LINES_MAX = 5000
@@ -291,6 +292,8 @@ class Worker:
             self._interrupted(record["id"], record["attempt"])
             return
         run = Run(record, self._registry.handlers[record["name"]])
+        # Taken over from this very worker, whose lease ran out while the database was away: one of the two must end.
+        self.lose(run.id, run.attempt - 1)
         self.runs[run.id, run.attempt] = run
         run.task = loop.create_task(self._perform(run))
         if run.timeout_s is not None:
@@ -411,6 +414,8 @@ class Worker:
     def _cancel_heard(self, payload: str) -> None:
         if payload.isdecimal():
             self.cancel(int(payload))
+            # Heard before the answer of the claim that it came after was looked at: once more, a moment later.
+            asyncio.get_running_loop().call_later(_HEARD_AGAIN_S, self.cancel, int(payload))
 
     # ----------------------------------------------------------------------------------------------- lines and progress
 

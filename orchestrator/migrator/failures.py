@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.errors import MigrationError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from orchestrator.migrator.folder import Migration
     from orchestrator.migrator.plan import Finding
@@ -33,6 +33,7 @@ _REMEDIES: dict[str, str] = {
     "53200": "The server ran out of memory: give it more",
     "57014": "The statement was cancelled or timed out: raise MIGRATION_STATEMENT_TIMEOUT (0 = none)",
     "55P03": "A lock was not to be had: stop what holds the table",
+    "40P01": "Another session and the migration waited for each other: stop that session",
     "25006": "The session is read-only: check default_transaction_read_only of the role and of the database",
     "23505": "The data holds duplicates that the migration forbids: mend them",
     "23502": "The data holds NULLs that the migration forbids: mend them",
@@ -96,6 +97,53 @@ def failed_statement(
     parts = [f"{where}: {message} (SQLSTATE {error.sqlstate})"]
     parts += [f"{name}: {value}" for name, value in (("detail", error.detail), ("hint", error.hint)) if value]
     return MigrationError("; ".join(parts), remedy=f"{remedy}{_AGAIN}; {state}.", facts=facts)
+
+
+def statement_of(error: MigrationError, parsed: Sequence[Statement]) -> Statement | None:
+    """The statement that failed, where it was one of the file's."""
+    number = error.facts.get("statement")
+    return parsed[number - 1] if isinstance(number, int) and 0 < number <= len(parsed) else None
+
+
+def refuses_transaction(error: MigrationError) -> bool:
+    """Whether the server refused the statement because of the transaction around it, which only its catalogue knows.
+
+    REINDEX and CLUSTER of a partitioned table commit after each partition (25001, PreventInTransactionBlock).
+    """
+    return error.facts.get("sqlstate") == "25001" and error.facts.get("statement_kind") in {"REINDEX", "CLUSTER"}
+
+
+def blocked(
+    error: MigrationError, blockers: Sequence[Mapping[str, object]], *, attempts: int, waited_s: float
+) -> MigrationError:
+    """Locks were not to be had for as long as MIGRATION_DDL_RETRY_FOR allows."""
+    names = "; ".join(describe_blocker(one) for one in blockers) or "nobody who is visible to this user"
+    tries = "once" if attempts == 1 else f"{attempts} times in {waited_s:.0f} s"
+    pids = [one["pid"] for one in blockers if one.get("pid")]
+    stop = " or ".join(f"SELECT pg_terminate_backend({pid})" for pid in pids[:3])
+    gids = [one["gid"] for one in blockers if one.get("gid")]
+    stop = " or ".join(filter(None, [stop, *(f"ROLLBACK PREPARED '{gid}'" for gid in gids[:3])]))
+    state = error.remedy.partition("; then start again; ")[2]
+    return MigrationError(
+        f"{error.message}; tried {tries}, blocked by: {names}",
+        remedy=f"Let it end, or stop it{f': {stop}' if stop else ''}; or raise MIGRATION_DDL_RETRY_FOR{_AGAIN}"
+        f"{f'; {state}' if state else '.'}",
+        facts={**error.facts, "blockers": list(blockers), "attempts": attempts, "waited_s": round(waited_s, 1)},
+    )
+
+
+def describe_blocker(one: Mapping[str, object]) -> str:
+    """One session that holds what we wait for, in a line."""
+    if one.get("gid"):
+        return f"the prepared transaction {one['gid']!r} of {one['username']}, for {one['transaction_age_s']:g} s"
+    who = f"pid {one['pid']}"
+    if one.get("application_name"):
+        who += f", {one['application_name']!r}"
+    if one.get("state"):
+        who += f", {one['state']}"
+    if one.get("transaction_age_s") is not None:
+        who += f", its transaction open for {one['transaction_age_s']:g} s"
+    return f"{who}: {one['query']}" if one.get("query") else who
 
 
 def refused_history(refused: Sequence[tuple[Source, Finding]]) -> MigrationError:

@@ -121,7 +121,34 @@ def tokens(sql: bytes) -> Iterator[tuple[int, int]]:
     return _unpack_tokens(packed)
 
 
-def _unpack_tokens(packed: bytes) -> Iterator[tuple[int, int]]:
+def plpgsql(function: bytes) -> Any:
+    """The PL/pgSQL tree of a CREATE FUNCTION or DO statement, as libpg_query writes it.
+
+    Raises:
+        GrammarError: it is no PL/pgSQL that can be read without a catalogue.
+    """
+    library = _library()
+    result = library.pg_query_parse_plpgsql(function)
+    try:
+        _raise_error(result.error)
+        return msgspec.json.decode(result.functions)
+    finally:
+        library.pg_query_free_plpgsql_parse_result(result)
+
+
+def comments(sql: bytes) -> list[tuple[int, int]]:
+    """(offset, end) in bytes of each comment of `sql`; raises as `tokens`."""
+    library = _library()
+    result = library.pg_query_scan(sql)
+    try:
+        _raise_error(result.error)
+        packed = ctypes.string_at(result.tokens.data, result.tokens.length)
+    finally:
+        library.pg_query_free_scan_result(result)
+    return list(_unpack_tokens(packed, comments=True))
+
+
+def _unpack_tokens(packed: bytes, *, comments: bool = False) -> Iterator[tuple[int, int]]:
     """Read pg_query.proto's ScanResult {version = 1; repeated ScanToken tokens = 2 {start = 1, end = 2, token = 4}}."""
     position, size = 0, len(packed)
     while position < size:
@@ -134,7 +161,7 @@ def _unpack_tokens(packed: bytes) -> Iterator[tuple[int, int]]:
         while position < end:
             tag, position = _varint(packed, position)
             fields[tag >> 3], position = _varint(packed, position)
-        if fields.get(4) not in {_SQL_COMMENT, _C_COMMENT}:
+        if (fields.get(4) in {_SQL_COMMENT, _C_COMMENT}) is comments:
             yield fields.get(1, 0), fields.get(2, 0)
 
 
@@ -192,6 +219,10 @@ class _ScanResult(Structure):
     _fields_ = (("tokens", _Packed), ("stderr", c_char_p), ("error", POINTER(_Error)))
 
 
+class _PlpgsqlResult(Structure):
+    _fields_ = (("functions", c_char_p), ("error", POINTER(_Error)))
+
+
 class _TreeStatement(msgspec.Struct):
     stmt: dict[str, msgspec.Raw]
     stmt_location: int = 0
@@ -225,6 +256,7 @@ def _library() -> ctypes.CDLL:
         ("pg_query_parse", "pg_query_free_parse_result", _ParseResult),
         ("pg_query_split_with_parser", "pg_query_free_split_result", _SplitResult),
         ("pg_query_scan", "pg_query_free_scan_result", _ScanResult),
+        ("pg_query_parse_plpgsql", "pg_query_free_plpgsql_parse_result", _PlpgsqlResult),
     ):
         getattr(library, function).argtypes = [c_char_p]
         getattr(library, function).restype = result

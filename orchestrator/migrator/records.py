@@ -19,18 +19,34 @@ if TYPE_CHECKING:
     from orchestrator.migrator.plan import Ledger
 
 SERVICE_SCHEMA = "orchestrator"
+
+# A role of our schema's name finds it first by `"$user"`: what a user's file makes unqualified belongs where drizzle
+# would have put it. Run it in every session that reads or runs a user's files.
+OUT_OF_OUR_SCHEMA = (
+    "SELECT pg_catalog.set_config('search_path', pg_catalog.regexp_replace(pg_catalog.current_setting('search_path'),"
+    f" '(\"\\$user\"|\\$user)\\s*,?\\s*', ''), false) WHERE current_user = '{SERVICE_SCHEMA}'"
+)
 _PLAIN_LIMIT_BYTES = 1 << 20
 _COMPRESSION = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Unfinished:
-    """How far an interrupted run came in one file: `done` statements, their text's hash, the one that ran."""
+    """How far an interrupted run came in one file: `done` statements, their text's hash, the one that ran.
+
+    `known` are the oids of the indexes that its table had before that one: what else is there now, it has made.
+    """
 
     name: str
     done: int
     done_hash: str
     running: int | None
+    known: frozenset[int] = frozenset()
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether anything of the file was run in steps."""
+        return self.done > 0 or self.running is not None
 
 
 async def records_exist(connection: Any) -> bool:
@@ -76,7 +92,11 @@ async def unfinished(connection: Any, ledger_key: str) -> dict[str, Unfinished]:
         "SELECT name, statements_done, done_hash, running FROM orchestrator.unfinished_migrations WHERE ledger = $1",
         ledger_key,
     )
-    return {row[0]: Unfinished(*row) for row in rows}
+    found = {}
+    for name, done, done_hash, running in rows:
+        digest, _, known = done_hash.partition(" ")
+        found[name] = Unfinished(name, done, digest, running, frozenset(map(int, known.split())))
+    return found
 
 
 def begin_unfinished(ledger_key: str, names: Iterable[str]) -> str:
@@ -88,10 +108,13 @@ def begin_unfinished(ledger_key: str, names: Iterable[str]) -> str:
     )
 
 
-def note_step(ledger_key: str, name: str, *, done: int, done_hash: str, running: int | None = None) -> str:
-    """SQL that notes that the first `done` statements of `name` are finished, and which one runs now."""
+def note_step(
+    ledger_key: str, name: str, *, done: int, done_hash: str, running: int | None = None, known: Iterable[int] = ()
+) -> str:
+    """SQL that notes that the first `done` statements of `name` are finished, which one runs now, and `known`."""
+    kept = " ".join([done_hash, *map(str, sorted(known))])
     return (
-        f"UPDATE orchestrator.unfinished_migrations SET statements_done = {done}, done_hash = {literal(done_hash)},"  # noqa: S608
+        f"UPDATE orchestrator.unfinished_migrations SET statements_done = {done}, done_hash = {literal(kept)},"  # noqa: S608
         f" running = {literal(running)}, since = now() WHERE ledger = {literal(ledger_key)} AND name = {literal(name)}"
     )
 
@@ -127,16 +150,32 @@ _RECORD = (
 )
 
 
-def record_statement(ledger_key: str, migration: Migration, *, before_s: float, raw: bytes) -> str:
-    """SQL that keeps the text of a small applied migration; it travels in one message with the ledger row.
+def since_message(before_s: float) -> str:
+    """SQL of a duration: `before_s`, and what the message that it travels in has taken when the server comes to it."""
+    return f"{before_s:.6f} + extract(epoch FROM clock_timestamp() - statement_timestamp())"
 
-    The duration is `before_s`, and what this very message has taken when the server comes to it.
-    """
+
+def record_statement(ledger_key: str, migration: Migration, *, duration: str, raw: bytes) -> str:
+    """SQL that keeps the text of a small applied migration; it travels in one message with the ledger row."""
     return (
         f"{_RECORD} ({literal(ledger_key)}, {literal(migration.name)}, {literal(migration.hash)}, {migration.when_ms},"
-        f" {before_s:.6f} + extract(epoch FROM clock_timestamp() - statement_timestamp()), {migration.size_bytes},"
-        f" {literal(raw.decode(errors='replace'))}, NULL)"
+        f" {duration}, {migration.size_bytes}, {literal(raw.decode(errors='replace'))}, NULL)"
     )
+
+
+async def newest_record(connection: Any) -> int:
+    """The id of the newest record, 0 where there is none."""
+    return int(await connection.fetchval("SELECT coalesce(max(id), 0) FROM orchestrator.migration_records"))
+
+
+async def newer_records(connection: Any, ledger_key: str, than: int) -> list[tuple[int, str, float]]:
+    """(id, name, duration in seconds) of what was applied after the record `than`, in order."""
+    rows = await connection.fetch(
+        "SELECT id, name, duration_s FROM orchestrator.migration_records WHERE id > $1 AND ledger = $2 ORDER BY id",
+        than,
+        ledger_key,
+    )
+    return [(row[0], row[1], row[2]) for row in rows]
 
 
 async def record_packed(

@@ -5,18 +5,59 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.database.lock import lock_holder
 from orchestrator.migrator import records
 from orchestrator.migrator.survey import survey
+from orchestrator.migrator.watch import Seen, excerpt, look_at
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from orchestrator.migrator.plan import Ahead, Policy
+    from orchestrator.migrator.plan import Ahead, Finding, Policy
     from orchestrator.migrator.survey import Source
 
 
 def _iso(ms: int | None) -> str | None:
     return None if ms is None else datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="seconds")
+
+
+def described_findings(findings: Sequence[Finding]) -> list[dict[str, Any]]:
+    """Findings as plain data."""
+    return [
+        {
+            "kind": f.kind,
+            "name": f.name,
+            "decision": f.decision,
+            "remedy": f.remedy,
+            "refused": f.refused,
+            "cosmetic": f.cosmetic,
+            "row_id": f.row_id,
+            "created_at": f.created_at,
+        }
+        for f in findings
+    ]
+
+
+async def migration_running(connection: Any) -> dict[str, Any] | None:
+    """Who migrates this database now, in whatever process, and what it does there; None where nobody does. JSON-ready.
+
+    Keys: those of the lock's holder (`pid`, `application_name`, `client_address`, `session_age_s`, `state`,
+    `statement_age_s`), `query` without its string constants, `wait_event`, `stage`, `percent`, `blockers`.
+    """
+    holder = await lock_holder(connection)
+    if holder is None:
+        return None
+    pid = int(str(holder["pid"]))
+    query = await connection.fetchval("SELECT query FROM pg_catalog.pg_stat_activity WHERE pid = $1", pid)
+    seen = await look_at(connection, pid) or Seen()
+    return {
+        **holder,
+        "query": excerpt(query or ""),
+        "wait_event": seen.wait_event,
+        "stage": seen.stage,
+        "percent": seen.percent,
+        "blockers": [dict(one) for one in seen.blockers],
+    }
 
 
 async def migrations_status(
@@ -64,19 +105,7 @@ async def migrations_status(
                     }
                     for m in one.plan.pending
                 ],
-                "findings": [
-                    {
-                        "kind": f.kind,
-                        "name": f.name,
-                        "decision": f.decision,
-                        "remedy": f.remedy,
-                        "refused": f.refused,
-                        "cosmetic": f.cosmetic,
-                        "row_id": f.row_id,
-                        "created_at": f.created_at,
-                    }
-                    for f in one.plan.findings
-                ],
+                "findings": described_findings(one.plan.findings),
                 "unlisted": list(source.folder.unlisted),
             }
         )

@@ -1,0 +1,314 @@
+"""`/openapi.json` (OpenAPI 3.1) and `GET /`: what this server can do, out of the operations and their types.
+
+The document is that of the live server: it names its handlers, and what the payload of each looks like.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from orchestrator import __version__
+from orchestrator.api.operations import Answer, Call, Empty, Operation, json_answer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from aiohttp import web
+
+    from orchestrator.jobs.registry import Registry
+
+_REF = "#/components/schemas/{name}"
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """RFC 9457, with `error`, which upstream's clients read; other members say more."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    error: str
+
+
+class Root(msgspec.Struct, frozen=True):
+    """Who this is. `endpoints` are names and paths."""
+
+    message: str
+    name: str
+    version: str
+    endpoints: dict[str, str]
+
+
+class HealthMigrations(msgspec.Struct, frozen=True):
+    """How far the migrations are."""
+
+    applied: int
+    total: int
+    current: str | None
+    statement: int | None
+    statements: int | None
+    elapsed_s: float | None
+
+
+class Health(msgspec.Struct, frozen=True):
+    """The truth about the start: 200 when the service serves, 503 while it does not."""
+
+    status: Literal["ok", "starting", "unavailable", "stopping", "stopped", "failed"]
+    phase: str
+    timestamp: str
+    uptime_s: float
+    version: str
+    migrations: HealthMigrations
+    checks: dict[str, Any]
+    history: list[dict[str, Any]]
+    warnings: list[dict[str, Any]]
+    failure: dict[str, Any] | None
+
+
+async def document(call: Call) -> web.Response:
+    """The document itself."""
+    from orchestrator.api.dispatch import operations
+
+    return json_answer(build((*operations(), *ELSEWHERE), call.backend.registry))
+
+
+async def root(_: Call) -> web.Response:
+    """Who this is."""
+    return json_answer(Root("Job Server API", "orchestrator", __version__, _ENDPOINTS))
+
+
+async def _elsewhere(_: Call) -> web.Response:
+    raise NotImplementedError
+
+
+_ENDPOINTS = {
+    "health": "/health",
+    "live": "/health/live",
+    "startup": "/health/startup",
+    "migrations": "/api/migrations",
+    "jobs": "/api/jobs",
+    "events": "/api/events",
+    "queueStats": "/api/jobs/queue/stats",
+    "jobResults": "/api/jobs/results",
+    "serverStatus": "/api/jobs/server-status",
+    "metrics": "/metrics",
+    "openapi": "/openapi.json",
+}
+
+OPERATIONS = (
+    Operation(
+        "GET", "/openapi.json", document, "This document", "about", {200: Answer(dict[str, Any], "OpenAPI 3.1.")}
+    ),
+    Operation("GET", "/", root, "Who this is", "about", {200: Answer(Root, "A browser gets the status page.")}),
+)
+
+_UP = {200: Answer(Health, "It serves."), 503: Answer(Health, "It does not serve now.")}
+# Routes that stand before the gate; they are served without any of this, from the first moment on.
+ELSEWHERE = (
+    Operation("GET", "/health", _elsewhere, "Whether it serves", "health", _UP),
+    Operation("GET", "/health/ready", _elsewhere, "Whether it serves, for a readiness probe", "health", _UP),
+    Operation(
+        "GET", "/health/live", _elsewhere, "Whether the process lives", "health", {200: Answer(Health, "It does.")}
+    ),
+    Operation("GET", "/health/startup", _elsewhere, "Whether the start is done", "health", _UP),
+    Operation(
+        "GET",
+        "/health/events",
+        _elsewhere,
+        "The start as it happens",
+        "health",
+        {200: Answer(str, "Server-sent events: state, end.", content_type="text/event-stream")},
+    ),
+    Operation(
+        "GET",
+        "/metrics",
+        _elsewhere,
+        "Metrics for Prometheus",
+        "about",
+        {200: Answer(str, "The text format, or OpenMetrics where it is asked for.", content_type="text/plain")},
+        description="Answers in every phase. With API_TOKEN it asks for the token.",
+    ),
+)
+
+_OPEN = ("/health", "/")
+
+
+def build(operations: Sequence[Operation], registry: Registry | None) -> dict[str, Any]:
+    """The document of these operations, for a server with these handlers."""
+    kinds = _kinds(operations)
+    schemas, components = msgspec.json.schema_components(kinds, ref_template=_REF)
+    by_kind = dict(zip(map(repr, kinds), schemas, strict=True))
+    paths: dict[str, dict[str, Any]] = {}
+    for operation in operations:
+        paths.setdefault(operation.template, {})[operation.method.lower()] = _described(operation, by_kind)
+    _name_handlers(components, registry)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "orchestrator",
+            "version": __version__,
+            "description": "A durable queue in Postgres behind an HTTP API, and the start that leads to it.",
+        },
+        "paths": paths,
+        "components": {
+            "schemas": _portable(components),
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "description": "API_TOKEN"}},
+        },
+    }
+
+
+def _kinds(operations: Iterable[Operation]) -> list[Any]:
+    found: dict[str, Any] = {repr(Problem): Problem}
+    for operation in operations:
+        for kind in (operation.body, *(answer.body for answer in operation.answers.values())):
+            if kind is not None and kind is not str:
+                found[repr(kind)] = kind
+    return list(found.values())
+
+
+def _described(operation: Operation, schemas: dict[str, Any]) -> dict[str, Any]:
+    described: dict[str, Any] = {
+        "operationId": _identity(operation),
+        "summary": operation.summary,
+        "tags": [operation.tag],
+    }
+    if operation.description:
+        described["description"] = operation.description
+    if operation.template not in _OPEN and not operation.template.startswith("/health/"):
+        described["security"] = [{"token": []}, {}]
+    parameters = [
+        *_parameters(operation.parameters, "path"),
+        *_parameters(operation.query, "query"),
+        *_parameters(operation.headers, "header"),
+    ]
+    if parameters:
+        described["parameters"] = parameters
+    if operation.body is not None:
+        described["requestBody"] = {
+            "required": True,
+            "content": {"application/json": {"schema": schemas[repr(operation.body)]}},
+        }
+    described["responses"] = {
+        **{str(status): _answer(answer, schemas) for status, answer in operation.answers.items()},
+        **{str(status): _problem(text, schemas) for status, text in operation.refusals.items()},
+        **_common(operation, schemas),
+    }
+    return described
+
+
+def _identity(operation: Operation) -> str:
+    words = re.findall(r"[A-Za-z0-9]+", operation.template.removeprefix("/api/"))
+    return "_".join([operation.method.lower(), *words])
+
+
+def _parameters(kind: type[msgspec.Struct], place: str) -> list[dict[str, Any]]:
+    if kind is Empty:
+        return []
+    (schema,), components = msgspec.json.schema_components([kind], ref_template=_REF)
+    whole = components[schema["$ref"].rpartition("/")[2]]
+    rows = []
+    for name, found in whole.get("properties", {}).items():
+        # In a query there is no null: what is left out is not there.
+        choices = [one for one in found.get("anyOf", [found]) if one.get("type") != "null"]
+        shown = {key: value for key, value in (choices[0] if choices else found).items() if key != "default"}
+        if isinstance(shown.get("enum"), list):
+            shown["enum"] = [one for one in shown["enum"] if one is not None]
+        if found.get("default") is not None:
+            shown["default"] = found["default"]
+        is_required = place == "path" or name in whole.get("required", ())
+        rows.append({"name": name, "in": place, "required": is_required, "schema": _portable(shown)})
+    return rows
+
+
+def _answer(answer: Answer, schemas: dict[str, Any]) -> dict[str, Any]:
+    described: dict[str, Any] = {"description": answer.description}
+    if answer.headers:
+        described["headers"] = {
+            name: {"description": text, "required": True, "schema": {"type": "string"}}
+            for name, text in answer.headers.items()
+        }
+    if answer.body is not None:
+        schema = {"type": "string"} if answer.body is str else schemas[repr(answer.body)]
+        described["content"] = {answer.content_type: {"schema": schema}}
+    return described
+
+
+def _problem(text: str, schemas: dict[str, Any]) -> dict[str, Any]:
+    return {"description": text, "content": {"application/problem+json": {"schema": schemas[repr(Problem)]}}}
+
+
+def _common(operation: Operation, schemas: dict[str, Any]) -> dict[str, Any]:
+    """The problems of every operation behind the gate, but for those that it describes itself."""
+    if operation.handle is _elsewhere and operation.template != "/metrics":
+        return {}
+    texts: dict[int, str] = {401: "The token is missing or wrong.", 403: "Not from there: another host or origin."}
+    if operation.handle is not _elsewhere:
+        texts[503] = "The service, or its database, is not ready; try again."
+        texts[400] = "The request is not usable."
+        if operation.query is not Empty or operation.body is not None or operation.method != "GET":
+            texts[operation.invalid] = "A value is not usable; the problem names the field."
+    if operation.parameters is not Empty:
+        texts[404] = "There is no such thing."
+    if operation.method != "GET":
+        texts |= {
+            403: "Changes are refused: no API_TOKEN is set, or the page that asks is of another origin.",
+            408: "The body did not arrive in time.",
+            413: "The body is larger than 1 MiB.",
+            415: "The body is not JSON.",
+        }
+    if operation.query is not Empty:
+        texts[414] = "The query is too long."
+    own = {*operation.answers, *operation.refusals}
+    return {str(status): _problem(text, schemas) for status, text in sorted(texts.items()) if status not in own}
+
+
+def _name_handlers(components: dict[str, Any], registry: Registry | None) -> None:
+    """Put this server's handlers where a body names one, and the schema of each payload beside its name."""
+    handlers = [] if registry is None else list(registry.handlers.values())
+    names = [handler.name for handler in handlers]
+    for component in components.values():
+        for found in component.get("properties", {}).values():
+            if found.pop("x-handlers", None) and names:
+                found["enum"] = names
+    if not handlers or "NewJob" not in components:
+        return
+    payloads, more = msgspec.json.schema_components(
+        [handler.payload_type for handler in handlers], ref_template="#/components/schemas/payload.{name}"
+    )
+    components |= {f"payload.{name}": schema for name, schema in more.items()}
+    general = components["NewJob"]
+    variants = []
+    for handler, payload in zip(handlers, payloads, strict=True):
+        variant = f"NewJob.{re.sub(r'[^A-Za-z0-9._-]', '_', handler.name)}"
+        required = [*general["required"], *([] if _may_be_empty(handler) else ["payload"])]
+        properties = {**general["properties"], "name": {"const": handler.name}, "payload": payload}
+        components[variant] = {
+            **general,
+            "title": handler.name,
+            "description": handler.doc,
+            "properties": properties,
+            "required": required,
+        }
+        variants.append({"$ref": _REF.format(name=variant)})
+    components["NewJob"] = {"description": general.get("description", ""), "oneOf": variants}
+
+
+def _may_be_empty(handler: Any) -> bool:
+    try:
+        handler.decoder.decode(b"{}")
+    except msgspec.ValidationError:
+        return False
+    return True
+
+
+def _portable(schema: Any) -> Any:
+    """The schema with patterns as ECMA 262 has them, where `$` is the end alone."""
+    if isinstance(schema, dict):
+        return {
+            key: value.removesuffix(r"(?!\n)") if key == "pattern" and isinstance(value, str) else _portable(value)
+            for key, value in schema.items()
+        }
+    return [_portable(one) for one in schema] if isinstance(schema, list) else schema

@@ -1,0 +1,308 @@
+"""What an operation of the API is, and how a request becomes a call of it. Touches the request and the answer.
+
+One declaration drives the route, the reading of path, query and body, and the OpenAPI document: none of them can say
+what the others do not. What a request gets wrong is told with the field's name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal
+
+import asyncpg
+import msgspec
+from aiohttp import web
+
+from orchestrator.api.problems import problem
+from orchestrator.jobs.errors import (
+    IdempotencyError,
+    JobError,
+    JobNotFoundError,
+    JobStateError,
+    PayloadError,
+    ScheduleError,
+    ScheduleNotFoundError,
+    UnknownHandlerError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from orchestrator.api.app import Backend
+
+_BODY_TIMEOUT_S = 30.0
+_ACQUIRE_TIMEOUT_S = 10.0
+# A statement that takes longer is cancelled, and its connection given back: a pool is small.
+_ANSWER_TIMEOUT_S = 30.0
+# As deep as payloads are; Postgres and every client must be able to read what we keep.
+DEPTH_MAX = 64
+_JSON_HEADERS = {"Cache-Control": "no-store"}
+
+
+class Empty(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One way in which an operation answers: the body's type, None for none, or text of `content_type`."""
+
+    body: Any = None
+    description: str = ""
+    content_type: str = "application/json"
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One method of one path.
+
+    `path` is aiohttp's template; `parameters`, `query` and `headers` are Structs whose fields are what may be given.
+    `refusals` are the statuses of problems of its own, beside those that every operation has. `invalid` is the status
+    for a query or body that is not of its type.
+    """
+
+    method: Literal["GET", "POST", "PUT", "DELETE"]
+    path: str
+    handle: Callable[[Call], Awaitable[web.StreamResponse]]
+    summary: str
+    tag: str
+    answers: Mapping[int, Answer]
+    parameters: type[msgspec.Struct] = Empty
+    query: type[msgspec.Struct] = Empty
+    headers: type[msgspec.Struct] = Empty
+    body: type[msgspec.Struct] | None = None
+    refusals: Mapping[int, str] = field(default_factory=dict)
+    invalid: int = 422
+    description: str = ""
+
+    @property
+    def template(self) -> str:
+        """The path as OpenAPI and the metrics have it, without the expressions that restrict its parameters."""
+        return re.sub(r"\{(\w+):[^{}]*\}", r"{\1}", self.path)
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether it answers for as long as the client stays."""
+        return any(answer.content_type == "text/event-stream" for answer in self.answers.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request to an operation, read and checked."""
+
+    operation: Operation
+    request: web.Request
+    backend: Backend
+    parameters: Any
+    query: Any
+    headers: Any
+    body: Any
+
+    def connection(self) -> Any:
+        """A connection of the pool, as an async context manager."""
+        return self.backend.pool.acquire(timeout=_ACQUIRE_TIMEOUT_S)
+
+
+class Refusal(Exception):  # noqa: N818 it is an answer, not an error of ours
+    """Answer with this problem."""
+
+    def __init__(self, status: int, detail: str, **members: Any) -> None:
+        super().__init__(detail)
+        self.status, self.detail, self.members = status, detail, members
+
+
+def refuse_field(path: str, reason: str, *, status: int = 422, **members: Any) -> Refusal:
+    """The refusal of one field, named as in `payload.user.id`, and as a JSON pointer (RFC 9457 uses one)."""
+    name = path.removeprefix("$").lstrip(".")
+    pointer = "#/" + name.replace("~", "~0").replace("/", "~1").replace(".", "/").replace("[", "/").replace("]", "")
+    shown = name or "the body"
+    return Refusal(
+        status,
+        f"{shown}: {reason}",
+        field=name,
+        errors=[{"field": name, "pointer": pointer, "detail": reason}],
+        **members,
+    )
+
+
+def json_answer(body: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+    """The value as JSON; never kept by a cache."""
+    return web.Response(
+        status=status,
+        body=msgspec.json.encode(body, enc_hook=str),
+        content_type="application/json",
+        headers={**_JSON_HEADERS, **(headers or {})},
+    )
+
+
+async def perform(
+    operation: Operation, request: web.Request, backend: Backend, match: Mapping[str, str]
+) -> web.StreamResponse:
+    """Read the request, call the operation, and turn what it refuses into a problem."""
+    try:
+        call = Call(
+            operation,
+            request,
+            backend,
+            parameters=_parameters(operation, match),
+            query=_query(operation, request),
+            headers=_headers(operation, request),
+            body=await _body(operation, request),
+        )
+        async with asyncio.timeout(None if operation.is_stream else _ANSWER_TIMEOUT_S):
+            return await operation.handle(call)
+    except Refusal as refusal:
+        return problem(refusal.status, refusal.detail, instance=request.path, **refusal.members)
+    except JobError as error:
+        return _job_problem(error, request)
+    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        return _database_problem(error, request)
+
+
+def _database_problem(error: Exception, request: web.Request) -> web.Response:
+    # asyncpg's own ValueError: a value that it could not even send. Of the server's, class 22 is about values.
+    if isinstance(error, asyncpg.DataError) or (
+        isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError)
+    ):
+        return problem(422, "the database cannot store one of these values", instance=request.path)
+    if isinstance(error, asyncpg.QueryCanceledError):
+        return problem(503, "the database took too long; ask for less", headers=_LATER, instance=request.path)
+    if isinstance(error, asyncpg.PostgresError) and not (error.sqlstate or "").startswith(_PASSING):
+        raise error
+    return problem(503, "the database does not answer", headers=_LATER, instance=request.path)
+
+
+_LATER = {"Retry-After": "1"}
+# Connection, resources, operator's intervention, and a transaction that is to be tried again (appendix A).
+_PASSING = ("08", "53", "57", "40", "25", "55")
+
+
+def _job_problem(error: JobError, request: web.Request) -> web.Response:
+    facts: dict[str, Any] = {"instance": request.path}
+    if error.remedy:
+        facts["remedy"] = error.remedy
+    match error:
+        case PayloadError():
+            refusal = refuse_field(f"payload{error.path.removeprefix('$')}", error.reason, **facts)
+        case UnknownHandlerError():
+            refusal = refuse_field("name", error.message, **facts)
+        case ScheduleError():
+            refusal = refuse_field("cron", error.message, **facts)
+        case JobNotFoundError() | ScheduleNotFoundError():
+            refusal = Refusal(404, error.message, **facts)
+        case JobStateError():
+            refusal = Refusal(409, error.message, state=error.state, sibling_id=error.sibling_id, **facts)
+        case IdempotencyError():
+            # 422 in draft-ietf-httpapi-idempotency-key-header; the job that has the key is told.
+            refusal = Refusal(422, error.message, job_id=error.job_id, **facts)
+        case _:
+            refusal = Refusal(422, error.message, **facts)
+    return problem(refusal.status, refusal.detail, **refusal.members)
+
+
+def _parameters(operation: Operation, match: Mapping[str, str]) -> Any:
+    try:
+        return msgspec.convert(dict(match), operation.parameters, strict=False)
+    except (msgspec.ValidationError, ValueError) as error:
+        if operation.method == "PUT":  # the one method that makes what its path names
+            raise _invalid(error, 422) from None
+        raise Refusal(404, "there is no such thing") from None
+
+
+def _query(operation: Operation, request: web.Request) -> Any:
+    given = request.query
+    twice = next((name for name in given if len(given.getall(name)) > 1), None)
+    if twice is not None:
+        raise refuse_field(twice, "it is given more than once", status=operation.invalid)
+    values = dict(given)
+    if "since" in values:
+        # A plus sign that nobody escaped is a space in a query: 2026-01-01T00:00:00+01:00.
+        values["since"] = re.sub(r" (\d\d:\d\d)$", r"+\1", values["since"])
+    try:
+        query = msgspec.convert(values, operation.query, strict=False)
+    except (msgspec.ValidationError, ValueError) as error:
+        raise _invalid(error, operation.invalid) from None
+    # Text is all that a query has, so msgspec is lenient: it takes the word null for None, and numbers for times.
+    for name, text in values.items():
+        value = getattr(query, name)
+        if value is None or (isinstance(value, datetime) and "-" not in text[1:]):
+            raise refuse_field(name, f"{text[:40]!r} is no value for it", status=operation.invalid)
+    return query
+
+
+def _headers(operation: Operation, request: web.Request) -> Any:
+    names = {found.name: found.encode_name for found in msgspec.structs.fields(operation.headers)}
+    values = {}
+    for encoded in names.values():
+        given = request.headers.getall(encoded, [])
+        if len(given) > 1:
+            raise refuse_field(encoded, "it is given more than once", status=400)
+        if given:
+            values[encoded] = given[0]
+    try:
+        return msgspec.convert(values, operation.headers, strict=False)
+    except (msgspec.ValidationError, ValueError) as error:
+        raise _invalid(error, 400) from None
+
+
+async def _body(operation: Operation, request: web.Request) -> Any:
+    try:
+        async with asyncio.timeout(_BODY_TIMEOUT_S):
+            text = await request.read()
+    except TimeoutError:
+        raise Refusal(408, "the body did not arrive in time") from None
+    if operation.body is None:
+        if text.strip() not in {b"", b"{}", b"null"}:
+            raise Refusal(operation.invalid, "this takes no body")
+        return None
+    return decode(text, operation.body, invalid=operation.invalid)
+
+
+def decode(text: bytes, kind: Any, *, invalid: int = 422) -> Any:
+    """JSON text as a value of that type.
+
+    Raises:
+        Refusal: 400 where it is no JSON or too deep, `invalid` with the field's name where it is of another type.
+    """
+    if not text:
+        raise Refusal(400, "there is no body; JSON is expected")
+    if _is_deep(text):
+        raise Refusal(400, f"the JSON is nested more than {DEPTH_MAX} deep")
+    try:
+        return msgspec.json.decode(text, type=kind)
+    except msgspec.ValidationError as error:
+        raise _invalid(error, invalid) from None
+    except RecursionError:
+        raise Refusal(400, f"the JSON is nested more than {DEPTH_MAX} deep") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
+        raise Refusal(400, f"the body is no JSON: {error}") from None
+
+
+_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
+_NOT_BRACKETS = bytes(sorted(set(range(256)) - set(b"[]{}")))
+_ONE_KIND = bytes.maketrans(b"{}", b"[]")
+
+
+def _is_deep(text: bytes) -> bool:
+    """Whether brackets are nested more than DEPTH_MAX deep, or do not match; passes over the text at the speed of C."""
+    if text.count(b"[") + text.count(b"{") <= DEPTH_MAX:
+        return False
+    left = _STRINGS.sub(b"", text).translate(_ONE_KIND, _NOT_BRACKETS)
+    for _ in range(DEPTH_MAX):
+        left = left.replace(b"[]", b"")  # each pass takes away what is innermost
+        if not left:
+            return False
+    return True
+
+
+def _invalid(error: Exception, status: int) -> Refusal:
+    """The field and the reason out of msgspec's message, which documents no other way to the path."""
+    message = str(error)
+    reason, _, path = message.rpartition(" - at ")
+    reason, path = (reason, path.strip("`")) if reason else (message, "$")
+    named = re.search(r"(?:required|unknown) field `([^`]*)`", reason)
+    return refuse_field(f"{path}.{named[1]}" if named else path, reason, status=status)

@@ -1,0 +1,69 @@
+"""The status page at `/` for browsers: one HTML, one CSS, one script, out of the package. Reads its own files.
+
+It is served from the first moment, needs no token, and asks for nothing from outside: what it shows it gets from
+`/health/events` and from the API.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+from aiohttp import web
+
+# The policy is the proof that nothing comes from outside, and that text from the database never becomes markup:
+# with trusted types a script that assigned a string to innerHTML would throw.
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:;"
+    " base-uri 'none'; form-action 'none'; frame-ancestors 'none';"
+    " require-trusted-types-for 'script'; trusted-types 'none'"
+)
+_TYPES = {"page.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
+
+
+def is_asked_for(request: web.Request) -> bool:
+    """Whether a browser asks for `/`; everybody else (`Accept: */*` too) gets JSON there."""
+    return (
+        request.path == "/"
+        and request.method in {"GET", "HEAD"}
+        and "text/html" in request.headers.get("Accept", "").lower()
+    )
+
+
+@cache
+def _file(name: str) -> tuple[bytes, str]:
+    # Late: `/health` answers sooner, and most processes are never looked at.
+    import hashlib
+    from importlib import resources
+
+    body = (resources.files(__name__) / name).read_bytes()
+    return body, f'"{hashlib.sha256(body).hexdigest()[:20]}"'
+
+
+def _answer(name: str, request: web.Request | None = None) -> web.Response:
+    body, tag = _file(name)
+    headers = {
+        "Content-Security-Policy": _POLICY,
+        "Referrer-Policy": "no-referrer",
+        "Cache-Control": "no-cache",  # asked again each time, and 304 where it is the same
+        "ETag": tag,
+        "Vary": "Accept",
+    }
+    if request is not None and request.headers.get("If-None-Match") == tag:
+        return web.Response(status=304, headers=headers)
+    response = web.Response(body=body, content_type=_TYPES[name], charset="utf-8", headers=headers)
+    response.enable_compression()
+    return response
+
+
+def index() -> web.Response:
+    """The page itself."""
+    return _answer("page.html")
+
+
+def routes() -> list[web.RouteDef]:
+    """The page's own files. They are no secret and stand before the gate."""
+
+    async def file(request: web.Request) -> web.Response:
+        return _answer(request.path.rpartition("/")[2], request)
+
+    return [web.get("/page/page.css", file), web.get("/page/page.js", file)]

@@ -28,7 +28,7 @@ from sqlalchemy import (
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import INET, JSONB
 from sqlalchemy.types import UserDefinedType
 
 metadata = MetaData(schema="orchestrator")
@@ -286,4 +286,30 @@ workers = Table(
     Column("lease_s", Double, nullable=False),
     Column("handlers", ARRAY(Text), nullable=False),
     postgresql_with={"fillfactor": 50, "autovacuum_vacuum_scale_factor": 0, "autovacuum_vacuum_threshold": 200},
+)
+
+# ------------------------------------------------------------------------------- 0002: ledgers that were mended by hand
+
+repairs = Table(
+    "repairs",
+    metadata,
+    _key(),
+    _time("repaired_at", nullable=False, default=_NOW),
+    _text("ledger"),
+    _text("action"),
+    Column("names", ARRAY(Text), nullable=False),
+    Column("forced", Boolean, nullable=False),
+    Column("role", Text, nullable=False, server_default=text("current_user")),
+    Column("login", Text, nullable=False, server_default=text("session_user")),
+    _text("os_user"),
+    _text("host"),
+    Column("client_address", INET, server_default=func.inet_client_addr()),
+    _text("version"),
+    Column("before", JSONB, nullable=False),
+    Column("after", JSONB, nullable=False),
+    CheckConstraint("action IN ('accept', 'applied', 'unapplied', 'baseline', 'upgrade')", name="repairs_action_check"),
+    comment=(
+        "One row for each change of a ledger by hand (orchestrator repair): who, from where, and the ledger's rows"
+        " before and after."
+    ),
 )

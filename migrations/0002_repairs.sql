@@ -1,0 +1,19 @@
+CREATE TABLE "orchestrator"."repairs" (
+	"id" bigint PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
+	"repaired_at" timestamp with time zone DEFAULT now() NOT NULL,
+	"ledger" text NOT NULL,
+	"action" text NOT NULL,
+	"names" text[] NOT NULL,
+	"forced" boolean NOT NULL,
+	"role" text DEFAULT current_user NOT NULL,
+	"login" text DEFAULT session_user NOT NULL,
+	"os_user" text NOT NULL,
+	"host" text NOT NULL,
+	"client_address" inet DEFAULT inet_client_addr(),
+	"version" text NOT NULL,
+	"before" jsonb NOT NULL,
+	"after" jsonb NOT NULL,
+	CONSTRAINT "repairs_action_check" CHECK ("action" IN ('accept', 'applied', 'unapplied', 'baseline', 'upgrade'))
+);
+--> statement-breakpoint
+COMMENT ON TABLE "orchestrator"."repairs" IS 'One row for each change of a ledger by hand (orchestrator repair): who, from where, and the ledger''s rows before and after.';

@@ -114,11 +114,11 @@ class Dsn(msgspec.Struct, frozen=True):
         }
         found |= {name: options.get(keyword) for name, keyword in PG_VARIABLES.items() if keyword in options}
         if self.server_settings:
-            given = dict(self.server_settings)
-            # What came as `options` is a command line already; everything else becomes a part of one.
-            line = [given.pop("options")] if "options" in given else []
-            escaped = {k: v.replace("\\", "\\\\").replace(" ", "\\ ") for k, v in given.items()}
-            found["PGOPTIONS"] = " ".join([*line, *(f"-c {name}={value}" for name, value in escaped.items())])
+            escaped = {k: v.replace("\\", "\\\\").replace(" ", "\\ ") for k, v in self.server_settings.items()}
+            given = self.server_settings.get("options", "")  # options as a whole, in libpq's own form
+            found["PGOPTIONS"] = " ".join(
+                [*(f"-c {name}={value}" for name, value in escaped.items() if name != "options"), given]
+            ).strip()
         return {name: value for name, value in found.items() if value is not None}
 
     def with_database(self, name: str) -> Dsn:

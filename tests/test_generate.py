@@ -515,7 +515,7 @@ async def test_without_the_extra_one_line_says_what_to_install(orchestrator, cod
     (tmp_path / "sqlalchemy.py").write_text("raise ModuleNotFoundError('no', name='sqlalchemy')\n")
     env = code("") | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     done = await orchestrator("generate", "--check", env=env)
-    assert done.returncode != 0
+    assert done.returncode == 78
     assert done.events[-1]["remedy"] == "pip install 'orchestrator[dev]'"
 
 

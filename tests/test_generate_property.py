@@ -134,61 +134,65 @@ def changed(draw: st.DrawFn, model: Model) -> Model:
     return Model(tables, draw(st.sampled_from([model.enum, (*model.enum, "added"), fresh.enum])))
 
 
-def metadata_of(model: Model) -> sa.MetaData:
+KEYS = {
+    "serial": lambda: sa.Column("id", sa.Integer, primary_key=True),
+    "identity": lambda: sa.Column("id", sa.BigInteger, sa.Identity(always=True, start=3), primary_key=True),
+    "text": lambda: sa.Column("id", sa.Text, primary_key=True),
+}
+
+
+def build(model: Model) -> sa.MetaData:
     metadata = sa.MetaData()
     enum = pg.ENUM(*model.enum, name="Mood%", metadata=metadata)
-    names = list(model.tables)
-    keys = {}
-    for name, tab in model.tables.items():
-        key = {
-            "serial": lambda: sa.Column("id", sa.Integer, primary_key=True),
-            "identity": lambda: sa.Column("id", sa.BigInteger, sa.Identity(always=True, start=3), primary_key=True),
-            "text": lambda: sa.Column("id", sa.Text, primary_key=True),
-        }[tab.key]()
-        keys[name] = key.type
-        table = sa.Table(name, metadata, key, schema=tab.schema, comment=tab.comment)
-        for column, col in tab.columns.items():
-            _add_column(table, column, col, enum, model, names)
-        for number, (column, kind) in enumerate(tab.indexes):
-            if column in tab.columns and tab.columns[column].type in INDEXED and tab.columns[column].refers is None:
-                _add_index(table, f"{name} {column} {kind} {number}", table.c[column], kind)
+    tables = [
+        sa.Table(name, metadata, KEYS[tab.key](), schema=tab.schema, comment=tab.comment)
+        for name, tab in model.tables.items()
+    ]
+    for table, tab in zip(tables, model.tables.values(), strict=True):
+        for name, col in tab.columns.items():
+            if col.refers is not None and col.refers < len(tables):
+                _add_reference(table, name, col, tables[col.refers])
+            else:
+                _add_column(table, name, col, enum, model.enum[0])
+        for number, (name, kind) in enumerate(tab.indexes):
+            col = tab.columns.get(name)
+            if col is not None and col.type in INDEXED and col.refers is None:
+                _add_index(f"{table.name} {name} {kind} {number}", table.c[name], kind)
     return metadata
 
 
-def _add_column(table: sa.Table, name: str, col: Col, enum: pg.ENUM, model: Model, names: list[str]) -> None:
-    if col.refers is not None and col.refers < len(names):
-        # Any table, this one and later ones too: so there are cycles.
-        other = names[col.refers]
-        schema, key = model.tables[other].schema, model.tables[other].key
-        kind = {"serial": sa.Integer, "identity": sa.BigInteger, "text": sa.Text}[key]()
-        table.append_column(sa.Column(name, kind, nullable=True, comment=col.comment))
-        REFERENCES.setdefault(id(table.metadata), []).append((table, name, schema, other, col))
-        return
+def _add_reference(table: sa.Table, name: str, col: Col, target: sa.Table) -> None:
+    """To any table, itself and later ones too: so there are cycles."""
+    table.append_column(sa.Column(name, target.c.id.type, comment=col.comment))
+    options = {"deferrable": True, "initially": "DEFERRED"} if col.check else {}
+    options |= {"ondelete": "CASCADE"} if col.unique else {}
+    key = sa.ForeignKeyConstraint(
+        [name], [target.c.id], use_alter=col.nullable, name=f"fk {table.name} {name}", **options
+    )
+    table.append_constraint(key)
+
+
+def _add_column(table: sa.Table, name: str, col: Col, enum: pg.ENUM, value: str) -> None:
     if col.type == "enum":
-        kind, defaults = enum, (f"'{model.enum[0].replace(chr(39), chr(39) * 2)}'",)
+        kind, defaults = enum, ("'" + value.replace("'", "''") + "'",)
     elif col.type == "enum[]":
         kind, defaults = pg.ARRAY(enum), ("'{}'",)
     else:
         kind, defaults = TYPES[col.type]
-    default = (
-        sa.text(defaults[col.default % len(defaults)].replace(":", "\\:"))
-        if defaults and col.default is not None
-        else None
-    )
+    default = None
+    if defaults and col.default is not None:
+        default = sa.text(defaults[col.default % len(defaults)].replace(":", "\\:"))
     column = sa.Column(name, kind, nullable=col.nullable, server_default=default, comment=col.comment)
     table.append_column(column)
     if col.unique and col.type in INDEXED:
-        table.append_constraint(sa.UniqueConstraint(column, postgresql_nulls_not_distinct=col.check))
+        table.append_constraint(sa.UniqueConstraint(column, postgresql_nulls_not_distinct=col.nullable))
     if col.check and col.type in {"integer", "bigint"}:
         table.append_constraint(sa.CheckConstraint(column > 0))
     if col.check and col.type in {"varchar", "text"}:
         table.append_constraint(sa.CheckConstraint(column.in_(["a", "it's", "100%"]), name=f"ck {name}"))
 
 
-REFERENCES: dict[int, list[tuple]] = {}
-
-
-def _add_index(table: sa.Table, name: str, column: sa.Column, kind: str) -> None:
+def _add_index(name: str, column: sa.Column, kind: str) -> None:
     options = {
         "plain": {},
         "unique": {"unique": True},
@@ -196,27 +200,7 @@ def _add_index(table: sa.Table, name: str, column: sa.Column, kind: str) -> None
         "expression": {},
         "include": {"postgresql_include": ["id"]},
     }[kind]
-    what = sa.func.coalesce(column, column) if kind == "expression" else column
-    sa.Index(name, what, **options)
-
-
-def build(model: Model) -> sa.MetaData:
-    metadata = metadata_of(model)
-    for table, name, schema, other, col in REFERENCES.pop(id(metadata), []):
-        target = metadata.tables[f"{schema}.{other}" if schema else other]
-        options = (
-            {"ondelete": "CASCADE"}
-            if col.unique
-            else {"deferrable": True, "initially": "DEFERRED"}
-            if col.check
-            else {}
-        )
-        table.append_constraint(
-            sa.ForeignKeyConstraint(
-                [name], [target.c.id], use_alter=col.nullable, name=f"fk {table.name} {name}", **options
-            )
-        )
-    return metadata
+    sa.Index(name, sa.func.coalesce(column, column) if kind == "expression" else column, **options)
 
 
 SERVICE = Source("service", read_folder(service_folder()), LedgerTable("orchestrator", "__drizzle_migrations"))

@@ -10,9 +10,20 @@ import os
 import sys
 import traceback
 import warnings
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from orchestrator.database.connect import close, connect_once
+from orchestrator.database.quoting import identifier
 from orchestrator.errors import EXIT_CONFIG, OrchestratorError
+from orchestrator.migrator.generate_sql import Written
+
+
+class MissingExtraError(OrchestratorError):
+    """What the extra `dev` brings is not installed."""
+
+    exit_code: ClassVar[int] = EXIT_CONFIG
+
 
 try:
     import sqlalchemy
@@ -27,15 +38,11 @@ try:
     from sqlalchemy.pool import NullPool
     from sqlalchemy.schema import AddConstraint, CreateTable
 except ImportError as error:
-    raise OrchestratorError(
+    raise MissingExtraError(
         f"generate needs SQLAlchemy and alembic, and {error.name} is not installed",
         remedy="pip install 'orchestrator[dev]'",
         facts={"module": error.name},
     ) from error
-
-from orchestrator.database.connect import close, connect_once
-from orchestrator.database.quoting import identifier
-from orchestrator.migrator.generate_sql import Written
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection
@@ -45,8 +52,6 @@ if TYPE_CHECKING:
 
     from orchestrator.dsn import Dsn
     from orchestrator.migrator.generate_catalogue import Name
-
-from contextlib import asynccontextmanager
 
 _PUBLIC = "public"
 

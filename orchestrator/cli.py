@@ -44,7 +44,24 @@ COMMANDS = (
         "after", "restore", "backup", "put a backup in the database's place, and keep what was there", "restore FILE"
     ),
     Command("look", "config", "look", "show what would be used and where each value came from", "config"),
+    Command("look", "studio", "studio", "open a database client in the terminal, read-only (harlequin)", "studio"),
+    Command("look", "completion", "completion", "print a shell's completion script", "completion bash"),
+    Command("write", "generate", "generate", "write the migration that the code's tables need", "generate add_users"),
+    Command("write", "new", "new", "make the next migration, empty, and print its path", "new add_users"),
 )
+
+# The variables that a command's help names: not all that it reads, but those that a person sets for it.
+_SERVER = "DATABASE_URL MIGRATION_DATABASE_URL MIGRATIONS_DIR EXTENSIONS"
+_READS = {
+    "serve": f"{_SERVER} HOST PORT API_TOKEN JOBS JOBS_CONCURRENCY DATA_DIR LOG_LEVEL LOG_FORMAT SHUTDOWN_TIMEOUT",
+    "migrate": f"{_SERVER} DB_WAIT_TIMEOUT MIGRATION_LOCK_TIMEOUT MIGRATION_POLICY MIGRATION_TRANSACTION DATA_DIR",
+    "wait": "DATABASE_URL DB_WAIT_TIMEOUT DB_CONNECT_TIMEOUT",
+    "healthcheck": "HOST PORT",
+    "status": f"{_SERVER} MIGRATIONS_SCHEMA MIGRATIONS_TABLE",
+    "studio": "DATABASE_URL",
+    "generate": f"SCHEMA {_SERVER} DATA_DIR",
+    "new": "MIGRATIONS_DIR",
+}
 
 _EXIT_CODES = """\
 exit codes: 0 done or stopped as asked, 69 no database in time, 70 a migration or a backup failed or history is refused,
@@ -109,12 +126,23 @@ def parser(asked: str | None = None) -> argparse.ArgumentParser:
             command.name,
             help=command.text,
             description=f"{command.text[0].upper()}{command.text[1:]}.",
-            epilog=f"example: orchestrator {command.example}",
+            epilog=_epilog(command),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        added.set_defaults(command=command.name)
+        added.set_defaults(command=command.name, whole_parser=parser)
         added.add_argument("-v", "--verbose", action="store_true", help="debug lines too (LOG_LEVEL=debug)")
         _module(command.module, command.name)(added)
     return whole
+
+
+def _epilog(command: Command) -> str:
+    import textwrap
+
+    lines = [f"example: orchestrator {command.example}"]
+    if reads := _READS.get(command.name):
+        lines += ["", *textwrap.wrap(f"reads: {', '.join(reads.split())}", 78, subsequent_indent="       ")]
+        lines += ["`orchestrator config` shows what each is set to, `config --markdown` what it means."]
+    return "\n".join(lines)
 
 
 def _module(module: str, name: str) -> Any:

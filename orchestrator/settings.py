@@ -16,7 +16,7 @@ import msgspec
 from orchestrator import dsn as dsns
 from orchestrator.dsn import Dsn
 from orchestrator.errors import ConfigurationError, Problem
-from orchestrator.variables import BY_NAME, VARIABLES, UnusableError, Variable, why_unreadable
+from orchestrator.variables import BY_NAME, VARIABLES, UnusableError, Variable, new_directory, why_unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -92,12 +92,17 @@ class Settings(msgspec.Struct, frozen=True):
 
 
 def load(
-    environ: Mapping[str, str], overrides: Mapping[str, str] = _NOTHING, *, needs_database: bool = True
+    environ: Mapping[str, str],
+    overrides: Mapping[str, str] = _NOTHING,
+    *,
+    needs_database: bool = True,
+    folder_may_be_missing: bool = False,
 ) -> Settings:
     """Read every variable of VARIABLES. An empty one is as good as none (Compose hands those on).
 
     `overrides` come from the command line, by variable's name, and win. `needs_database=False` leaves the variables of
     the database unread, also where they are set: for `--embedded`.
+    `folder_may_be_missing`: MIGRATIONS_DIR is about to be made.
 
     Raises:
         ConfigurationError: every problem there is, with the expected form and an example, never with a value. The path
@@ -106,7 +111,9 @@ def load(
     reading = _Reading(environ, overrides)
     values: dict[str, Any] = {}
     for variable in VARIABLES:
-        if variable.parse is not None:
+        if variable.name == "MIGRATIONS_DIR" and folder_may_be_missing:
+            reading.parse(msgspec.structs.replace(variable, parse=new_directory), values)
+        elif variable.parse is not None:
             reading.parse(variable, values)
     values.setdefault("data_dir", _default_data_dir(environ))
     suspects = _suspects(environ)

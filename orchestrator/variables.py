@@ -97,6 +97,11 @@ def _directory(text: str) -> Path:
     return path
 
 
+def new_directory(text: str) -> Path:
+    """A directory as for `MIGRATIONS_DIR`, or the path of one that is not there yet."""
+    return _directory(text) if Path(text).exists() else Path(text).absolute()
+
+
 def _path(text: str) -> Path:
     return Path(text).absolute()
 

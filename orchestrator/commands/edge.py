@@ -18,7 +18,13 @@ if TYPE_CHECKING:
     from orchestrator.lifecycle import Lifecycle
     from orchestrator.settings import Settings
 
-_OVERRIDES = {"host": "HOST", "port": "PORT", "migrations_dir": "MIGRATIONS_DIR", "data_dir": "DATA_DIR"}
+_OVERRIDES = {
+    "host": "HOST",
+    "port": "PORT",
+    "migrations_dir": "MIGRATIONS_DIR",
+    "data_dir": "DATA_DIR",
+    "schema": "SCHEMA",
+}
 
 
 def with_folder(added: argparse.ArgumentParser) -> None:
@@ -52,11 +58,16 @@ def load(options: argparse.Namespace, *, needs_database: bool = True) -> Setting
         variable: value for name, variable in _OVERRIDES.items() if (value := getattr(options, name, None)) is not None
     }
     needs_database = needs_database and not getattr(options, "embedded", False)
-    if getattr(options, "database_if_named", False):
+    if needs_database and getattr(options, "database_if_named", False):
         from orchestrator.settings import names_a_database
 
         needs_database = names_a_database(os.environ)
-    return load_settings(os.environ, overrides, needs_database=needs_database)
+    return load_settings(
+        os.environ,
+        overrides,
+        needs_database=needs_database,
+        folder_may_be_missing=getattr(options, "folder_may_be_missing", False),
+    )
 
 
 def run(

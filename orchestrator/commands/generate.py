@@ -1,0 +1,227 @@
+"""`generate`: write the migration that is between the code's tables and the folder."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import asynccontextmanager
+
+from orchestrator.commands.edge import print_json, run, with_embedded, with_json
+from orchestrator.commands.new import facts_of, folder_of, with_new_file
+
+TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import AsyncIterator, Sequence
+    from pathlib import Path
+    from typing import Any
+
+    from orchestrator.dsn import Dsn
+    from orchestrator.lifecycle import Lifecycle
+    from orchestrator.migrator.folder import Generation
+    from orchestrator.migrator.generate import Generated
+    from orchestrator.migrator.generate_sql import Rename
+    from orchestrator.migrator.survey import Source
+    from orchestrator.settings import Settings
+
+
+def generate(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `generate`."""
+    with_new_file(parser, optional=True)
+    parser.add_argument(
+        "--schema", metavar="MODULE:NAME", help="the MetaData, declarative Base or registry to compare with (SCHEMA)"
+    )
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where code and migrations differ")
+    parser.add_argument("--allow-drops", action="store_true", help="write drops to be run, and not commented out")
+    parser.add_argument(
+        "--rename",
+        metavar="OLD=NEW",
+        action="append",
+        default=[],
+        help="a table (users=people) or column (users.name=full_name) that was renamed; may be given again",
+    )
+    parser.add_argument("--no-renames", action="store_true", help="ask about no (further) rename: all of it is new")
+    with_embedded(parser)
+    with_json(parser)
+    parser.set_defaults(run=_generate, database_if_named=True, folder_may_be_missing=True)
+
+
+def _generate(options: argparse.Namespace) -> int:
+    if options.name is None and not options.check:
+        print("orchestrator generate: a NAME is needed, or --check", file=sys.stderr)
+        return 2
+    outcome: dict[str, Any] = {}
+
+    async def work(settings: Settings, life: Lifecycle) -> None:
+        outcome.update(await _work(options, settings, life))
+
+    code = run(options, work, default_level="warning")
+    if code != 0:
+        return code
+    if options.json:
+        print_json(outcome["facts"])
+    else:
+        _print(options, outcome)
+    found: Generated = outcome["found"]
+    return 1 if (options.check and found.differs) or (found.unwritten and not found.files) else 0
+
+
+async def _work(options: argparse.Namespace, settings: Settings, life: Lifecycle) -> dict[str, Any]:
+    import asyncio
+    import time
+
+    from orchestrator.errors import ConfigurationError, Problem
+    from orchestrator.migrator.new import check_name, plan_migration, write_migrations
+
+    folder = folder_of(settings)
+    if not settings.schema:
+        raise ConfigurationError([Problem("SCHEMA", "is not set", "module:name, or --schema", "my_app.models:Base")])
+    generation: Generation | None = "v1" if options.v1 else None
+    now_ms = time.time_ns() // 1_000_000
+    if options.name is not None:
+        check_name(options.name)
+        plan_migration(folder, options.name, now_ms=now_ms, generation=generation, prefix=options.prefix)
+    from orchestrator.migrator.generate_metadata import load_metadata, schemas_of
+
+    metadata = load_metadata(settings.schema)
+    sources = await asyncio.to_thread(_sources, settings, folder, schemas_of(metadata))
+    from orchestrator.migrator.generate import generate as compare
+
+    answers = [*options.rename, *(["*"] if options.no_renames else [])]
+    asks = sys.stdin.isatty() and sys.stderr.isatty() and not options.check and not options.json
+    async with _server(settings, life, embedded=options.embedded) as server:
+        found = await compare(
+            server,
+            sources,
+            metadata,
+            ask=_ask if asks else None,
+            renames=answers,
+            allow_drops=options.allow_drops,
+            extensions=settings.extensions,
+            connect_timeout_s=settings.db_connect_timeout_s,
+        )
+    made = []
+    if not options.check and found.files:
+        texts = [(options.name + suffix, text) for suffix, text in found.files]
+        made = await asyncio.to_thread(
+            write_migrations, folder, texts, now_ms=now_ms, generation=generation, prefix=options.prefix
+        )
+    facts = {
+        "differs": found.differs,
+        "written": [facts_of(one) for one in made],
+        "statements": [step.sql for step in found.active],
+        "commented_out": [step.sql for step in found.withheld],
+        "commented_out_before": [step.sql for step in found.said],
+        "perhaps_renamed": [one.spelled for group in found.unasked for one in group],
+        "by_hand": found.unwritten,
+    }
+    return {"found": found, "made": made, "facts": facts}
+
+
+def _sources(settings: Settings, folder: Path, schemas: frozenset[str]) -> list[Source]:
+    """What to replay: the service's own folder and the user's, or, where the tables are the service's own, that one."""
+    from orchestrator import supervisor
+    from orchestrator.migrator.folder import read_folder
+    from orchestrator.migrator.ledger import LedgerTable
+    from orchestrator.migrator.new import is_begun
+    from orchestrator.migrator.records import SERVICE_SCHEMA
+    from orchestrator.migrator.survey import Source
+
+    if SERVICE_SCHEMA in schemas:
+        table = LedgerTable(SERVICE_SCHEMA, "__drizzle_migrations")
+        return [Source("service", read_folder(folder), table)] if is_begun(folder) else []
+    if is_begun(folder):
+        return supervisor.read_sources(settings)
+    return [
+        Source("service", read_folder(supervisor.service_folder()), LedgerTable(SERVICE_SCHEMA, "__drizzle_migrations"))
+    ]
+
+
+@asynccontextmanager
+async def _server(settings: Settings, life: Lifecycle, *, embedded: bool) -> AsyncIterator[Dsn]:
+    """A server on which scratch databases can be made: the configured one, the private one, or one for this run."""
+    if settings.migration_database is not None and not embedded:
+        yield settings.migration_database
+        return
+    import tempfile
+    from contextlib import ExitStack
+    from pathlib import Path
+
+    from orchestrator import dsn
+    from orchestrator.database.embedded import embedded_postgres
+
+    with ExitStack() as stack:
+        if embedded:
+            place = settings.data_dir
+        else:
+            place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="orchestrator-generate-")))
+        async with embedded_postgres(place, life.emit, durable=embedded) as server:
+            yield dsn.parse(server.dsn)
+
+
+async def _ask(candidates: Sequence[Rename]) -> Rename | None:
+    """Ask on the terminal which one it was; an empty answer is: it is new."""
+    first = candidates[0]
+    where = f" of the table {first.table[1]}" if first.column else ""
+    print(
+        f"{'Column' if first.column else 'Table'} {first.new}{where} is in the code, and not in the migrations.",
+        file=sys.stderr,
+    )
+    print("  0  it is new", file=sys.stderr)
+    for number, one in enumerate(candidates, 1):
+        print(f"  {number}  it was {one.column or one.table[1]}, renamed", file=sys.stderr)
+    while True:
+        print(f"0 to {len(candidates)} [0]: ", end="", file=sys.stderr, flush=True)
+        answer = await _read_line()
+        if answer is None or not answer.strip():
+            return None
+        if answer.strip().isdigit() and int(answer) <= len(candidates):
+            return candidates[int(answer) - 1] if int(answer) else None
+
+
+async def _read_line() -> str | None:
+    """A line from the terminal, None at its end; a thread that reads could not be cancelled by Ctrl-C."""
+    import asyncio
+
+    loop = asyncio.get_running_loop()
+    line: asyncio.Future[str] = loop.create_future()
+
+    def ready() -> None:
+        if not line.done():
+            line.set_result(sys.stdin.readline())
+
+    loop.add_reader(sys.stdin.fileno(), ready)
+    try:
+        return await line or None
+    finally:
+        loop.remove_reader(sys.stdin.fileno())
+
+
+def _print(options: argparse.Namespace, outcome: dict[str, Any]) -> None:
+    found: Generated = outcome["found"]
+    if not found.differs:
+        print("Code and migrations agree: nothing to write.")
+        return
+    if options.check:
+        print("Code and migrations differ:")
+        for step in (*found.active, *found.withheld, *found.said):
+            print(f"  {'(drop) ' if step.drops else ''}{' '.join(step.sql.split())};")
+    for made in outcome["made"]:
+        print(made.path)
+    for line in _remarks(found, written=bool(outcome["made"])):
+        print(line, file=sys.stderr)
+
+
+def _remarks(found: Generated, *, written: bool) -> list[str]:
+    lines = []
+    if written:
+        lines.append(f"{len(found.active)} statements; read them, then `orchestrator migrate` applies them.")
+    drops = sum(1 for step in found.withheld if step.drops)
+    if drops and written:
+        lines.append(f"{drops} drops are commented out; --allow-drops writes them to be run.")
+    for group in found.unasked:
+        options = ", ".join(f"--rename {one.spelled}" for one in group)
+        lines.append(f"{group[0].new} may be a rename, and is commented out: {options}; or --no-renames.")
+    if found.said and not found.files:
+        lines.append("Nothing new to write: what is left are drops that an earlier file holds commented out:")
+        lines += [f"  {step.sql};" for step in found.said]
+    return [*lines, *(f"By hand: {note}" for note in found.unwritten)]

@@ -136,6 +136,7 @@ class Lifecycle:
     """The state of one process, from exec to exit.
 
     `now` gives Unix seconds and `monotonic` monotonic seconds; both are handed in, so that a table can test this.
+    `revision` grows with every event and every check: where it is the same, and no migration runs, so is all the rest.
     Not thread-safe: all calls come from the event loop's thread.
     """
 
@@ -147,6 +148,7 @@ class Lifecycle:
     was_ready: bool = False
     connect_attempts: int = 0
     failure: Mapping[str, object] | None = None
+    revision: int = 0
     _phase: Phase = Phase.STARTING
     _entered_at: float = 0.0
     _entered_monotonic: float = 0.0
@@ -194,6 +196,7 @@ class Lifecycle:
 
     def emit(self, name: str, *, level: Level = "info", **facts: object) -> None:
         """Tell every listener that `name` happened."""
+        self.revision += 1
         event = Event(name=name, level=level, at=self.now(), phase=self._phase, facts=facts)
         for listener in tuple(self._listeners):
             listener(event)
@@ -222,10 +225,12 @@ class Lifecycle:
     def fail(self, **facts: object) -> None:
         """Remember why the start failed, for those who watch it, and enter FAILED."""
         self.failure = facts
+        self.revision += 1  # where it is FAILED already, there is no event
         self.enter(Phase.FAILED)
 
     def check(self, name: str, status: Literal["ok", "pending", "warning", "failed"], **facts: object) -> None:
         """Remember the newest outcome of the check `name`; `/health` shows it."""
+        self.revision += 1
         self.checks[name] = Check(status=status, at=self.now(), facts=facts)
 
     def warn(self, name: str, **facts: object) -> None:

@@ -136,7 +136,8 @@ class Lifecycle:
     """The state of one process, from exec to exit.
 
     `now` gives Unix seconds and `monotonic` monotonic seconds; both are handed in, so that a table can test this.
-    `revision` grows with every event and every check: where it is the same, and no migration runs, so is all the rest.
+    `stop_within_s` is what a stop may take from its first moment on (SHUTDOWN_TIMEOUT). `revision` grows with every
+    event and every check: where it is the same, and no migration runs, so is all the rest.
     Not thread-safe: all calls come from the event loop's thread.
     """
 
@@ -148,6 +149,7 @@ class Lifecycle:
     was_ready: bool = False
     connect_attempts: int = 0
     failure: Mapping[str, object] | None = None
+    stop_within_s: float = 15.0
     revision: int = 0
     _phase: Phase = Phase.STARTING
     _entered_at: float = 0.0
@@ -169,6 +171,12 @@ class Lifecycle:
     def uptime_s(self) -> float:
         """Seconds since this object was made, which is the start of the process for all a prober can see."""
         return self.monotonic() - self._born_monotonic
+
+    @property
+    def stop_left_s(self) -> float:
+        """Seconds that a stop may still take; all of them while nobody has asked for one."""
+        spent_s = self.monotonic() - self._entered_monotonic if self._phase is Phase.STOPPING else 0.0
+        return max(0.0, self.stop_within_s - spent_s)
 
     @property
     def history(self) -> list[PhaseEntry]:

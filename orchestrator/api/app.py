@@ -70,6 +70,9 @@ def build_app(life: Lifecycle, backend: Backend) -> web.Application:
         if backend.tail is not None:
             await backend.tail.close()
 
+    async def end_requests(_: web.Application) -> None:
+        await gate.close(life.stop_left_s / 2)
+
     # No middlewares: two of them cost a request more than all that `/health` does. The handlers are wrapped instead.
     app = web.Application(client_max_size=BODY_LIMIT_BYTES)
     app.on_response_prepare.append(prepare)
@@ -82,6 +85,7 @@ def build_app(life: Lifecycle, backend: Backend) -> web.Application:
         app.router.add_get(path, gate.before(handler, path))
     own_methods |= {one.canonical: sorted(route.method for route in one) for one in app.router.resources()}
     app.router.add_route("*", "/{path:.*}", gate.before(elsewhere, "none"))
+    app.on_shutdown.append(end_requests)  # after the streams, which would never end by themselves
     return app
 
 
@@ -90,6 +94,14 @@ class Gate:
 
     def __init__(self, life: Lifecycle, backend: Backend) -> None:
         self._life, self._backend = life, backend
+        self._requests: set[asyncio.Task[Any]] = set()
+
+    async def close(self, limit_s: float) -> None:
+        """Wait for the requests in flight (probes never wait for anything), and cancel those that take longer."""
+        if self._requests:
+            _, late = await asyncio.wait(self._requests, timeout=limit_s)
+            for task in late:
+                task.cancel()
 
     def before(self, handler: Handler, label: str) -> Handler:
         """The handler behind the gate; `label` is its route for the metrics, unless the handler finds a better one."""
@@ -100,6 +112,10 @@ class Gate:
         async def handle(request: web.Request) -> web.StreamResponse:
             began = time.perf_counter()
             status, is_stream = 499, False  # what stays where the client went before it had an answer
+            task = asyncio.current_task()
+            assert task is not None, "aiohttp serves each request in a task"  # noqa: S101
+            self._requests.add(task)
+            task.add_done_callback(self._requests.discard)  # the answer is written after this function
             try:
                 response = await self._answered(request, admitted)
                 status, is_stream = response.status, response.content_type == "text/event-stream"

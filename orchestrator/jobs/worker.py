@@ -219,6 +219,9 @@ class Worker:
     async def run(self, until: asyncio.Event, times: Callable[[], StopTimes]) -> None:
         """Work until `until` is set. Then claim no more, wait, cancel, wait again, requeue the rest (`StopTimes`)."""
         self._pool = await self._open_pool()
+        for run in list(self.runs.values()):
+            if run.task is not None and run.task.done():  # cancelled with all of this loop, before it began
+                self._interrupted(run.id, run.attempt)
         try:
             async with asyncio.TaskGroup() as group:
                 claiming = group.create_task(self._session("worker", self._claim_on, listens=True))

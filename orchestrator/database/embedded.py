@@ -64,8 +64,6 @@ _FIRST_RUN_SETTINGS = """
 max_connections = 100
 shared_buffers = '128MB'
 log_line_prefix = '%m [%p] %q%a '
-# The user and the service's own schema have one name: "$user" would put everybody's tables there.
-search_path = 'public'
 """
 _NOT_DURABLE = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
 

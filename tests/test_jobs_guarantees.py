@@ -148,7 +148,7 @@ async def test_a_killed_worker_s_job_is_taken_over_within_the_lease_and_its_atte
     async with serve(database_url) as a, serve(database_url) as b, serve(database_url) as c:
         servers = {run.pid: run for run in (a, b, c)}
         await look.workers(3)
-        # Killed twice itself, where it runs beside the other one and its end is not written yet, it has a third attempt.
+        # Where it runs beside the other one and its end is not written yet, it is killed twice, too: a third attempt.
         once = await enqueue(look.connection, "hang_first", max_attempts=3, registry=registry)
         twice = await enqueue(look.connection, "hang", registry=registry)
         await look.until(once.id, "running")

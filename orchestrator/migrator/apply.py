@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import asyncpg
+import msgspec
 
 from orchestrator.database.connect import on_notice
 from orchestrator.database.failure import CONNECTION_ERRORS, StandbyError, is_connection_loss
@@ -52,8 +52,7 @@ _BATCH_BYTES = 1 << 18
 _BATCHED_KINDS = frozenset({"INSERT", "UPDATE", "DELETE"})
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
+class Options(msgspec.Struct, frozen=True):
     """What the person chose. A duration of 0 means: no limit."""
 
     policy: Policy = "drizzle"
@@ -64,8 +63,7 @@ class Options:
     ddl_retry_for_s: float = 600.0
 
 
-@dataclass(frozen=True, slots=True)
-class AppliedMigration:
+class AppliedMigration(msgspec.Struct, frozen=True):
     """One migration that this run applied."""
 
     source: str

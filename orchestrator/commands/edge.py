@@ -23,7 +23,7 @@ _OVERRIDES = {
     "port": "PORT",
     "migrations_dir": "MIGRATIONS_DIR",
     "data_dir": "DATA_DIR",
-    "schema": "SCHEMA",
+    "code_schema": "SCHEMA",
 }
 
 

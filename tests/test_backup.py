@@ -615,7 +615,7 @@ async def test_a_backup_is_made_under_the_lock_before_pending_migrations_and_onl
     assert first.returncode == 0, first.stderr
     write_folder(folder, {"0000_a": "CREATE TABLE a (v int); INSERT INTO a VALUES (1);", "0001_b": "DROP TABLE a;"})
     async with orchestrator.running("serve", env=env) as service:
-        await service.phase("ready")
+        await service.event("service.ready")
         events = [e["event"] for e in service.events]
         told = ["lock.acquired", "backup.started", "backup.completed", "migration.applied", "service.ready"]
         assert [events.index(name) for name in told] == sorted(events.index(name) for name in told)

@@ -23,7 +23,7 @@ _OVERRIDES = {
     "port": "PORT",
     "migrations_dir": "MIGRATIONS_DIR",
     "data_dir": "DATA_DIR",
-    "code_schema": "SCHEMA",
+    "schema": "SCHEMA",
 }
 
 

@@ -28,10 +28,7 @@ def generate(parser: argparse.ArgumentParser) -> None:
     """Add the options of `generate`."""
     with_new_file(parser, optional=True)
     parser.add_argument(
-        "--schema",
-        dest="code_schema",  # `verify --schema` names schemas of the database, and none of it is a variable
-        metavar="MODULE:NAME",
-        help="the MetaData, declarative Base or registry to compare with (SCHEMA)",
+        "--schema", metavar="MODULE:NAME", help="the MetaData, declarative Base or registry to compare with (SCHEMA)"
     )
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where code and migrations differ")
     parser.add_argument("--allow-drops", action="store_true", help="write drops to be run, and not commented out")

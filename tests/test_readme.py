@@ -128,7 +128,9 @@ def test_lines_are_wrapped_where_they_can_be():
 
 def test_there_is_one_command_that_runs_it_and_one_that_tests_it():
     lines = [line for line in README.splitlines() if line.startswith("python3 -m venv ")]
-    assert [line.split()[-1] for line in lines] == ["--embedded", ".venv/bin/pytest"]
+    run, test = [line.rpartition(" && ")[2] for line in lines]
+    assert run == ".venv/bin/orchestrator serve --embedded"
+    assert test.startswith(".venv/bin/pytest")
 
 
 def test_the_files_that_are_shown_are_those_of_the_example_project():

@@ -88,7 +88,7 @@ def _folders(options: argparse.Namespace, settings: Settings) -> list[tuple[Lint
             files.setdefault(parent, []).append(path)
         else:
             raise ConfigurationError(
-                [Problem("PATH", "is no file and no folder", "what is there", "drizzle/0001_x.sql")]
+                [Problem(str(path), "is no file and no folder", "one that is there", "drizzle/0001_x.sql")]
             )
     for parent, paths in files.items():
         folder = read_lint_folder(parent)

@@ -139,6 +139,8 @@ async def test_a_job_is_added_run_and_shown_with_its_attempts_log_and_output(ser
         assert headers["Location"] == f"/api/jobs/{made['id']}"
         job = await api.until(made["id"], "succeeded")
         assert (job["output"], job["payload"]["name"]) == ({"greeting": "Ada"}, "Ada")
+        _, _, none = await api.call("POST", "/api/jobs", {"name": "anything", "payload": {}, "delay_s": 600})
+        assert (await api.call("GET", f"/api/jobs/{none['id']}"))[2]["output"] is None
         assert [attempt["outcome"] for attempt in job["attempts"]] == ["succeeded"]
         _, _, log = await api.call("GET", f"/api/jobs/{made['id']}/log")
         assert [(line["event"], line["facts"]["name"]) for line in log["lines"]] == [("greeting.said", "Ada")]

@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from orchestrator.database.connect import connected
+from orchestrator.database.connect import own_session
 from orchestrator.database.failure import is_connection_loss
 from orchestrator.database.quoting import identifier, literal
 from orchestrator.errors import EXIT_CONFIG, DatabaseUnavailableError, OrchestratorError
-from orchestrator.lifecycle import Lifecycle
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -88,16 +87,13 @@ async def scratch_database(dsn: Dsn, *, purpose: str, connect_timeout_s: float =
     """
     key = secrets.randbits(32)
     name = f"{PREFIX}{key:0{_KEY_DIGITS}x}"
-    life = Lifecycle(now=lambda: 0.0, monotonic=asyncio.get_running_loop().time)
-    async with connected(
+    async with own_session(
         dsn,
-        life,
         wait_timeout_s=_WAIT_TIMEOUT_S,
         connect_timeout_s=connect_timeout_s,
         application_name=f"orchestrator {purpose}",
     ) as maker:
         with server_errors_explained(dsn, doing="making a scratch database"):
-            await maker.execute("SET statement_timeout = 0; SET lock_timeout = 0; SET idle_session_timeout = 0")
             # As int4: the lock's keys are signed, the catalogue shows them unsigned.
             signed = key - (1 << 32) if key >= 1 << 31 else key
             await maker.execute(f"SELECT pg_catalog.pg_advisory_lock({_LOCK_CLASS}, {signed})")
@@ -169,10 +165,8 @@ async def _drop(dsn: Dsn, name: str, connect_timeout_s: float) -> None:
     """Drop it on a session of its own: the maker's may be gone."""
     with server_errors_explained(dsn, doing=f"dropping the scratch database {name}"):
         async with asyncio.timeout(_DROP_TIMEOUT_S):
-            life = Lifecycle(now=lambda: 0.0, monotonic=asyncio.get_running_loop().time)
-            async with connected(
+            async with own_session(
                 dsn,
-                life,
                 wait_timeout_s=_WAIT_TIMEOUT_S,
                 connect_timeout_s=connect_timeout_s,
                 application_name="orchestrator clean-up",

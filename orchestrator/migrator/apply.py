@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import asyncpg
 
-from orchestrator.database.connect import on_notice
+from orchestrator.database.connect import no_time_limits, on_notice
 from orchestrator.database.failure import CONNECTION_ERRORS, StandbyError, is_connection_loss
 from orchestrator.database.lock import HELD_HERE
 from orchestrator.errors import MigrationError
@@ -130,8 +130,8 @@ def _is_settled(one: Survey) -> bool:
 async def _prepare_session(connection: Any, options: Options) -> None:
     """Set what a run depends on: role and database settings may say otherwise."""
     await connection.execute(
-        f"SET statement_timeout = {_ms(options.statement_timeout_s)}; SET lock_timeout = 0;"
-        " SET idle_in_transaction_session_timeout = 0; SET standard_conforming_strings = on;"
+        f"{no_time_limits(connection)}; SET statement_timeout = {_ms(options.statement_timeout_s)};"
+        " SET standard_conforming_strings = on;"
         f" {records.OUT_OF_OUR_SCHEMA}"
     )
     # A killed holder keeps its lock until its statement ends, unless the server looks for its client (PG 14+, Linux).

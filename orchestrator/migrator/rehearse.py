@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from orchestrator.database.backup import count_rows
-from orchestrator.database.connect import connected
+from orchestrator.database.connect import own_session
 from orchestrator.database.scratch import scratch_database, server_errors_explained
 from orchestrator.errors import MigrationError
-from orchestrator.lifecycle import Lifecycle
 from orchestrator.migrator.copying import RECORDS, copy_database, copy_rows
 from orchestrator.migrator.ledger import create_ledger
 from orchestrator.migrator.records import SERVICE_SCHEMA
@@ -384,10 +383,8 @@ def _strength(held: Held) -> int:
 
 
 def _session(dsn: Dsn, how: Rehearsal) -> Any:
-    life = Lifecycle(now=lambda: 0.0, monotonic=lambda: 0.0)
-    return connected(
+    return own_session(
         dsn,
-        life,
         wait_timeout_s=how.connect_timeout_s,
         connect_timeout_s=how.connect_timeout_s,
         application_name="orchestrator rehearse",

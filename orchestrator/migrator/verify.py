@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from orchestrator.database.connect import connected
+from orchestrator.database.connect import own_session
 from orchestrator.database.quoting import identifier
 from orchestrator.database.scratch import scratch_database, server_errors_explained
-from orchestrator.lifecycle import Lifecycle
 from orchestrator.migrator.edits import Edit, edits
 from orchestrator.migrator.plan import Kind
 from orchestrator.migrator.records import SERVICE_SCHEMA
@@ -186,10 +185,8 @@ async def _schema_of(dsn: Dsn, scope: Scope, connect_timeout_s: float) -> Schema
 
 
 def _session(dsn: Dsn, connect_timeout_s: float) -> Any:
-    life = Lifecycle(now=lambda: 0.0, monotonic=lambda: 0.0)
-    return connected(
+    return own_session(
         dsn,
-        life,
         wait_timeout_s=connect_timeout_s,
         connect_timeout_s=connect_timeout_s,
         application_name="orchestrator verify",

@@ -22,7 +22,7 @@ from orchestrator.database.backup import BackupError, check, count_rows
 from orchestrator.database.connect import close, connect_once, no_time_limits
 from orchestrator.database.failure import CONNECTION_ERRORS, classify
 from orchestrator.database.quoting import identifier, literal
-from orchestrator.database.scratch import scratch_database
+from orchestrator.database.scratch import options_like, scratch_database
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -435,28 +435,9 @@ async def _maintenance(dsn: Dsn, connect_timeout_s: float) -> AsyncIterator[Any]
 async def _target(admin: Any, dsn: Dsn) -> _Target:
     user = await admin.fetchval("SELECT current_user::text")
     name = dsn.database or dsn.user or user
-    row = await admin.fetchval(
-        "SELECT pg_catalog.to_jsonb(d)::text FROM pg_catalog.pg_database d WHERE datname = $1", name
-    )
-    encoding = await admin.fetchval(
-        "SELECT pg_catalog.pg_encoding_to_char(encoding)::text FROM pg_catalog.pg_database WHERE datname = $1", name
-    )
-    if row is None:
-        return _Target(name, exists=False, user=user, options="")
-    import msgspec
-
-    facts = msgspec.json.decode(row)
-    options = [f"ENCODING {literal(encoding)}"]
-    options += [f"LC_COLLATE {literal(facts['datcollate'])}", f"LC_CTYPE {literal(facts['datctype'])}"]
-    provider = {"i": "icu", "b": "builtin", "c": "libc"}.get(facts.get("datlocprovider", ""))
-    if provider is not None:  # PostgreSQL 15 and newer
-        options.append(f"LOCALE_PROVIDER {provider}")
-        locale = facts.get("datlocale") or facts.get("daticulocale")  # 17 and newer; before
-        if provider != "libc" and locale:
-            options.append(f"{provider.upper()}_LOCALE {literal(locale)}")
-        if facts.get("daticurules"):
-            options.append(f"ICU_RULES {literal(facts['daticurules'])}")
-    return _Target(name, exists=True, user=user, options=" ".join(options))
+    if not await admin.fetchval("SELECT 1 FROM pg_catalog.pg_database WHERE datname = $1", name):
+        return _Target(name, exists=False, user=user, options="TEMPLATE template0")
+    return _Target(name, exists=True, user=user, options=await options_like(admin, name))
 
 
 # Of others' sessions an ordinary user sees the pid and the user, and not what they are.
@@ -528,7 +509,7 @@ def _in_use(
 
 async def _create(admin: Any, new: Dsn, target: _Target) -> None:
     try:
-        await admin.execute(f"CREATE DATABASE {identifier(str(new.database))} TEMPLATE template0 {target.options}")
+        await admin.execute(f"CREATE DATABASE {identifier(str(new.database))} {target.options}")
         comment = f"orchestrator restore of {target.name}: may be dropped"
         await admin.execute(f"COMMENT ON DATABASE {identifier(str(new.database))} IS {literal(comment)}")
     except asyncpg.InsufficientPrivilegeError as error:

@@ -120,31 +120,42 @@ async def _sweep(connection: Any) -> None:
             await connection.execute(f"DROP DATABASE {identifier(name)}")
 
 
-async def _create(connection: Any, name: str, purpose: str) -> None:
+async def options_like(connection: Any, database: str) -> str:
+    """The options of CREATE DATABASE that make an empty one with the encoding and the locale of `database`.
+
+    The provider is named too: template0 may have another one (a cluster of PostgreSQL 17 and newer may be `builtin`).
+    """
     row = await connection.fetchrow(
-        "SELECT pg_catalog.pg_encoding_to_char(encoding) AS encoding, datcollate::text AS collate,"
-        " datctype::text AS ctype, pg_catalog.to_jsonb(d) ->> 'datlocprovider' AS provider,"
+        "SELECT pg_catalog.pg_encoding_to_char(encoding)::text AS encoding, datcollate::text AS collate,"
+        " datctype::text AS ctype, pg_catalog.to_jsonb(d) ->> 'datlocprovider' AS provider,"  # 15 and newer
+        # 17 and newer; before
         " coalesce(pg_catalog.to_jsonb(d) ->> 'datlocale', pg_catalog.to_jsonb(d) ->> 'daticulocale') AS locale,"
-        " pg_catalog.to_jsonb(d) ->> 'daticurules' AS rules, current_user::text AS username"
-        " FROM pg_catalog.pg_database d WHERE datname = pg_catalog.current_database()"
+        " pg_catalog.to_jsonb(d) ->> 'daticurules' AS rules FROM pg_catalog.pg_database d WHERE datname = $1",
+        database,
     )
     options = [
-        f"ENCODING {literal(row['encoding'])} LC_COLLATE {literal(row['collate'])} LC_CTYPE {literal(row['ctype'])}"
+        "TEMPLATE template0",
+        f"ENCODING {literal(row['encoding'])} LC_COLLATE {literal(row['collate'])} LC_CTYPE {literal(row['ctype'])}",
     ]
-    if row["provider"] == "i":
-        options.append(f"LOCALE_PROVIDER icu ICU_LOCALE {literal(row['locale'])}")
+    provider = {"i": "icu", "b": "builtin", "c": "libc"}.get(row["provider"])
+    if provider is not None:
+        options.append(f"LOCALE_PROVIDER {provider}")
+        if provider != "libc":
+            options.append(f"{provider.upper()}_LOCALE {literal(row['locale'])}")
         if row["rules"]:
             options.append(f"ICU_RULES {literal(row['rules'])}")
-    elif row["provider"] == "b":
-        options.append(f"LOCALE_PROVIDER builtin BUILTIN_LOCALE {literal(row['locale'])}")
+    return " ".join(options)
+
+
+async def _create(connection: Any, name: str, purpose: str) -> None:
+    user, database = await connection.fetchrow("SELECT current_user::text, pg_catalog.current_database()::text")
     try:
-        await connection.execute(f"CREATE DATABASE {identifier(name)} TEMPLATE template0 {' '.join(options)}")
+        await connection.execute(f"CREATE DATABASE {identifier(name)} {await options_like(connection, database)}")
     except asyncpg.InsufficientPrivilegeError as error:
         raise ScratchError(
-            f"the user {row['username']} may not create a scratch database: {error}",
-            remedy=f"As a superuser: ALTER ROLE {identifier(row['username'])} CREATEDB; or use another server"
-            " (--on URL).",
-            facts={"sqlstate": error.sqlstate, "user": row["username"]},
+            f"the user {user} may not create a scratch database: {error}",
+            remedy=f"As a superuser: ALTER ROLE {identifier(user)} CREATEDB; or use another server (--on URL).",
+            facts={"sqlstate": error.sqlstate, "user": user},
         ) from error
     await connection.execute(
         f"COMMENT ON DATABASE {identifier(name)} IS {literal(f'orchestrator {purpose}: may be dropped')}"

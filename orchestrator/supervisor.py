@@ -360,9 +360,12 @@ def _explained(error: Exception) -> Exception:
     if isinstance(error, asyncpg.PostgresError):
         if error.sqlstate in POOLER_SQLSTATES:
             return PoolerError("a statement that one transaction prepares is gone in the next")
+        mend = "Mend what it names"
+        if isinstance(error, asyncpg.InsufficientPrivilegeError):
+            mend = "Grant the user of DATABASE_URL what it lacks, or give MIGRATION_DATABASE_URL a user that has it"
         return MigrationError(
             f"the server refused what comes before the migrations: {error} (SQLSTATE {error.sqlstate})",
-            remedy="Mend what it names, then start again; no migration was run.",
+            remedy=f"{mend}; then start again; no migration was run.",
             facts={"sqlstate": error.sqlstate},
         )
     return error

@@ -18,7 +18,7 @@ import asyncpg
 from orchestrator.database.connect import own_session
 from orchestrator.database.failure import is_connection_loss
 from orchestrator.database.quoting import identifier, literal
-from orchestrator.errors import EXIT_CONFIG, DatabaseUnavailableError, OrchestratorError
+from orchestrator.errors import EXIT_CONFIG, EXIT_MIGRATION, DatabaseUnavailableError, OrchestratorError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -50,13 +50,19 @@ class ScratchError(OrchestratorError):
     exit_code = EXIT_CONFIG
 
 
+class ServerRefusedError(OrchestratorError):
+    """The server refused what a command asked of it."""
+
+    exit_code = EXIT_MIGRATION
+
+
 @contextmanager
 def server_errors_explained(dsn: Dsn, *, doing: str) -> Iterator[None]:
     """Turn what the server or the network says in a command's work into one of our errors, which the edge can show.
 
     Raises:
         DatabaseUnavailableError: the session is gone (exit 69).
-        OrchestratorError: the server refused a statement of ours.
+        ServerRefusedError: the server refused a statement of ours (exit 70; 1 is a difference that was found).
     """
     try:
         yield
@@ -66,10 +72,17 @@ def server_errors_explained(dsn: Dsn, *, doing: str) -> Iterator[None]:
                 f"{doing}: the connection to {dsn.redacted()} was lost ({type(error).__name__})",
                 remedy="Look at the server's log; then run the command again.",
             ) from error
-        raise OrchestratorError(
-            f"{doing}: the server refused it: {error} (SQLSTATE {getattr(error, 'sqlstate', None)})",
-            remedy="Mend what it names, then run the command again.",
-            facts={"sqlstate": getattr(error, "sqlstate", None)},
+        sqlstate = getattr(error, "sqlstate", None)
+        is_right = isinstance(error, asyncpg.InsufficientPrivilegeError)
+        raise ServerRefusedError(
+            f"{doing}: the server refused it: {error} (SQLSTATE {sqlstate})",
+            remedy=(
+                "Grant the user what it lacks, or give MIGRATION_DATABASE_URL a user that has it; then run the command"
+                " again."
+                if is_right
+                else "Mend what it names, then run the command again."
+            ),
+            facts={"sqlstate": sqlstate},
         ) from error
 
 

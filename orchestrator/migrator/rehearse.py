@@ -16,7 +16,7 @@ from orchestrator.migrator.ledger import create_ledger
 from orchestrator.migrator.records import SERVICE_SCHEMA
 from orchestrator.migrator.replay import replay
 from orchestrator.migrator.sql import SqlSyntaxError
-from orchestrator.migrator.survey import survey
+from orchestrator.migrator.survey import readable_surveys
 from orchestrator.migrator.verify import applied_part
 
 if TYPE_CHECKING:
@@ -161,9 +161,7 @@ async def rehearse(dsn: Dsn, sources: Sequence[Source], how: Rehearsal, emit: Em
     """
     with server_errors_explained(dsn, doing="reading the database"):
         async with _session(dsn, how) as live:
-            surveys = [
-                await survey(live, source, policy=how.options.policy, ahead=how.options.ahead) for source in sources
-            ]
+            surveys = await readable_surveys(live, sources, policy=how.options.policy, ahead=how.options.ahead)
             pending = tuple(m.name for one in surveys for m in one.plan.pending)
             planned = await _planned(live, surveys, how)
             async with scratch_database(how.on, purpose="rehearse", connect_timeout_s=how.connect_timeout_s) as scratch:

@@ -16,7 +16,7 @@ from orchestrator.migrator.records import SERVICE_SCHEMA
 from orchestrator.migrator.replay import replay
 from orchestrator.migrator.schema import Schema, SchemaObject, read_schema
 from orchestrator.migrator.schema_diff import Difference, column_order, diff
-from orchestrator.migrator.survey import survey
+from orchestrator.migrator.survey import readable_surveys
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -173,7 +173,7 @@ async def _read_live(
 ) -> tuple[list[Survey], list[Edit], Schema]:
     with server_errors_explained(dsn, doing="reading the database"):
         async with _session(dsn, connect_timeout_s) as connection:
-            surveys = [await survey(connection, source, policy="drizzle", ahead="warn") for source in sources]
+            surveys = await readable_surveys(connection, sources)
             edited = [edit for one in surveys for edit in await edits(connection, one)]
             return surveys, edited, await read_schema(connection, privileges=scope.privileges)
 

@@ -334,17 +334,20 @@ async def test_a_run_with_times_that_go_backwards_goes_on_where_it_stopped(migra
     assert applied(await migrate(folder)) == []
 
 
-async def test_a_role_that_a_file_sets_holds_for_the_next_one_and_not_for_our_records(
-    migrate, admin, database_url, tmp_path
+@pytest.mark.parametrize("transaction", ["each", "all"])
+async def test_a_role_that_a_file_sets_holds_for_the_next_ones_and_not_for_our_records(
+    migrate, admin, database_url, tmp_path, transaction
 ):
+    """The last file is large: its text is kept in another way."""
     name = f"maker_{database_url.rsplit('_', 1)[1][:8]}"
     make = f"CREATE ROLE {name}; GRANT CREATE ON SCHEMA public TO {name}; SET ROLE {name};"
-    result = await migrate(write(tmp_path / "m", ("0000_role", make), ("0001_t", "CREATE TABLE t ();")))
+    large = f"CREATE TABLE l (t text);{BREAK}INSERT INTO l VALUES ('{'x' * (1 << 20)}');"
+    folder = write(tmp_path / "m", ("0000_role", make), ("0001_t", "CREATE TABLE t ();"), ("0002_l", large))
+    result = await migrate(folder, MIGRATION_TRANSACTION=transaction)
     try:
-        assert (result.returncode, applied(result)) == (0, ["0000_role", "0001_t"]), result.stderr
-        assert (
-            await admin.value(database_url, "SELECT relowner::regrole::text FROM pg_class WHERE relname = 't'") == name
-        )
+        assert (result.returncode, applied(result)) == (0, ["0000_role", "0001_t", "0002_l"]), result.stderr
+        owners = "SELECT DISTINCT relowner::regrole::text FROM pg_class WHERE relname IN ('t', 'l')"
+        assert [row[0] for row in await admin(database_url, owners)] == [name]
     finally:
         await admin.script(database_url, f"DROP OWNED BY {name}; DROP ROLE {name}")
 

@@ -447,8 +447,9 @@ class Run:
                     statements = parsed.get((file.source.table.key, migration.name))
                     if statements is None:
                         statements = await asyncio.to_thread(_parse, migration)
+                    opening = _ROLE_BACK if durations and self.has_changed_session else ""
                     began = self._begin(file.source, migration, statements)
-                    await file.statements_and_row(migration, raw, statements, began, resumed=True)
+                    await file.statements_and_row(migration, raw, statements, began, resumed=True, opening=opening)
                     durations.append((migration, time.monotonic() - began))
                 await file.commit(pending[-1])
             except MigrationError as error:
@@ -612,6 +613,8 @@ class _FileRun:
                 opening = ""
             if packing is not None and (packed := await packing) is not None:
                 duration_s = time.monotonic() - began
+                if self._run.has_changed_session:
+                    await self._run.execute(_ROLE_AWAY)
                 await records.record_packed(
                     self._run.connection, self.source.table.key, migration, duration_s=duration_s, packed=packed
                 )
@@ -684,9 +687,9 @@ class _FileRun:
     def _row(self, migration: Migration, raw: bytes, began: float, *, is_recorded: bool, resumed: bool) -> str:
         """SQL of record, ledger row, and the proof that the lock is still ours."""
         key = self.source.table.key
-        # A role that a file SET has no right to our tables; it is the next file's again after the commit.
-        parts = ["SET LOCAL ROLE NONE"] if self._run.has_changed_session else []
+        parts = []
         if not is_recorded:
+            parts += [_ROLE_AWAY] if self._run.has_changed_session else []
             duration = records.since_message(time.monotonic() - began)
             parts.append(records.record_statement(key, migration, duration=duration, raw=raw))
         if resumed:
@@ -720,6 +723,12 @@ class _FileRun:
         ).run(interrupted)
 
 
+# A role that a file SET has no right to our tables. It is the next file's again: after the commit, or, where that file
+# is in the same transaction, by _ROLE_BACK.
+_ROLE_AWAY = (
+    "SELECT pg_catalog.set_config('orchestrator.role', pg_catalog.current_setting('role'), true); SET LOCAL ROLE NONE"
+)
+_ROLE_BACK = "SELECT pg_catalog.set_config('role', pg_catalog.current_setting('orchestrator.role'), true);"
 _BEGIN_NOT_LAST = "BEGIN; SET LOCAL synchronous_commit = off;"
 
 

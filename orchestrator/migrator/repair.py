@@ -144,10 +144,18 @@ async def repair(
             proposal = await _PROPOSALS[wish.action](connection, dsn, sources, one, wish)
             if proposal.is_empty or (proposal.differences and not proposal.forced) or not await confirm(proposal):
                 return proposal, False
-            await migrate(connection, [s for s in sources if s.label == "service"], Options(), life)
+            # Not with the ledger that is being mended: what shall be marked as applied would be run.
+            if wish.label == "user" or not await _can_record(connection):
+                await migrate(connection, [s for s in sources if s.label == "service"], Options(), life)
             await _carry_out(connection, one, proposal)
     life.emit("ledger.repaired", action=wish.action, ledger=source.table.key, migrations=list(proposal.names))
     return proposal, True
+
+
+async def _can_record(connection: Any) -> bool:
+    """Whether our own tables are there, whatever their ledger says."""
+    has_repairs = "SELECT pg_catalog.to_regclass('orchestrator.repairs') IS NOT NULL"
+    return await records.records_exist(connection) and bool(await connection.fetchval(has_repairs))
 
 
 @asynccontextmanager

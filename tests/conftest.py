@@ -246,13 +246,16 @@ def admin() -> Admin:
 
 
 @pytest.fixture
-async def make_database(server: Server, admin: Admin) -> AsyncIterator[Callable[[], Awaitable[str]]]:
-    """`await make_database()` → the DSN of one more fresh, empty database."""
+async def make_database(server: Server, admin: Admin) -> AsyncIterator[Callable[..., Awaitable[str]]]:
+    """`await make_database()` → the DSN of one more fresh, empty database; `raw=True`: of bytes in no encoding."""
     made: list[str] = []
 
-    async def make() -> str:
+    async def make(*, raw: bool = False) -> str:
         name = f"test_{os.getpid()}_{secrets.token_hex(5)}"
-        await admin.script(server.dsn(), f"CREATE DATABASE {name} TEMPLATE template0")
+        options = "ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C'" if raw else ""
+        if raw and server.major >= 15:  # the cluster's may be builtin
+            options += " LOCALE_PROVIDER libc"
+        await admin.script(server.dsn(), f"CREATE DATABASE {name} TEMPLATE template0 {options}")
         made.append(name)
         return server.dsn(name)
 

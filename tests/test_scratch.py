@@ -87,18 +87,13 @@ async def scratches(admin, url: str) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("options", ["", "ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C'"])
-async def test_a_scratch_database_is_like_its_model_and_gone_after_the_block(make_database, admin, server, options):
+@pytest.mark.parametrize("raw", [False, True])
+async def test_a_scratch_database_is_like_its_model_and_gone_after_the_block(make_database, admin, raw):
     properties = (
         "SELECT encoding, datcollate, datctype, to_jsonb(d) ->> 'datlocprovider' AS provider FROM pg_database d"
         " WHERE datname = current_database()"
     )
-    database_url = await make_database()
-    if options:  # made again, in another way than the cluster's own databases are
-        name = urlsplit(database_url).path.removeprefix("/")
-        provider = "LOCALE_PROVIDER libc" if server.major >= 15 else ""
-        await admin(server.dsn(), f"DROP DATABASE {name}")
-        await admin(server.dsn(), f"CREATE DATABASE {name} TEMPLATE template0 {options} {provider}")
+    database_url = await make_database(raw=raw)
     async with scratch_database(dsns.parse(database_url), purpose="test") as scratch:
         url = server_url(database_url, scratch.database)
         assert await admin(url, properties) == await admin(database_url, properties)

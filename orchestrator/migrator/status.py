@@ -12,7 +12,7 @@ from orchestrator.migrator import records
 from orchestrator.migrator.edits import edits
 from orchestrator.migrator.plan import Kind
 from orchestrator.migrator.survey import readable_surveys
-from orchestrator.migrator.watch import Seen, excerpt, look_at
+from orchestrator.migrator.watch import Seen, excerpt, look_at, query_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -60,11 +60,11 @@ async def migration_running(connection: Any) -> dict[str, Any] | None:
     if holder is None:
         return None
     pid = int(str(holder["pid"]))
-    query = await connection.fetchval("SELECT query FROM pg_catalog.pg_stat_activity WHERE pid = $1", pid)
+    query = await query_of(connection, pid)
     seen = await look_at(connection, pid) or Seen()
     return {
         **holder,
-        "query": excerpt(_OPENING.sub("", query or "")),
+        "query": excerpt(_OPENING.sub("", query)),
         "wait_event": seen.wait_event,
         "stage": seen.stage,
         "percent": seen.percent,

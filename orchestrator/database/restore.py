@@ -22,7 +22,7 @@ from orchestrator.database.backup import BackupError, check, count_rows
 from orchestrator.database.connect import close, connect_once, no_time_limits
 from orchestrator.database.failure import CONNECTION_ERRORS, classify
 from orchestrator.database.quoting import identifier, literal
-from orchestrator.database.scratch import options_like, scratch_database
+from orchestrator.database.scratch import options_like, scratch_database, server_errors_explained
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     ReadLedgers = Callable[[Any], Awaitable[Sequence[LedgerState]]]
 
 _NAME_BYTES_MAX = 63
+_PREFIX = "orchestrator_restore_"
 _DROP_TIMEOUT_S = 30.0
 _TERMINATE_EVERY_S = 0.1
 _SHOWN_SESSIONS = 5
@@ -86,8 +87,9 @@ async def test_backup(
     await check(backup)
     async with scratch_database(dsn, purpose="backup test", connect_timeout_s=connect_timeout_s) as scratch:
         emit("backup.test_started", file=str(backup.path), database=scratch.database)
-        await _fill(backup, scratch, emit, connect_timeout_s)
-        differences = await _differences(backup, scratch, read_ledgers, connect_timeout_s)
+        with server_errors_explained(scratch, doing="the test of the backup"):
+            await _fill(backup, scratch, emit, connect_timeout_s)
+            differences = await _differences(backup, scratch, read_ledgers, connect_timeout_s)
         differences += await _schema_differences(backup, scratch, emit, connect_timeout_s)
     rows = backup.manifest.tables
     tested = Tested(tuple(differences), len(rows), sum(rows.values()), round(time.monotonic() - began, 3))
@@ -116,43 +118,19 @@ async def restore(
         BackupError: the file is damaged.
         RestoreError: sessions are on the old database, a right is missing (42501), pg_restore failed, or what was
             restored is not what the backup says.
+        DatabaseUnavailableError: the server was lost on the way. ServerRefusedError: it refused a statement of ours.
     """
     began = time.monotonic()
     await check(backup)
     stamp = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
-    async with _maintenance(dsn, connect_timeout_s) as admin:
-        target = await _target(admin, dsn)
-        await _refuse_early(admin, target, force=force)
-        new = dsn.with_database(f"orchestrator_restore_{stamp}_{secrets.token_hex(3)}".lower())
-        await _create(admin, new, target)
-        emit("restore.started", file=str(backup.path), into=new.database, replaces=target.name)
-        try:
-            await _fill(backup, new, emit, connect_timeout_s)
-            differences = await _differences(backup, new, read_ledgers, connect_timeout_s)
-            if differences:
-                raise _not_the_same(backup, differences)  # noqa: TRY301 dropped below, as after any error
-            await _analyze(new, connect_timeout_s)
-            if target.exists:
-                await _copy_properties(admin, target.name, str(new.database), emit)
-        except BaseException:
-            await asyncio.shield(_drop(dsn, str(new.database), connect_timeout_s))
-            raise
-        terminated, kept_as = 0, None
-        if target.exists:
-            kept_as = _dated(target.name, "before", stamp)
-            try:
-                terminated = await _swap(
-                    admin, dsn, (target.name, kept_as, str(new.database)), connect_timeout_s, force=force
-                )
-            except asyncio.CancelledError:
-                await asyncio.shield(_drop(dsn, str(new.database), connect_timeout_s))
-                raise
-        else:
-            await admin.execute(f"ALTER DATABASE {identifier(str(new.database))} RENAME TO {identifier(target.name)}")
+    with server_errors_explained(dsn, doing="the restore"):
+        name, kept_as, terminated = await _put_in_place(
+            backup, dsn, stamp, force=force, read_ledgers=read_ledgers, emit=emit, connect_timeout_s=connect_timeout_s
+        )
     restored = Restored(
-        target.name,
+        name,
         kept_as,
-        () if kept_as is None else _go_back(target.name, kept_as, stamp),
+        () if kept_as is None else _go_back(name, kept_as, stamp),
         None if kept_as is None else f"DROP DATABASE {identifier(kept_as)};",
         terminated,
         round(time.monotonic() - began, 3),
@@ -167,6 +145,47 @@ async def restore(
         duration_s=restored.duration_s,
     )
     return restored
+
+
+async def _put_in_place(
+    backup: Backup,
+    dsn: Dsn,
+    stamp: str,
+    *,
+    force: bool,
+    read_ledgers: ReadLedgers,
+    emit: Emit,
+    connect_timeout_s: float,
+) -> tuple[str, str | None, int]:
+    """The database's name, the old one's new name, and how many sessions were terminated. As `restore`."""
+    async with _maintenance(dsn, connect_timeout_s) as admin:
+        target = await _target(admin, dsn)
+        await _refuse_early(admin, target, force=force)
+        await _name_leftovers(admin, emit)
+        new = dsn.with_database(f"{_PREFIX}{stamp}_{secrets.token_hex(3)}".lower())
+        await _create(admin, new, target)
+        emit("restore.started", file=str(backup.path), into=new.database, replaces=target.name)
+        try:
+            await _fill(backup, new, emit, connect_timeout_s)
+            differences = await _differences(backup, new, read_ledgers, connect_timeout_s)
+            if differences:
+                raise _not_the_same(backup, differences)  # noqa: TRY301 dropped below, as after any error
+            await _analyze(new, connect_timeout_s)
+            if target.exists:
+                await _copy_properties(admin, target.name, str(new.database), emit)
+        except BaseException:
+            await _give_up(dsn, str(new.database), emit, connect_timeout_s)
+            raise
+        if not target.exists:
+            await admin.execute(f"ALTER DATABASE {identifier(str(new.database))} RENAME TO {identifier(target.name)}")
+            return target.name, None, 0
+        kept_as = _dated(target.name, "before", stamp)
+        names = (target.name, kept_as, str(new.database))
+        try:
+            return target.name, kept_as, await _swap(admin, dsn, names, connect_timeout_s, force=force)
+        except asyncio.CancelledError:
+            await _give_up(dsn, str(new.database), emit, connect_timeout_s)
+            raise
 
 
 def _dated(name: str, word: str, stamp: str) -> str:
@@ -244,8 +263,9 @@ async def _fill_it(backup: Backup, into: Dsn, server_major: int, emit: Emit, con
     except pgtools.PgToolError as error:
         raise RestoreError(
             f"{backup.path} cannot be restored: {error.message}",
-            remedy="Restore as the owner of all that is in it, or as a superuser (MIGRATION_DATABASE_URL), on a server"
-            " that has its roles and extensions. The database is as it was.",
+            remedy="Mend what it names. Where a right, a role or an extension is missing: restore as the owner of all"
+            " that is in it, or as a superuser (MIGRATION_DATABASE_URL), on a server that has them. The database is as"
+            " it was.",
             facts={**error.facts, "file": str(backup.path)},
         ) from error
 
@@ -522,6 +542,35 @@ async def _create(admin: Any, new: Dsn, target: _Target) -> None:
             remedy="Mend what it names. Nothing was changed.",
             facts={"sqlstate": error.sqlstate},
         ) from error
+
+
+async def _name_leftovers(admin: Any, emit: Emit) -> None:
+    """Say which databases killed restores, or such as could not be swapped, have left: each is as large as a backup.
+
+    None is dropped here: what could not be swapped may be wanted.
+    """
+    rows = await admin.fetch(
+        "SELECT d.datname::text FROM pg_catalog.pg_database d WHERE starts_with(d.datname::text, $1) AND NOT EXISTS"
+        " (SELECT 1 FROM pg_catalog.pg_stat_activity a WHERE a.datid = d.oid) ORDER BY 1",
+        _PREFIX,
+    )
+    if rows:
+        _say_left(emit, [row[0] for row in rows])
+
+
+def _say_left(emit: Emit, names: Sequence[str], **facts: object) -> None:
+    drops = " ".join(f"DROP DATABASE {identifier(name)};" for name in names)
+    emit(
+        "restore.left_behind", level="warning", databases=list(names), hint=f"Where it is not wanted: {drops}", **facts
+    )
+
+
+async def _give_up(dsn: Dsn, name: str, emit: Emit, connect_timeout_s: float) -> None:
+    """Drop the new database after an error, which stays the news: where the drop fails too, what is left is named."""
+    try:
+        await asyncio.shield(_drop(dsn, name, connect_timeout_s))
+    except (*CONNECTION_ERRORS, RestoreError) as error:  # TimeoutError is an OSError
+        _say_left(emit, [name], error=type(error).__name__)
 
 
 async def _drop(dsn: Dsn, name: str, connect_timeout_s: float) -> None:

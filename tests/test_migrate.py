@@ -222,6 +222,7 @@ async def test_one_transaction_for_all_is_all_or_nothing(migrate, admin, databas
     folder = write(tmp_path / "m", ("0000_a", "CREATE TABLE a ();"), ("0001_b", "SELECT 1 / 0;"))
     result = await migrate(folder, MIGRATION_TRANSACTION="all")
     assert (result.returncode, applied(result)) == (70, [])
+    assert "as it was before the first of the pending files" in failure(result)["remedy"]
     assert await admin.value(database_url, "SELECT to_regclass('a') IS NULL")
     assert await ledger(admin, database_url) == []
     write(folder, ("0000_a", "CREATE TABLE a ();"), ("0001_b", "CREATE TABLE b ();"))
@@ -229,11 +230,23 @@ async def test_one_transaction_for_all_is_all_or_nothing(migrate, admin, databas
     assert (result.returncode, applied(result)) == (0, ["0000_a", "0001_b"])
 
 
-async def test_concurrently_in_one_transaction_for_all_is_refused_by_name(migrate, admin, database_url, tmp_path):
-    folder = write(tmp_path / "m", ("0000_a", f"CREATE TABLE a (id int);{BREAK}CREATE INDEX CONCURRENTLY i ON a (id);"))
-    result = await migrate(folder, MIGRATION_TRANSACTION="all")
-    assert (result.returncode, failure(result)["line"]) == (70, 3)
+@pytest.mark.parametrize("arguments", [(), ("--dry-run",)])
+async def test_concurrently_in_one_transaction_for_all_is_refused_by_name(
+    migrate, admin, database_url, tmp_path, arguments
+):
+    """Of the file's two that say something about transactions, SAVEPOINT may stay."""
+    sql = f"CREATE TABLE a (id int);{BREAK}SAVEPOINT s;{BREAK}CREATE INDEX CONCURRENTLY i ON a (id);"
+    result = await migrate(write(tmp_path / "m", ("0000_a", sql)), *arguments, MIGRATION_TRANSACTION="all")
+    assert (result.returncode, failure(result)["line"]) == (70, 5)
     assert await admin.value(database_url, "SELECT to_regclass('a') IS NULL")
+
+
+async def test_what_only_the_server_refuses_in_one_transaction_for_all_has_the_remedy(migrate, tmp_path):
+    parted = "CREATE TABLE p (i int) PARTITION BY RANGE (i); CREATE INDEX ON p (i);"
+    folder = write(tmp_path / "m", ("0000_p", parted), ("0001_r", "REINDEX TABLE p;"))
+    result = await migrate(folder, MIGRATION_TRANSACTION="all")
+    assert (result.returncode, failure(result)["sqlstate"]) == (70, "25001")
+    assert "MIGRATION_TRANSACTION=each" in failure(result)["remedy"]
 
 
 SELF_MANAGED = f"""CREATE TABLE a (id int);

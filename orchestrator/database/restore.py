@@ -23,6 +23,7 @@ from orchestrator.database.connect import close, connect_once, no_time_limits
 from orchestrator.database.failure import CONNECTION_ERRORS, classify
 from orchestrator.database.quoting import identifier, literal
 from orchestrator.database.scratch import options_like, scratch_database, server_errors_explained
+from orchestrator.errors import DatabaseUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -445,7 +446,7 @@ async def _maintenance(dsn: Dsn, connect_timeout_s: float) -> AsyncIterator[Any]
             await close(connection)
         return
     failure = classify(failed) if failed is not None else None
-    raise RestoreError(
+    raise DatabaseUnavailableError(
         f"no session on the database postgres or template1 of {dsn.redacted()}: {failed or 'none is left'}",
         remedy=(failure.hint if failure else "") + " A restore needs one of them beside the database that it replaces.",
         facts={"sqlstate": failure.sqlstate if failure else None},
@@ -569,7 +570,7 @@ async def _give_up(dsn: Dsn, name: str, emit: Emit, connect_timeout_s: float) ->
     """Drop the new database after an error, which stays the news: where the drop fails too, what is left is named."""
     try:
         await asyncio.shield(_drop(dsn, name, connect_timeout_s))
-    except (*CONNECTION_ERRORS, RestoreError) as error:  # TimeoutError is an OSError
+    except (*CONNECTION_ERRORS, DatabaseUnavailableError) as error:  # TimeoutError is an OSError
         _say_left(emit, [name], error=type(error).__name__)
 
 

@@ -23,6 +23,7 @@ from orchestrator.migrator import records
 from orchestrator.migrator.failures import (
     failed_statement,
     lock_was_lost,
+    refuse_in_single_transaction,
     refused_history,
     refuses_transaction,
     statement_of,
@@ -221,14 +222,8 @@ async def _parse_all(surveys: Sequence[Survey], options: Options) -> dict[tuple[
         kept: dict[tuple[str, str], tuple[Statement, ...]] = {}
         for key, migration in pending:
             parsed = _parse(migration)
-            if options.transaction == "all" and not _is_transactional(parsed):
-                culprit = next(s for s in parsed if not s.transactional or s.transaction_control)
-                raise MigrationError(
-                    f"{migration.path}:{culprit.line}: {culprit.kind} cannot run inside the single transaction of"
-                    " MIGRATION_TRANSACTION=all",
-                    remedy="Set MIGRATION_TRANSACTION=each (the default), or take the statement out; nothing was run.",
-                    facts={"file": str(migration.path), "line": culprit.line, "statement_kind": culprit.kind},
-                )
+            if options.transaction == "all":
+                refuse_in_single_transaction(migration, parsed)
             if migration.size_bytes <= _KEPT_PARSED_BYTES:
                 kept[key, migration.name] = parsed
         return kept
@@ -240,12 +235,6 @@ def _parse(migration: Migration) -> tuple[Statement, ...]:
     from orchestrator.migrator.sql import statements  # the grammar loads 14 MB: only when something is pending
 
     return statements(migration.read(), path=str(migration.path))
-
-
-def _is_transactional(parsed: Sequence[Statement]) -> bool:
-    return all(
-        s.transactional and (s.transaction_control is None or s.transaction_control == "savepoint") for s in parsed
-    )
 
 
 class Run:
@@ -410,7 +399,7 @@ class Run:
         began = self._begin(file.source, migration, parsed)
         interrupted = one.unfinished.get(migration.name)
         # What was begun in steps goes on in steps, also where the grammar sees no reason for them.
-        steps = not _is_transactional(parsed) or (interrupted is not None and interrupted.is_begun)
+        steps = not all(s.fits_a_transaction for s in parsed) or (interrupted is not None and interrupted.is_begun)
         if not steps:
             resumed = interrupted is not None or migration in one.plan.resumable
             try:
@@ -535,6 +524,7 @@ class _FileRun:
 
     def __init__(self, run: Run, source: Source, *, has_name: bool) -> None:
         self._run, self.source, self._has_name = run, source, has_name
+        self._is_single = run.options.transaction == "all"
 
     async def in_transaction(
         self,
@@ -585,7 +575,7 @@ class _FileRun:
         except asyncpg.PostgresError as error:
             if is_connection_loss(error):
                 raise
-            raise failed_statement(error, migration, None, None) from error
+            raise failed_statement(error, migration, None, None, single=self._is_single) from error
 
     async def statements_and_row(
         self,
@@ -682,7 +672,7 @@ class _FileRun:
             shift = len(opening)
             if error.position and int(error.position) - shift > len(text):
                 statement = None
-            raise failed_statement(error, migration, raw, statement, shift=shift) from error
+            raise failed_statement(error, migration, raw, statement, shift=shift, single=self._is_single) from error
 
     def _row(self, migration: Migration, raw: bytes, began: float, *, is_recorded: bool, resumed: bool) -> str:
         """SQL of record, ledger row, and the proof that the lock is still ours."""

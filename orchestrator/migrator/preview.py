@@ -13,6 +13,7 @@ import msgspec
 from orchestrator.migrator import grammar, tree
 from orchestrator.migrator.blocks import block_statements
 from orchestrator.migrator.facts import read_known
+from orchestrator.migrator.failures import refuse_in_single_transaction
 from orchestrator.migrator.impact import Holding, Impact, impact_of
 from orchestrator.migrator.sql import SqlSyntaxError, statements
 from orchestrator.migrator.status import described_findings
@@ -49,9 +50,14 @@ async def preview(
     Raises:
         ReadDeniedError: the role may not read a ledger that is there, with the GRANTs that let it.
         SqlSyntaxError: a pending file is not SQL: `migrate` would refuse it before it runs anything.
+        MigrationError: `transaction` is all, and a statement cannot stand in one with others: so would it this.
     """
     surveys = await readable_surveys(connection, sources, policy=policy, ahead=ahead)
     files = await asyncio.to_thread(_parse_pending, surveys)
+    if transaction == "all":
+        for one in surveys:
+            for migration in one.plan.pending:
+                refuse_in_single_transaction(migration, files[one.source.label, migration.name][1])
     known = await _known_for(connection, files)
     refused = [f for s in surveys for f in s.plan.refusals]
     return {
@@ -151,7 +157,7 @@ def _source(one: Survey, files: _Files, known: Known) -> dict[str, Any]:
 
 
 def _is_one_transaction(parsed: Sequence[Statement]) -> bool:
-    return all(s.transactional and s.transaction_control in {None, "savepoint"} for s in parsed)
+    return all(s.fits_a_transaction for s in parsed)
 
 
 def _statements(parsed: Sequence[Statement], raw_size: int, known: Known) -> dict[str, Any]:

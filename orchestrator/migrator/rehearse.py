@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from orchestrator.database.pgtools import Emit
     from orchestrator.dsn import Dsn
     from orchestrator.lifecycle import Event
-    from orchestrator.migrator.apply import Options
     from orchestrator.migrator.folder import Migration
+    from orchestrator.migrator.options import Options
     from orchestrator.migrator.survey import Source, Survey
 
 # What a transaction that changes rows holds on the table (TRUNCATE: the strongest).

@@ -19,7 +19,7 @@ from orchestrator.database.lock import HELD_HERE, migration_lock
 from orchestrator.database.scratch import server_errors_explained
 from orchestrator.errors import EXIT_CONFIG, EXIT_MIGRATION, MigrationError, OrchestratorError
 from orchestrator.migrator import records
-from orchestrator.migrator.apply import Options, migrate
+from orchestrator.migrator.apply import migrate
 from orchestrator.migrator.edits import Edit, edits
 from orchestrator.migrator.ledger import (
     create_ledger,
@@ -28,6 +28,7 @@ from orchestrator.migrator.ledger import (
     read_ledger,
     upgrade_ledger,
 )
+from orchestrator.migrator.options import Options
 from orchestrator.migrator.plan import LedgerRow, upgraded_names
 from orchestrator.migrator.schema import read_schema
 from orchestrator.migrator.schema_diff import Difference, diff

@@ -155,7 +155,7 @@ def _print_rows(console: Any, title: str, rows: Sequence[Row]) -> None:
         return
     table = Table(box=None, padding=(0, 2, 0, 2), title=f"  {title}", title_justify="left")
     for column in ("id", "hash", "created_at", "name", "file"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")  # a name that is cut can be given to no command
     for row in rows:
         table.add_row(
             "new" if row.id is None else str(row.id),

@@ -21,12 +21,12 @@ import tenacity
 
 from orchestrator.database.failure import CONNECTION_ERRORS, Failure, classify
 from orchestrator.errors import ConnectionRefusedForeverError, DatabaseUnavailableError
+from orchestrator.lifecycle import Lifecycle
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from orchestrator.dsn import Dsn
-    from orchestrator.lifecycle import Lifecycle
 
 OLDEST_SERVER = 14
 _REPORT_EVERY_S = 30.0
@@ -35,6 +35,7 @@ _PROBE_TIMEOUT_S = 0.5
 _RESOLVE_EVERY_S = 1.0
 _RESOLVE_AGAIN_S = 0.1  # a look-up that fails is a thread and two packets: rarer than a probe
 _CLOSE_TIMEOUT_S = 2.0
+_FIRST_WITH_TRANSACTION_TIMEOUT = 17
 
 
 async def connect_once(dsn: Dsn, *, timeout_s: float, application_name: str) -> Any:
@@ -63,6 +64,17 @@ def _keep_alive(connection: Any) -> None:
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000)
+
+
+def no_time_limits(connection: Any) -> str:
+    """SQL that lets no setting of role or database end the session, however long it works, or waits for other work.
+
+    For a session that is ours alone: where a pooler shares it, others would get the settings.
+    """
+    names = ["statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout", "idle_session_timeout"]
+    if connection.get_server_version().major >= _FIRST_WITH_TRANSACTION_TIMEOUT:
+        names.append("transaction_timeout")
+    return "; ".join(f"SET {name} = 0" for name in names)
 
 
 async def close(connection: Any) -> None:
@@ -313,6 +325,19 @@ async def connected(
         yield connection
     finally:
         await close(connection)
+
+
+@asynccontextmanager
+async def own_session(
+    dsn: Dsn, *, wait_timeout_s: float, connect_timeout_s: float, application_name: str
+) -> AsyncIterator[Any]:
+    """`connected`, unseen on `/health` or in the log, and without limits of time: for a command's work beside it."""
+    life = Lifecycle(now=lambda: 0.0, monotonic=lambda: 0.0)
+    async with connected(
+        dsn, life, wait_timeout_s=wait_timeout_s, connect_timeout_s=connect_timeout_s, application_name=application_name
+    ) as connection:
+        await connection.execute(no_time_limits(connection))
+        yield connection
 
 
 def on_notice(life: Lifecycle) -> Callable[[Any, Any], None]:

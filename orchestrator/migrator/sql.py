@@ -77,6 +77,11 @@ class Statement(msgspec.Struct, frozen=True, gc=False):
         return self.raw[self.byte_offset : self.byte_end].decode()
 
     @property
+    def fits_a_transaction(self) -> bool:
+        """Whether it can stand between others in a transaction that is not its own."""
+        return self.transactional and self.transaction_control in {None, "savepoint"}
+
+    @property
     def byte_end(self) -> int:
         """Where it ends in the file; the semicolon, if there is one, comes after."""
         return self.byte_offset + self.byte_length

@@ -130,6 +130,8 @@ class Lifecycle(msgspec.Struct):
     """The state of one process, from exec to exit.
 
     `now` gives Unix seconds and `monotonic` monotonic seconds; both are handed in, so that a table can test this.
+    `stop_within_s` is what a stop may take from its first moment on (SHUTDOWN_TIMEOUT). `revision` grows with every
+    event and every check: where it is the same, and no migration runs, so is all the rest.
     Not thread-safe: all calls come from the event loop's thread.
     """
 
@@ -141,6 +143,8 @@ class Lifecycle(msgspec.Struct):
     was_ready: bool = False
     connect_attempts: int = 0
     failure: Mapping[str, object] | None = None
+    stop_within_s: float = 15.0
+    revision: int = 0
     _phase: Phase = Phase.STARTING
     _entered_at: float = 0.0
     _entered_monotonic: float = 0.0
@@ -161,6 +165,12 @@ class Lifecycle(msgspec.Struct):
     def uptime_s(self) -> float:
         """Seconds since this object was made, which is the start of the process for all a prober can see."""
         return self.monotonic() - self._born_monotonic
+
+    @property
+    def stop_left_s(self) -> float:
+        """Seconds that a stop may still take; all of them while nobody has asked for one."""
+        spent_s = self.monotonic() - self._entered_monotonic if self._phase is Phase.STOPPING else 0.0
+        return max(0.0, self.stop_within_s - spent_s)
 
     @property
     def history(self) -> list[PhaseEntry]:
@@ -188,6 +198,7 @@ class Lifecycle(msgspec.Struct):
 
     def emit(self, name: str, *, level: Level = "info", **facts: object) -> None:
         """Tell every listener that `name` happened."""
+        self.revision += 1
         event = Event(name=name, level=level, at=self.now(), phase=self._phase, facts=facts)
         for listener in tuple(self._listeners):
             listener(event)
@@ -216,10 +227,12 @@ class Lifecycle(msgspec.Struct):
     def fail(self, **facts: object) -> None:
         """Remember why the start failed, for those who watch it, and enter FAILED."""
         self.failure = facts
+        self.revision += 1  # where it is FAILED already, there is no event
         self.enter(Phase.FAILED)
 
     def check(self, name: str, status: Literal["ok", "pending", "warning", "failed"], **facts: object) -> None:
         """Remember the newest outcome of the check `name`; `/health` shows it."""
+        self.revision += 1
         self.checks[name] = Check(status=status, at=self.now(), facts=facts)
 
     def warn(self, name: str, **facts: object) -> None:

@@ -316,3 +316,13 @@ async def test_without_a_command_there_is_the_help(orchestrator):
     told = await orchestrator()
     assert (told.returncode, told.stdout) == (2, "")
     assert "Before a migration runs:" in told.stderr
+
+
+def test_a_url_without_a_password_takes_that_of_pgpassword_also_from_a_file(tmp_path):
+    (tmp_path / "pw").write_text("hunter22\n")
+    url = {"DATABASE_URL": "postgresql://me@db/app"}
+    assert load({**url, "PGPASSWORD": "hunter22"}).database.password == "hunter22"
+    settings = load({**url, "PGPASSWORD_FILE": str(tmp_path / "pw")})
+    assert settings.database.password == settings.migration_database.password == "hunter22"
+    assert "hunter22" in settings.secrets
+    assert load({"DATABASE_URL": URL, "PGPASSWORD": "another1"}).database == parse(URL)

@@ -7,9 +7,10 @@ phase is the only truth about readiness: nothing else says whether the service s
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Literal
+
+import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -51,8 +52,7 @@ _NEXT: Mapping[Phase, frozenset[Phase]] = {
 _HISTORY_LIMIT = 200
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(msgspec.Struct, frozen=True):
     """One thing that happened: a dotted name in the past tense, and facts. `at` is in Unix seconds."""
 
     name: str
@@ -62,8 +62,7 @@ class Event:
     facts: Mapping[str, object]
 
 
-@dataclass(frozen=True, slots=True)
-class PhaseEntry:
+class PhaseEntry(msgspec.Struct, frozen=True):
     """One stay in a phase; `entered_at` in Unix seconds, `duration_s` None while it lasts."""
 
     phase: Phase
@@ -71,8 +70,7 @@ class PhaseEntry:
     duration_s: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
+class Check(msgspec.Struct, frozen=True):
     """What is known of one thing that the service depends on. `at` is in Unix seconds."""
 
     status: Literal["ok", "pending", "warning", "failed"]
@@ -80,8 +78,7 @@ class Check:
     facts: Mapping[str, object]
 
 
-@dataclass(slots=True)
-class MigrationItem:
+class MigrationItem(msgspec.Struct):
     """One migration of one source, as the start sees it; `duration_s` None until it was applied by this process."""
 
     source: str
@@ -90,8 +87,7 @@ class MigrationItem:
     duration_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Activity:
+class Activity(msgspec.Struct, frozen=True):
     """What the running statement does, as the server's own views tell it; `elapsed_s` since the statement began.
 
     `percent` is known for index builds, COPY, CLUSTER and VACUUM (pg_stat_progress_*), `stage` is the server's word for
@@ -107,8 +103,7 @@ class Activity:
     blockers: tuple[Mapping[str, object], ...] = ()
 
 
-@dataclass(slots=True)
-class MigrationCounts:
+class MigrationCounts(msgspec.Struct):
     """How far the migrations are; `applied_now` counts those of this process.
 
     `started_at` is a monotonic time in seconds, None before the first one. `items` are all migrations of all sources in
@@ -123,7 +118,7 @@ class MigrationCounts:
     statements: int = 0
     started_at: float | None = None
     elapsed_s: float | None = None
-    items: list[MigrationItem] = field(default_factory=list)
+    items: list[MigrationItem] = msgspec.field(default_factory=list)
     activity: Activity | None = None
 
     def item(self, source: str, name: str) -> MigrationItem | None:
@@ -131,8 +126,7 @@ class MigrationCounts:
         return next((item for item in self.items if item.name == name and item.source == source), None)
 
 
-@dataclass(slots=True)
-class Lifecycle:
+class Lifecycle(msgspec.Struct):
     """The state of one process, from exec to exit.
 
     `now` gives Unix seconds and `monotonic` monotonic seconds; both are handed in, so that a table can test this.
@@ -143,9 +137,9 @@ class Lifecycle:
 
     now: Callable[[], float]
     monotonic: Callable[[], float]
-    checks: dict[str, Check] = field(default_factory=dict)
-    migrations: MigrationCounts = field(default_factory=MigrationCounts)
-    warnings: list[dict[str, object]] = field(default_factory=list)
+    checks: dict[str, Check] = msgspec.field(default_factory=dict)
+    migrations: MigrationCounts = msgspec.field(default_factory=MigrationCounts)
+    warnings: list[dict[str, object]] = msgspec.field(default_factory=list)
     was_ready: bool = False
     connect_attempts: int = 0
     failure: Mapping[str, object] | None = None
@@ -155,8 +149,8 @@ class Lifecycle:
     _entered_at: float = 0.0
     _entered_monotonic: float = 0.0
     _born_monotonic: float = 0.0
-    _history: deque[PhaseEntry] = field(default_factory=lambda: deque(maxlen=_HISTORY_LIMIT))
-    _listeners: list[Callable[[Event], None]] = field(default_factory=list)
+    _history: deque[PhaseEntry] = msgspec.field(default_factory=lambda: deque(maxlen=_HISTORY_LIMIT))
+    _listeners: list[Callable[[Event], None]] = msgspec.field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._entered_at = self.now()

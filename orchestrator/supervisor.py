@@ -311,16 +311,10 @@ async def _under_the_lock(
     from orchestrator.database.connect import connect_once
     from orchestrator.database.extensions import ensure_extensions
     from orchestrator.database.lock import migration_lock
-    from orchestrator.migrator.apply import Options, migrate
+    from orchestrator.migrator.apply import migrate
+    from orchestrator.migrator.options import Options
 
-    options = Options(
-        settings.migration_policy,
-        settings.migration_ahead,
-        settings.migration_transaction,
-        settings.migration_statement_timeout_s,
-        settings.migration_ddl_lock_timeout_s,
-        settings.migration_ddl_retry_for_s,
-    )
+    options = Options.of(settings)
 
     async def connect_second() -> Any:
         """One more session on the same server, for what the one that migrates cannot see of itself."""
@@ -362,9 +356,12 @@ def _explained(error: Exception) -> Exception:
     if isinstance(error, asyncpg.PostgresError):
         if error.sqlstate in POOLER_SQLSTATES:
             return PoolerError("a statement that one transaction prepares is gone in the next")
+        mend = "Mend what it names"
+        if isinstance(error, asyncpg.InsufficientPrivilegeError):
+            mend = "Grant the user of DATABASE_URL what it lacks, or give MIGRATION_DATABASE_URL a user that has it"
         return MigrationError(
             f"the server refused what comes before the migrations: {error} (SQLSTATE {error.sqlstate})",
-            remedy="Mend what it names, then start again; no migration was run.",
+            remedy=f"{mend}; then start again; no migration was run.",
             facts={"sqlstate": error.sqlstate},
         )
     return error

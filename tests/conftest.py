@@ -59,6 +59,29 @@ def wait_until() -> Callable[..., Awaitable[Any]]:
     return _wait_until
 
 
+# ---------------------------------------------------------------------------------------------------------- the folders
+
+WHEN = 1716000000000
+
+
+def _write_folder(folder: Path, *files: tuple[str, str] | tuple[str, str, int]) -> Path:
+    (folder / "meta").mkdir(parents=True, exist_ok=True)
+    entries = []
+    for number, (tag, sql, *when) in enumerate(files):
+        (folder / f"{tag}.sql").write_bytes(sql.encode())
+        moment = when[0] if when else WHEN + number
+        entries.append({"idx": number, "version": "7", "when": moment, "tag": tag, "breakpoints": True})
+    journal = {"version": "7", "dialect": "postgresql", "entries": entries}
+    (folder / "meta" / "_journal.json").write_text(json.dumps(journal))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def write_folder() -> Callable[..., Path]:
+    """`write_folder(path, (tag, SQL), (tag, SQL, when), …)`: a v0 folder, written (again); returns its path."""
+    return _write_folder
+
+
 # ----------------------------------------------------------------------------------------------------------- the server
 
 
@@ -223,13 +246,16 @@ def admin() -> Admin:
 
 
 @pytest.fixture
-async def make_database(server: Server, admin: Admin) -> AsyncIterator[Callable[[], Awaitable[str]]]:
-    """`await make_database()` → the DSN of one more fresh, empty database."""
+async def make_database(server: Server, admin: Admin) -> AsyncIterator[Callable[..., Awaitable[str]]]:
+    """`await make_database()` → the DSN of one more fresh, empty database; `raw=True`: of bytes in no encoding."""
     made: list[str] = []
 
-    async def make() -> str:
+    async def make(*, raw: bool = False) -> str:
         name = f"test_{os.getpid()}_{secrets.token_hex(5)}"
-        await admin.script(server.dsn(), f"CREATE DATABASE {name} TEMPLATE template0")
+        options = "ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C'" if raw else ""
+        if raw and server.major >= 15:  # the cluster's may be builtin
+            options += " LOCALE_PROVIDER libc"
+        await admin.script(server.dsn(), f"CREATE DATABASE {name} TEMPLATE template0 {options}")
         made.append(name)
         return server.dsn(name)
 

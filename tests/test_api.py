@@ -139,6 +139,8 @@ async def test_a_job_is_added_run_and_shown_with_its_attempts_log_and_output(ser
         assert headers["Location"] == f"/api/jobs/{made['id']}"
         job = await api.until(made["id"], "succeeded")
         assert (job["output"], job["payload"]["name"]) == ({"greeting": "Ada"}, "Ada")
+        _, _, none = await api.call("POST", "/api/jobs", {"name": "anything", "payload": {}, "delay_s": 600})
+        assert (await api.call("GET", f"/api/jobs/{none['id']}"))[2]["output"] is None
         assert [attempt["outcome"] for attempt in job["attempts"]] == ["succeeded"]
         _, _, log = await api.call("GET", f"/api/jobs/{made['id']}/log")
         assert [(line["event"], line["facts"]["name"]) for line in log["lines"]] == [("greeting.said", "Ada")]
@@ -219,15 +221,19 @@ async def test_cancel_and_retry_tell_what_a_state_does_not_allow(serving):
         assert (await api.call("POST", "/api/jobs/999999999/cancel"))[0] == 404
 
 
-async def test_schedules_are_written_read_triggered_and_removed(serving):
+async def test_schedules_are_written_read_triggered_and_removed(serving, wait_until):
     async with serving() as api:
         wanted = {"job": "hello", "cron": "*/5 * * * *", "timezone": "Europe/Berlin", "payload": {"name": "x"}}
         assert (await api.call("PUT", "/api/schedules/nightly", wanted))[0] == 201
         status, _, row = await api.call("PUT", "/api/schedules/nightly", {**wanted, "enabled": False})
         assert (status, row["enabled"], row["source"]) == (200, False, "api")
         assert (await api.call("GET", "/api/schedules/nightly"))[2] == row
-        names = {row["name"]: row["source"] for row in (await api.call("GET", "/api/schedules"))[2]["schedules"]}
-        assert (names["nightly"], names["add-server"]) == ("api", "code")
+
+        async def both() -> bool:
+            rows = (await api.call("GET", "/api/schedules"))[2]["schedules"]
+            return {("nightly", "api"), ("add-server", "code")} <= {(row["name"], row["source"]) for row in rows}
+
+        await wait_until(both, what="the handler's own schedule stands beside it")
         status, headers, made = await api.call("POST", "/api/schedules/nightly/trigger")
         assert (status, headers["Location"]) == (202, f"/api/jobs/{made['id']}")
         assert (await api.until(made["id"], "succeeded"))["schedule"] == "nightly"

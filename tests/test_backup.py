@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -499,6 +500,32 @@ async def test_a_restore_that_is_stopped_leaves_nothing_and_changes_nothing(
     assert await admin.value(database_url, "SELECT count(*) FROM t") == 150000
 
 
+async def test_a_restore_that_loses_its_session_says_so_and_what_another_left_is_named(
+    orchestrator, server, database_url, admin, backups
+):
+    await admin.script(database_url, "CREATE TABLE t AS SELECT md5(g::text) AS v FROM generate_series(1, 150000) g")
+    env = {"DATABASE_URL": database_url, "BACKUP_DIR": str(backups)}
+    made = (await taken(orchestrator, env))["backup"]
+    left = f"orchestrator_restore_{secrets.token_hex(4)}"
+    await admin.script(server.dsn(), f"CREATE DATABASE {left}")
+    try:
+        async with orchestrator.running("restore", made["path"], "--yes", env=env) as run:
+            await run.event("restore.started")
+            end = (
+                "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = 'postgres'"
+                " AND application_name = 'orchestrator restore'"
+            )
+            assert await admin.value(server.dsn(), end) == 1
+            assert await run.wait() == 69
+        assert "the restore: the connection to" in run.events[-1]["error"]
+        named = next(event for event in run.events if event["event"] == "restore.left_behind")
+        assert left in named["databases"]
+        assert f'DROP DATABASE "{left}";' in named["hint"]
+    finally:
+        await admin.script(server.dsn(), f"DROP DATABASE {left}")
+    assert await scratch_left(server, admin) == []
+
+
 async def test_the_owner_of_a_database_needs_no_more_than_createdb(
     orchestrator, server, database_url, admin, backups, known, drop_kept
 ):
@@ -615,7 +642,7 @@ async def test_a_backup_is_made_under_the_lock_before_pending_migrations_and_onl
     assert first.returncode == 0, first.stderr
     write_folder(folder, {"0000_a": "CREATE TABLE a (v int); INSERT INTO a VALUES (1);", "0001_b": "DROP TABLE a;"})
     async with orchestrator.running("serve", env=env) as service:
-        await service.phase("ready")
+        await service.event("service.ready")
         events = [e["event"] for e in service.events]
         told = ["lock.acquired", "backup.started", "backup.completed", "migration.applied", "service.ready"]
         assert [events.index(name) for name in told] == sorted(events.index(name) for name in told)

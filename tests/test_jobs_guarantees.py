@@ -162,7 +162,8 @@ async def test_a_killed_worker_s_job_is_taken_over_within_the_lease_and_its_atte
     async with serve(database_url) as a, serve(database_url) as b, serve(database_url) as c:
         servers = {run.pid: run for run in (a, b, c)}
         await look.workers(3)
-        once = await enqueue(look.connection, "hang_first", registry=registry)
+        # Where it runs beside the other one and its end is not written yet, it is killed twice, too: a third attempt.
+        once = await enqueue(look.connection, "hang_first", max_attempts=3, registry=registry)
         twice = await enqueue(look.connection, "hang", registry=registry)
         await look.until(once.id, "running")
         for attempt in (1, 2):
@@ -179,7 +180,7 @@ async def test_a_killed_worker_s_job_is_taken_over_within_the_lease_and_its_atte
         if (await look.job(once.id))["attempt"] == 1:  # nobody killed the one that runs it
             await cancel(look.connection, once.id)
         row = await look.until(once.id, "succeeded", "cancelled")
-        assert row["attempt"] == {"succeeded": 2, "cancelled": 1}[row["state"]]
+        assert row["attempt"] in {"succeeded": (2, 3), "cancelled": (1,)}[row["state"]]
         assert [(await run.health())[0] for run in servers.values() if run.returncode is None] == [200]
 
 

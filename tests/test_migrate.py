@@ -222,6 +222,7 @@ async def test_one_transaction_for_all_is_all_or_nothing(migrate, admin, databas
     folder = write(tmp_path / "m", ("0000_a", "CREATE TABLE a ();"), ("0001_b", "SELECT 1 / 0;"))
     result = await migrate(folder, MIGRATION_TRANSACTION="all")
     assert (result.returncode, applied(result)) == (70, [])
+    assert "as it was before the first of the pending files" in failure(result)["remedy"]
     assert await admin.value(database_url, "SELECT to_regclass('a') IS NULL")
     assert await ledger(admin, database_url) == []
     write(folder, ("0000_a", "CREATE TABLE a ();"), ("0001_b", "CREATE TABLE b ();"))
@@ -229,11 +230,23 @@ async def test_one_transaction_for_all_is_all_or_nothing(migrate, admin, databas
     assert (result.returncode, applied(result)) == (0, ["0000_a", "0001_b"])
 
 
-async def test_concurrently_in_one_transaction_for_all_is_refused_by_name(migrate, admin, database_url, tmp_path):
-    folder = write(tmp_path / "m", ("0000_a", f"CREATE TABLE a (id int);{BREAK}CREATE INDEX CONCURRENTLY i ON a (id);"))
-    result = await migrate(folder, MIGRATION_TRANSACTION="all")
-    assert (result.returncode, failure(result)["line"]) == (70, 3)
+@pytest.mark.parametrize("arguments", [(), ("--dry-run",)])
+async def test_concurrently_in_one_transaction_for_all_is_refused_by_name(
+    migrate, admin, database_url, tmp_path, arguments
+):
+    """Of the file's two that say something about transactions, SAVEPOINT may stay."""
+    sql = f"CREATE TABLE a (id int);{BREAK}SAVEPOINT s;{BREAK}CREATE INDEX CONCURRENTLY i ON a (id);"
+    result = await migrate(write(tmp_path / "m", ("0000_a", sql)), *arguments, MIGRATION_TRANSACTION="all")
+    assert (result.returncode, failure(result)["line"]) == (70, 5)
     assert await admin.value(database_url, "SELECT to_regclass('a') IS NULL")
+
+
+async def test_what_only_the_server_refuses_in_one_transaction_for_all_has_the_remedy(migrate, tmp_path):
+    parted = "CREATE TABLE p (i int) PARTITION BY RANGE (i); CREATE INDEX ON p (i);"
+    folder = write(tmp_path / "m", ("0000_p", parted), ("0001_r", "REINDEX TABLE p;"))
+    result = await migrate(folder, MIGRATION_TRANSACTION="all")
+    assert (result.returncode, failure(result)["sqlstate"]) == (70, "25001")
+    assert "MIGRATION_TRANSACTION=each" in failure(result)["remedy"]
 
 
 SELF_MANAGED = f"""CREATE TABLE a (id int);
@@ -334,17 +347,20 @@ async def test_a_run_with_times_that_go_backwards_goes_on_where_it_stopped(migra
     assert applied(await migrate(folder)) == []
 
 
-async def test_a_role_that_a_file_sets_holds_for_the_next_one_and_not_for_our_records(
-    migrate, admin, database_url, tmp_path
+@pytest.mark.parametrize("transaction", ["each", "all"])
+async def test_a_role_that_a_file_sets_holds_for_the_next_ones_and_not_for_our_records(
+    migrate, admin, database_url, tmp_path, transaction
 ):
+    """The last file is large: its text is kept in another way."""
     name = f"maker_{database_url.rsplit('_', 1)[1][:8]}"
     make = f"CREATE ROLE {name}; GRANT CREATE ON SCHEMA public TO {name}; SET ROLE {name};"
-    result = await migrate(write(tmp_path / "m", ("0000_role", make), ("0001_t", "CREATE TABLE t ();")))
+    large = f"CREATE TABLE l (t text);{BREAK}INSERT INTO l VALUES ('{'x' * (1 << 20)}');"
+    folder = write(tmp_path / "m", ("0000_role", make), ("0001_t", "CREATE TABLE t ();"), ("0002_l", large))
+    result = await migrate(folder, MIGRATION_TRANSACTION=transaction)
     try:
-        assert (result.returncode, applied(result)) == (0, ["0000_role", "0001_t"]), result.stderr
-        assert (
-            await admin.value(database_url, "SELECT relowner::regrole::text FROM pg_class WHERE relname = 't'") == name
-        )
+        assert (result.returncode, applied(result)) == (0, ["0000_role", "0001_t", "0002_l"]), result.stderr
+        owners = "SELECT DISTINCT relowner::regrole::text FROM pg_class WHERE relname IN ('t', 'l')"
+        assert [row[0] for row in await admin(database_url, owners)] == [name]
     finally:
         await admin.script(database_url, f"DROP OWNED BY {name}; DROP ROLE {name}")
 

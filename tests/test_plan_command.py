@@ -187,17 +187,17 @@ async def test_a_role_that_can_only_read_is_enough_and_one_that_cannot_is_told_t
     known.secrets.add(urlsplit(dsn).password)
     env = {**half, "DATABASE_URL": dsn}
     try:
-        denied = await orchestrator("plan", env=env)
-        assert denied.returncode == 70
-        last = denied.events[-1]
-        assert f"{role} may not read orchestrator.__drizzle_migrations" in last["error"]
-        for schema in ("orchestrator", "drizzle"):
-            assert "GRANT USAGE ON SCHEMA" in last["remedy"]
-            grants = last["remedy"].partition(": ")[2]
-            await admin.script(half["DATABASE_URL"], grants)
-            last = (await orchestrator("plan", env=env)).events
-            last = last[-1] if last else {}
-            assert schema in grants
+        for command in ("plan", "status", "lint", "verify", "rehearse"):
+            denied = await orchestrator(command, env=env)
+            assert denied.returncode == 70, (command, denied.stderr)
+            last = denied.events[-1]
+            assert f"{role} may not read orchestrator." in last["error"]
+            assert "drizzle.__drizzle_migrations" in last["error"]
+        for command in (("repair", "applied", "0000_m0", "--yes"), ("migrate",)):
+            denied = await orchestrator(*command, env=env)
+            assert (denied.returncode, denied.events[-1]["sqlstate"]) == (70, "42501"), (command, denied.stderr)
+            assert "a user that has it" in denied.events[-1]["remedy"]
+        await admin.script(half["DATABASE_URL"], last["remedy"].partition(": ")[2])
         told = await orchestrator("plan", "--json", env=env)
         assert told.returncode == 0, told.stderr
         as_owner = json.loads((await orchestrator("plan", "--json", env=half)).stdout)

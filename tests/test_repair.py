@@ -223,6 +223,19 @@ async def test_an_upgrade_with_a_row_that_matches_no_file_is_refused(run, admin,
     assert "row 2" in done.named("service.failed")[0]["error"]
 
 
+async def test_the_services_own_ledger_is_mended_where_its_tables_are_there(run, admin, database_url, tmp_path):
+    write(tmp_path / "m", A)
+    assert (await run("migrate")).returncode == 0
+    newest = "SELECT max(id) FROM orchestrator.__drizzle_migrations"
+    await admin(database_url, f"DELETE FROM orchestrator.__drizzle_migrations WHERE id = ({newest})")
+    failed = await run("migrate")
+    assert (failed.returncode, failed.events[-1]["sqlstate"]) == (70, "42P07")
+    done = await run("repair", "applied", failed.events[-1]["migration"], "--service", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert [repair["ledger"] for repair in await repairs(admin, database_url)] == ["orchestrator.__drizzle_migrations"]
+    assert (await run("migrate")).returncode == 0
+
+
 async def test_another_migrator_is_waited_for(orchestrator, run, admin, database_url, tmp_path):
     write(tmp_path / "m", A)
     async with admin.connection(database_url) as holder:

@@ -87,11 +87,13 @@ async def scratches(admin, url: str) -> list[str]:
     ]
 
 
-async def test_a_scratch_database_is_like_its_model_and_gone_after_the_block(database_url, admin):
+@pytest.mark.parametrize("raw", [False, True])
+async def test_a_scratch_database_is_like_its_model_and_gone_after_the_block(make_database, admin, raw):
     properties = (
         "SELECT encoding, datcollate, datctype, to_jsonb(d) ->> 'datlocprovider' AS provider FROM pg_database d"
         " WHERE datname = current_database()"
     )
+    database_url = await make_database(raw=raw)
     async with scratch_database(dsns.parse(database_url), purpose="test") as scratch:
         url = server_url(database_url, scratch.database)
         assert await admin(url, properties) == await admin(database_url, properties)

@@ -39,7 +39,7 @@ def _rehearse(options: argparse.Namespace) -> int:
 
         from orchestrator import supervisor
         from orchestrator.lifecycle import Phase
-        from orchestrator.migrator.apply import Options
+        from orchestrator.migrator.options import Options
         from orchestrator.migrator.rehearse import Rehearsal
         from orchestrator.migrator.rehearse import rehearse as try_it
 
@@ -49,14 +49,7 @@ def _rehearse(options: argparse.Namespace) -> int:
         life.enter(Phase.CONNECTING)
         how = Rehearsal(
             scratch_server(options, dsn),
-            Options(
-                settings.migration_policy,
-                settings.migration_ahead,
-                settings.migration_transaction,
-                settings.migration_statement_timeout_s,
-                settings.migration_ddl_lock_timeout_s,
-                settings.migration_ddl_retry_for_s,
-            ),
+            Options.of(settings),
             settings.extensions,
             with_data=options.with_data,
             from_files=options.from_files,

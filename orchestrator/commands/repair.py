@@ -34,7 +34,9 @@ def repair(parser: argparse.ArgumentParser) -> None:
     baseline = actions.add_parser("baseline", help="adopt a database that has the schema and no ledger")
     baseline.add_argument("--to", metavar="NAME", help="the last migration that the database has (default: the newest)")
     baseline.add_argument("--force", action="store_true", help="also where the schema is not what the files make")
-    baseline.add_argument("--schema", action="append", default=[], metavar="NAME", help="compare this schema alone")
+    baseline.add_argument(
+        "--schema", dest="schemas", action="append", default=[], metavar="NAME", help="compare this schema alone"
+    )
     baseline.add_argument("--exclude-schema", action="append", default=[], metavar="NAME", help="all but this one")
     with_scratch(baseline)
     upgrade = actions.add_parser("upgrade", help="give a ledger of drizzle v0 the columns and names of v1")
@@ -71,7 +73,7 @@ def _repair(options: argparse.Namespace) -> int:
             force=is_baseline and options.force,
             on=scratch_server(options, dsn) if is_baseline else None,
             extensions=settings.extensions,
-            scope=Scope(tuple(options.schema), tuple(options.exclude_schema)) if is_baseline else Scope(),
+            scope=Scope(tuple(options.schemas), tuple(options.exclude_schema)) if is_baseline else Scope(),
             lock_timeout_s=settings.migration_lock_timeout_s,
             connect_timeout_s=settings.db_connect_timeout_s,
         )
@@ -153,7 +155,7 @@ def _print_rows(console: Any, title: str, rows: Sequence[Row]) -> None:
         return
     table = Table(box=None, padding=(0, 2, 0, 2), title=f"  {title}", title_justify="left")
     for column in ("id", "hash", "created_at", "name", "file"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")  # a name that is cut can be given to no command
     for row in rows:
         table.add_row(
             "new" if row.id is None else str(row.id),

@@ -25,7 +25,9 @@ def verify(parser: argparse.ArgumentParser) -> None:
     with_folder(parser)
     with_json(parser)
     with_scratch(parser)
-    parser.add_argument("--schema", action="append", default=[], metavar="NAME", help="this schema alone (repeatable)")
+    parser.add_argument(
+        "--schema", dest="schemas", action="append", default=[], metavar="NAME", help="this schema alone (repeatable)"
+    )
     parser.add_argument("--exclude-schema", action="append", default=[], metavar="NAME", help="all but this one")
     parser.add_argument("--privileges", action="store_true", help="compare who may do what, too")
     parser.set_defaults(run=_verify)
@@ -72,7 +74,7 @@ def _verify(options: argparse.Namespace) -> int:
                 sources,
                 on=scratch_server(options, dsn),
                 extensions=settings.extensions,
-                scope=Scope(tuple(options.schema), tuple(options.exclude_schema), options.privileges),
+                scope=Scope(tuple(options.schemas), tuple(options.exclude_schema), options.privileges),
                 connect_timeout_s=settings.db_connect_timeout_s,
             )
         )

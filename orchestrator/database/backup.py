@@ -25,6 +25,7 @@ import msgspec
 
 from orchestrator import __version__
 from orchestrator.database import pgtools
+from orchestrator.database.connect import no_time_limits
 from orchestrator.database.quoting import identifier
 from orchestrator.errors import EXIT_MIGRATION, OrchestratorError
 
@@ -216,10 +217,8 @@ def _same_server(dsn: Dsn, connection: Any) -> Dsn:
 async def _snapshot(connection: Any, order: Order) -> Any:
     """A transaction whose snapshot others can use; yields its id and what the manifest says of the database."""
     version = connection.get_server_version()
-    timeouts = ["statement_timeout", "idle_in_transaction_session_timeout"]
-    timeouts += ["transaction_timeout"] if version.major >= 17 else []  # noqa: PLR2004 the release that has it
     await connection.execute(
-        ";".join(f"SET {name} = 0" for name in timeouts) + f"; SET lock_timeout = '{_LOCK_TIMEOUT_S}s'"
+        f"{no_time_limits(connection)}; SET lock_timeout = '{_LOCK_TIMEOUT_S}s'"
         # As pg_dump has it: an error is better than a part of the rows.
         "; SET row_security = off"
     )

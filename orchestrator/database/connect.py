@@ -21,12 +21,12 @@ import tenacity
 
 from orchestrator.database.failure import CONNECTION_ERRORS, Failure, classify
 from orchestrator.errors import ConnectionRefusedForeverError, DatabaseUnavailableError
+from orchestrator.lifecycle import Lifecycle
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from orchestrator.dsn import Dsn
-    from orchestrator.lifecycle import Lifecycle
 
 OLDEST_SERVER = 14
 _REPORT_EVERY_S = 30.0
@@ -35,6 +35,7 @@ _PROBE_TIMEOUT_S = 0.5
 _RESOLVE_EVERY_S = 1.0
 _RESOLVE_AGAIN_S = 0.1  # a look-up that fails is a thread and two packets: rarer than a probe
 _CLOSE_TIMEOUT_S = 2.0
+_FIRST_WITH_TRANSACTION_TIMEOUT = 17
 
 
 async def connect_once(dsn: Dsn, *, timeout_s: float, application_name: str) -> Any:
@@ -63,6 +64,17 @@ def _keep_alive(connection: Any) -> None:
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000)
+
+
+def no_time_limits(connection: Any) -> str:
+    """SQL that lets no setting of role or database end the session, however long it works, or waits for other work.
+
+    For a session that is ours alone: where a pooler shares it, others would get the settings.
+    """
+    names = ["statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout", "idle_session_timeout"]
+    if connection.get_server_version().major >= _FIRST_WITH_TRANSACTION_TIMEOUT:
+        names.append("transaction_timeout")
+    return "; ".join(f"SET {name} = 0" for name in names)
 
 
 async def close(connection: Any) -> None:
@@ -139,12 +151,14 @@ async def connect(
     began = time.monotonic()
     deadline = began + wait_timeout_s if wait_timeout_s else None
     last = Failure("none", "transient", "")
-    attempts = 0
+    attempts, cut_short = 0, False
 
     async def attempt_login() -> Any:
+        nonlocal cut_short
         timeout_s = dsn.connect_timeout_s or connect_timeout_s
         if deadline is not None:
-            timeout_s = max(0.05, min(timeout_s, deadline - time.monotonic()))
+            left_s = max(0.05, deadline - time.monotonic())
+            timeout_s, cut_short = min(timeout_s, left_s), left_s < timeout_s
         connection = await connect_once(dsn, timeout_s=timeout_s, application_name=application_name)
         try:
             await _greet(connection, dsn, life, attempt=attempts + 1, waited_s=time.monotonic() - began)
@@ -159,8 +173,11 @@ async def connect(
         ):
             return False
         nonlocal last, attempts
-        last, attempts = classify(error), attempts + 1
-        return last.outlook != "hopeless"
+        failure, attempts = classify(error), attempts + 1
+        # The deadline's own cut says nothing about the server: the cause that was known before it does.
+        if attempts == 1 or not (cut_short and failure.cause == "timeout"):
+            last = failure
+        return failure.outlook != "hopeless"
 
     def report(state: tenacity.RetryCallState) -> None:
         reporter.failed(last, state.attempt_number, retry_in_s=state.upcoming_sleep)
@@ -189,7 +206,7 @@ async def connect(
     try:
         return await retrying(attempt_login)
     except CONNECTION_ERRORS as error:
-        failure = classify(error)
+        failure = last
         facts = {"hosts": [f"{h}:{p}" for h, p in dsn.hosts], "cause": failure.cause, "sqlstate": failure.sqlstate}
         if failure.outlook == "hopeless":
             detail = f": {error}" if isinstance(error, asyncpg.PostgresError) else ""
@@ -308,6 +325,19 @@ async def connected(
         yield connection
     finally:
         await close(connection)
+
+
+@asynccontextmanager
+async def own_session(
+    dsn: Dsn, *, wait_timeout_s: float, connect_timeout_s: float, application_name: str
+) -> AsyncIterator[Any]:
+    """`connected`, unseen on `/health` or in the log, and without limits of time: for a command's work beside it."""
+    life = Lifecycle(now=lambda: 0.0, monotonic=lambda: 0.0)
+    async with connected(
+        dsn, life, wait_timeout_s=wait_timeout_s, connect_timeout_s=connect_timeout_s, application_name=application_name
+    ) as connection:
+        await connection.execute(no_time_limits(connection))
+        yield connection
 
 
 def on_notice(life: Lifecycle) -> Callable[[Any, Any], None]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
+from orchestrator.database.connect import no_time_limits
 from orchestrator.database.pooler import PoolerError, ensure_own_session
 from orchestrator.errors import LockTimeoutError
 
@@ -67,6 +68,8 @@ async def migration_lock(
         PoolerError: the session is not ours alone (exit 78).
     """
     await ensure_own_session(connection, connect_second)
+    # The holder may be idle for as long as a backup, or a person who is asked, takes.
+    await connection.execute(no_time_limits(connection))
     began = time.monotonic()
     said_at: float | None = None
     while await connection.execute(_TRY) != _DONE:

@@ -19,10 +19,11 @@ import asyncpg
 
 from orchestrator.database import pgtools
 from orchestrator.database.backup import BackupError, check, count_rows
-from orchestrator.database.connect import close, connect_once
+from orchestrator.database.connect import close, connect_once, no_time_limits
 from orchestrator.database.failure import CONNECTION_ERRORS, classify
 from orchestrator.database.quoting import identifier, literal
-from orchestrator.database.scratch import scratch_database
+from orchestrator.database.scratch import options_like, scratch_database, server_errors_explained
+from orchestrator.errors import DatabaseUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     ReadLedgers = Callable[[Any], Awaitable[Sequence[LedgerState]]]
 
 _NAME_BYTES_MAX = 63
+_PREFIX = "orchestrator_restore_"
 _DROP_TIMEOUT_S = 30.0
 _TERMINATE_EVERY_S = 0.1
 _SHOWN_SESSIONS = 5
@@ -86,8 +88,9 @@ async def test_backup(
     await check(backup)
     async with scratch_database(dsn, purpose="backup test", connect_timeout_s=connect_timeout_s) as scratch:
         emit("backup.test_started", file=str(backup.path), database=scratch.database)
-        await _fill(backup, scratch, emit, connect_timeout_s)
-        differences = await _differences(backup, scratch, read_ledgers, connect_timeout_s)
+        with server_errors_explained(scratch, doing="the test of the backup"):
+            await _fill(backup, scratch, emit, connect_timeout_s)
+            differences = await _differences(backup, scratch, read_ledgers, connect_timeout_s)
         differences += await _schema_differences(backup, scratch, emit, connect_timeout_s)
     rows = backup.manifest.tables
     tested = Tested(tuple(differences), len(rows), sum(rows.values()), round(time.monotonic() - began, 3))
@@ -116,43 +119,19 @@ async def restore(
         BackupError: the file is damaged.
         RestoreError: sessions are on the old database, a right is missing (42501), pg_restore failed, or what was
             restored is not what the backup says.
+        DatabaseUnavailableError: the server was lost on the way. ServerRefusedError: it refused a statement of ours.
     """
     began = time.monotonic()
     await check(backup)
     stamp = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
-    async with _maintenance(dsn, connect_timeout_s) as admin:
-        target = await _target(admin, dsn)
-        await _refuse_early(admin, target, force=force)
-        new = dsn.with_database(f"orchestrator_restore_{stamp}_{secrets.token_hex(3)}".lower())
-        await _create(admin, new, target)
-        emit("restore.started", file=str(backup.path), into=new.database, replaces=target.name)
-        try:
-            await _fill(backup, new, emit, connect_timeout_s)
-            differences = await _differences(backup, new, read_ledgers, connect_timeout_s)
-            if differences:
-                raise _not_the_same(backup, differences)  # noqa: TRY301 dropped below, as after any error
-            await _analyze(new, connect_timeout_s)
-            if target.exists:
-                await _copy_properties(admin, target.name, str(new.database), emit)
-        except BaseException:
-            await asyncio.shield(_drop(dsn, str(new.database), connect_timeout_s))
-            raise
-        terminated, kept_as = 0, None
-        if target.exists:
-            kept_as = _dated(target.name, "before", stamp)
-            try:
-                terminated = await _swap(
-                    admin, dsn, (target.name, kept_as, str(new.database)), connect_timeout_s, force=force
-                )
-            except asyncio.CancelledError:
-                await asyncio.shield(_drop(dsn, str(new.database), connect_timeout_s))
-                raise
-        else:
-            await admin.execute(f"ALTER DATABASE {identifier(str(new.database))} RENAME TO {identifier(target.name)}")
+    with server_errors_explained(dsn, doing="the restore"):
+        name, kept_as, terminated = await _put_in_place(
+            backup, dsn, stamp, force=force, read_ledgers=read_ledgers, emit=emit, connect_timeout_s=connect_timeout_s
+        )
     restored = Restored(
-        target.name,
+        name,
         kept_as,
-        () if kept_as is None else _go_back(target.name, kept_as, stamp),
+        () if kept_as is None else _go_back(name, kept_as, stamp),
         None if kept_as is None else f"DROP DATABASE {identifier(kept_as)};",
         terminated,
         round(time.monotonic() - began, 3),
@@ -167,6 +146,47 @@ async def restore(
         duration_s=restored.duration_s,
     )
     return restored
+
+
+async def _put_in_place(
+    backup: Backup,
+    dsn: Dsn,
+    stamp: str,
+    *,
+    force: bool,
+    read_ledgers: ReadLedgers,
+    emit: Emit,
+    connect_timeout_s: float,
+) -> tuple[str, str | None, int]:
+    """The database's name, the old one's new name, and how many sessions were terminated. As `restore`."""
+    async with _maintenance(dsn, connect_timeout_s) as admin:
+        target = await _target(admin, dsn)
+        await _refuse_early(admin, target, force=force)
+        await _name_leftovers(admin, emit)
+        new = dsn.with_database(f"{_PREFIX}{stamp}_{secrets.token_hex(3)}".lower())
+        await _create(admin, new, target)
+        emit("restore.started", file=str(backup.path), into=new.database, replaces=target.name)
+        try:
+            await _fill(backup, new, emit, connect_timeout_s)
+            differences = await _differences(backup, new, read_ledgers, connect_timeout_s)
+            if differences:
+                raise _not_the_same(backup, differences)  # noqa: TRY301 dropped below, as after any error
+            await _analyze(new, connect_timeout_s)
+            if target.exists:
+                await _copy_properties(admin, target.name, str(new.database), emit)
+        except BaseException:
+            await _give_up(dsn, str(new.database), emit, connect_timeout_s)
+            raise
+        if not target.exists:
+            await admin.execute(f"ALTER DATABASE {identifier(str(new.database))} RENAME TO {identifier(target.name)}")
+            return target.name, None, 0
+        kept_as = _dated(target.name, "before", stamp)
+        names = (target.name, kept_as, str(new.database))
+        try:
+            return target.name, kept_as, await _swap(admin, dsn, names, connect_timeout_s, force=force)
+        except asyncio.CancelledError:
+            await _give_up(dsn, str(new.database), emit, connect_timeout_s)
+            raise
 
 
 def _dated(name: str, word: str, stamp: str) -> str:
@@ -199,6 +219,7 @@ async def _fill(backup: Backup, into: Dsn, emit: Emit, connect_timeout_s: float)
     """Restore the archive into an empty database; the first error ends it."""
     connection = await connect_once(into, timeout_s=connect_timeout_s, application_name="orchestrator restore")
     try:
+        await connection.execute(no_time_limits(connection))
         async with _progress_reported(connection, emit):
             await _fill_it(backup, into, connection.get_server_version().major, emit, connect_timeout_s)
     finally:
@@ -243,8 +264,9 @@ async def _fill_it(backup: Backup, into: Dsn, server_major: int, emit: Emit, con
     except pgtools.PgToolError as error:
         raise RestoreError(
             f"{backup.path} cannot be restored: {error.message}",
-            remedy="Restore as the owner of all that is in it, or as a superuser (MIGRATION_DATABASE_URL), on a server"
-            " that has its roles and extensions. The database is as it was.",
+            remedy="Mend what it names. Where a right, a role or an extension is missing: restore as the owner of all"
+            " that is in it, or as a superuser (MIGRATION_DATABASE_URL), on a server that has them. The database is as"
+            " it was.",
             facts={**error.facts, "file": str(backup.path)},
         ) from error
 
@@ -307,7 +329,7 @@ async def _differences(backup: Backup, dsn: Dsn, read_ledgers: ReadLedgers, conn
     """Where rows or ledgers of the database are not what the manifest says, as lines."""
     connection = await connect_once(dsn, timeout_s=connect_timeout_s, application_name="orchestrator restore")
     try:
-        await connection.execute("SET statement_timeout = 0; SET row_security = off")
+        await connection.execute(f"{no_time_limits(connection)}; SET row_security = off")
         found = await count_rows(connection)
         ledgers = {state.ledger: state for state in await read_ledgers(connection)}
     finally:
@@ -359,6 +381,10 @@ async def _schema_differences(backup: Backup, dsn: Dsn, emit: Emit, connect_time
 
 _ENTRY = re.compile(r"^-- Name: (?P<name>.*); Type: (?P<type>[^;]*); Schema: (?P<schema>[^;]*); Owner:", re.MULTILINE)
 
+# Some builds number a column's versions in an option of its own, anew in each database, and the pg_dump of another
+# build writes it down.
+_BOOKKEEPING = re.compile(r"^ALTER .* SET \(pg_attver=\d+\);$|\bpg_attver=\d+, |, pg_attver=\d+\b")
+
 
 def _statements(script: bytes) -> dict[str, str]:
     """The entries of a script of pg_dump by their titles: `TABLE public.people` → its text, without comments."""
@@ -373,7 +399,7 @@ def _statements(script: bytes) -> dict[str, str]:
         lines = [
             s
             for line in body.splitlines()[1:]
-            if (s := line.rstrip()) and not s.startswith(("--", "\\", "SET default_"))
+            if (s := _BOOKKEEPING.sub("", line.rstrip())) and not s.startswith(("--", "\\", "SET default_"))
         ]
         title = f"{mark['type']} {mark['schema']}.{mark['name']}"
         found[title] = found.get(title, "") + "\n".join(lines)
@@ -384,7 +410,8 @@ async def _analyze(dsn: Dsn, connect_timeout_s: float) -> None:
     """Statistics, before anyone plans a query: without them the first hours after a restore are slow ones."""
     connection = await connect_once(dsn, timeout_s=connect_timeout_s, application_name="orchestrator restore")
     try:
-        await connection.execute("SET statement_timeout = 0; ANALYZE")
+        await connection.execute(no_time_limits(connection))
+        await connection.execute("ANALYZE")
     finally:
         await close(connection)
 
@@ -417,13 +444,13 @@ async def _maintenance(dsn: Dsn, connect_timeout_s: float) -> AsyncIterator[Any]
             failed = failed or error
             continue
         try:
-            await connection.execute("SET statement_timeout = 0; SET lock_timeout = 0")
+            await connection.execute(no_time_limits(connection))
             yield connection
         finally:
             await close(connection)
         return
     failure = classify(failed) if failed is not None else None
-    raise RestoreError(
+    raise DatabaseUnavailableError(
         f"no session on the database postgres or template1 of {dsn.redacted()}: {failed or 'none is left'}",
         remedy=(failure.hint if failure else "") + " A restore needs one of them beside the database that it replaces.",
         facts={"sqlstate": failure.sqlstate if failure else None},
@@ -433,28 +460,9 @@ async def _maintenance(dsn: Dsn, connect_timeout_s: float) -> AsyncIterator[Any]
 async def _target(admin: Any, dsn: Dsn) -> _Target:
     user = await admin.fetchval("SELECT current_user::text")
     name = dsn.database or dsn.user or user
-    row = await admin.fetchval(
-        "SELECT pg_catalog.to_jsonb(d)::text FROM pg_catalog.pg_database d WHERE datname = $1", name
-    )
-    encoding = await admin.fetchval(
-        "SELECT pg_catalog.pg_encoding_to_char(encoding)::text FROM pg_catalog.pg_database WHERE datname = $1", name
-    )
-    if row is None:
-        return _Target(name, exists=False, user=user, options="")
-    import msgspec
-
-    facts = msgspec.json.decode(row)
-    options = [f"ENCODING {literal(encoding)}"]
-    options += [f"LC_COLLATE {literal(facts['datcollate'])}", f"LC_CTYPE {literal(facts['datctype'])}"]
-    provider = {"i": "icu", "b": "builtin", "c": "libc"}.get(facts.get("datlocprovider", ""))
-    if provider is not None:  # PostgreSQL 15 and newer
-        options.append(f"LOCALE_PROVIDER {provider}")
-        locale = facts.get("datlocale") or facts.get("daticulocale")  # 17 and newer; before
-        if provider != "libc" and locale:
-            options.append(f"{provider.upper()}_LOCALE {literal(locale)}")
-        if facts.get("daticurules"):
-            options.append(f"ICU_RULES {literal(facts['daticurules'])}")
-    return _Target(name, exists=True, user=user, options=" ".join(options))
+    if not await admin.fetchval("SELECT 1 FROM pg_catalog.pg_database WHERE datname = $1", name):
+        return _Target(name, exists=False, user=user, options="TEMPLATE template0")
+    return _Target(name, exists=True, user=user, options=await options_like(admin, name))
 
 
 # Of others' sessions an ordinary user sees the pid and the user, and not what they are.
@@ -526,7 +534,7 @@ def _in_use(
 
 async def _create(admin: Any, new: Dsn, target: _Target) -> None:
     try:
-        await admin.execute(f"CREATE DATABASE {identifier(str(new.database))} TEMPLATE template0 {target.options}")
+        await admin.execute(f"CREATE DATABASE {identifier(str(new.database))} {target.options}")
         comment = f"orchestrator restore of {target.name}: may be dropped"
         await admin.execute(f"COMMENT ON DATABASE {identifier(str(new.database))} IS {literal(comment)}")
     except asyncpg.InsufficientPrivilegeError as error:
@@ -539,6 +547,35 @@ async def _create(admin: Any, new: Dsn, target: _Target) -> None:
             remedy="Mend what it names. Nothing was changed.",
             facts={"sqlstate": error.sqlstate},
         ) from error
+
+
+async def _name_leftovers(admin: Any, emit: Emit) -> None:
+    """Say which databases killed restores, or such as could not be swapped, have left: each is as large as a backup.
+
+    None is dropped here: what could not be swapped may be wanted.
+    """
+    rows = await admin.fetch(
+        "SELECT d.datname::text FROM pg_catalog.pg_database d WHERE starts_with(d.datname::text, $1) AND NOT EXISTS"
+        " (SELECT 1 FROM pg_catalog.pg_stat_activity a WHERE a.datid = d.oid) ORDER BY 1",
+        _PREFIX,
+    )
+    if rows:
+        _say_left(emit, [row[0] for row in rows])
+
+
+def _say_left(emit: Emit, names: Sequence[str], **facts: object) -> None:
+    drops = " ".join(f"DROP DATABASE {identifier(name)};" for name in names)
+    emit(
+        "restore.left_behind", level="warning", databases=list(names), hint=f"Where it is not wanted: {drops}", **facts
+    )
+
+
+async def _give_up(dsn: Dsn, name: str, emit: Emit, connect_timeout_s: float) -> None:
+    """Drop the new database after an error, which stays the news: where the drop fails too, what is left is named."""
+    try:
+        await asyncio.shield(_drop(dsn, name, connect_timeout_s))
+    except (*CONNECTION_ERRORS, DatabaseUnavailableError) as error:  # TimeoutError is an OSError
+        _say_left(emit, [name], error=type(error).__name__)
 
 
 async def _drop(dsn: Dsn, name: str, connect_timeout_s: float) -> None:

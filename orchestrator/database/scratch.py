@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from orchestrator.database.connect import connected
+from orchestrator.database.connect import own_session
 from orchestrator.database.failure import is_connection_loss
 from orchestrator.database.quoting import identifier, literal
-from orchestrator.errors import EXIT_CONFIG, DatabaseUnavailableError, OrchestratorError
-from orchestrator.lifecycle import Lifecycle
+from orchestrator.errors import EXIT_CONFIG, EXIT_MIGRATION, DatabaseUnavailableError, OrchestratorError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -51,13 +50,19 @@ class ScratchError(OrchestratorError):
     exit_code = EXIT_CONFIG
 
 
+class ServerRefusedError(OrchestratorError):
+    """The server refused what a command asked of it."""
+
+    exit_code = EXIT_MIGRATION
+
+
 @contextmanager
 def server_errors_explained(dsn: Dsn, *, doing: str) -> Iterator[None]:
     """Turn what the server or the network says in a command's work into one of our errors, which the edge can show.
 
     Raises:
         DatabaseUnavailableError: the session is gone (exit 69).
-        OrchestratorError: the server refused a statement of ours.
+        ServerRefusedError: the server refused a statement of ours (exit 70; 1 is a difference that was found).
     """
     try:
         yield
@@ -67,10 +72,17 @@ def server_errors_explained(dsn: Dsn, *, doing: str) -> Iterator[None]:
                 f"{doing}: the connection to {dsn.redacted()} was lost ({type(error).__name__})",
                 remedy="Look at the server's log; then run the command again.",
             ) from error
-        raise OrchestratorError(
-            f"{doing}: the server refused it: {error} (SQLSTATE {getattr(error, 'sqlstate', None)})",
-            remedy="Mend what it names, then run the command again.",
-            facts={"sqlstate": getattr(error, "sqlstate", None)},
+        sqlstate = getattr(error, "sqlstate", None)
+        is_right = isinstance(error, asyncpg.InsufficientPrivilegeError)
+        raise ServerRefusedError(
+            f"{doing}: the server refused it: {error} (SQLSTATE {sqlstate})",
+            remedy=(
+                "Grant the user what it lacks, or give MIGRATION_DATABASE_URL a user that has it; then run the command"
+                " again."
+                if is_right
+                else "Mend what it names, then run the command again."
+            ),
+            facts={"sqlstate": sqlstate},
         ) from error
 
 
@@ -88,16 +100,13 @@ async def scratch_database(dsn: Dsn, *, purpose: str, connect_timeout_s: float =
     """
     key = secrets.randbits(32)
     name = f"{PREFIX}{key:0{_KEY_DIGITS}x}"
-    life = Lifecycle(now=lambda: 0.0, monotonic=asyncio.get_running_loop().time)
-    async with connected(
+    async with own_session(
         dsn,
-        life,
         wait_timeout_s=_WAIT_TIMEOUT_S,
         connect_timeout_s=connect_timeout_s,
         application_name=f"orchestrator {purpose}",
     ) as maker:
         with server_errors_explained(dsn, doing="making a scratch database"):
-            await maker.execute("SET statement_timeout = 0; SET lock_timeout = 0; SET idle_session_timeout = 0")
             # As int4: the lock's keys are signed, the catalogue shows them unsigned.
             signed = key - (1 << 32) if key >= 1 << 31 else key
             await maker.execute(f"SELECT pg_catalog.pg_advisory_lock({_LOCK_CLASS}, {signed})")
@@ -124,31 +133,42 @@ async def _sweep(connection: Any) -> None:
             await connection.execute(f"DROP DATABASE {identifier(name)}")
 
 
-async def _create(connection: Any, name: str, purpose: str) -> None:
+async def options_like(connection: Any, database: str) -> str:
+    """The options of CREATE DATABASE that make an empty one with the encoding and the locale of `database`.
+
+    The provider is named too: template0 may have another one (a cluster of PostgreSQL 17 and newer may be `builtin`).
+    """
     row = await connection.fetchrow(
-        "SELECT pg_catalog.pg_encoding_to_char(encoding) AS encoding, datcollate::text AS collate,"
-        " datctype::text AS ctype, pg_catalog.to_jsonb(d) ->> 'datlocprovider' AS provider,"
+        "SELECT pg_catalog.pg_encoding_to_char(encoding)::text AS encoding, datcollate::text AS collate,"
+        " datctype::text AS ctype, pg_catalog.to_jsonb(d) ->> 'datlocprovider' AS provider,"  # 15 and newer
+        # 17 and newer; before
         " coalesce(pg_catalog.to_jsonb(d) ->> 'datlocale', pg_catalog.to_jsonb(d) ->> 'daticulocale') AS locale,"
-        " pg_catalog.to_jsonb(d) ->> 'daticurules' AS rules, current_user::text AS username"
-        " FROM pg_catalog.pg_database d WHERE datname = pg_catalog.current_database()"
+        " pg_catalog.to_jsonb(d) ->> 'daticurules' AS rules FROM pg_catalog.pg_database d WHERE datname = $1",
+        database,
     )
     options = [
-        f"ENCODING {literal(row['encoding'])} LC_COLLATE {literal(row['collate'])} LC_CTYPE {literal(row['ctype'])}"
+        "TEMPLATE template0",
+        f"ENCODING {literal(row['encoding'])} LC_COLLATE {literal(row['collate'])} LC_CTYPE {literal(row['ctype'])}",
     ]
-    if row["provider"] == "i":
-        options.append(f"LOCALE_PROVIDER icu ICU_LOCALE {literal(row['locale'])}")
+    provider = {"i": "icu", "b": "builtin", "c": "libc"}.get(row["provider"])
+    if provider is not None:
+        options.append(f"LOCALE_PROVIDER {provider}")
+        if provider != "libc":
+            options.append(f"{provider.upper()}_LOCALE {literal(row['locale'])}")
         if row["rules"]:
             options.append(f"ICU_RULES {literal(row['rules'])}")
-    elif row["provider"] == "b":
-        options.append(f"LOCALE_PROVIDER builtin BUILTIN_LOCALE {literal(row['locale'])}")
+    return " ".join(options)
+
+
+async def _create(connection: Any, name: str, purpose: str) -> None:
+    user, database = await connection.fetchrow("SELECT current_user::text, pg_catalog.current_database()::text")
     try:
-        await connection.execute(f"CREATE DATABASE {identifier(name)} TEMPLATE template0 {' '.join(options)}")
+        await connection.execute(f"CREATE DATABASE {identifier(name)} {await options_like(connection, database)}")
     except asyncpg.InsufficientPrivilegeError as error:
         raise ScratchError(
-            f"the user {row['username']} may not create a scratch database: {error}",
-            remedy=f"As a superuser: ALTER ROLE {identifier(row['username'])} CREATEDB; or use another server"
-            " (--on URL).",
-            facts={"sqlstate": error.sqlstate, "user": row["username"]},
+            f"the user {user} may not create a scratch database: {error}",
+            remedy=f"As a superuser: ALTER ROLE {identifier(user)} CREATEDB; or use another server (--on URL).",
+            facts={"sqlstate": error.sqlstate, "user": user},
         ) from error
     await connection.execute(
         f"COMMENT ON DATABASE {identifier(name)} IS {literal(f'orchestrator {purpose}: may be dropped')}"
@@ -169,10 +189,8 @@ async def _drop(dsn: Dsn, name: str, connect_timeout_s: float) -> None:
     """Drop it on a session of its own: the maker's may be gone."""
     with server_errors_explained(dsn, doing=f"dropping the scratch database {name}"):
         async with asyncio.timeout(_DROP_TIMEOUT_S):
-            life = Lifecycle(now=lambda: 0.0, monotonic=asyncio.get_running_loop().time)
-            async with connected(
+            async with own_session(
                 dsn,
-                life,
                 wait_timeout_s=_WAIT_TIMEOUT_S,
                 connect_timeout_s=connect_timeout_s,
                 application_name="orchestrator clean-up",

@@ -9,63 +9,40 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
+import msgspec
 
-from orchestrator.database.connect import on_notice
+from orchestrator.database.connect import no_time_limits, on_notice
 from orchestrator.database.failure import CONNECTION_ERRORS, StandbyError, is_connection_loss
-from orchestrator.database.lock import HELD_HERE
 from orchestrator.errors import MigrationError
-from orchestrator.lifecycle import MigrationItem
 from orchestrator.migrator import records
+from orchestrator.migrator.announce import announce, count
 from orchestrator.migrator.failures import (
-    failed_statement,
-    lock_was_lost,
+    refuse_in_single_transaction,
     refused_history,
     refuses_transaction,
-    statement_of,
-    transaction_was_ended,
 )
-from orchestrator.migrator.group import DURATION, PROOF, START_CLOCK, STATEMENT_TIMEOUT_MS, is_small, messages
-from orchestrator.migrator.ledger import create_ledger, insert_statement, upgrade_ledger
+from orchestrator.migrator.file_run import KEPT_PARSED_BYTES, ROLE_BACK, FileRun
+from orchestrator.migrator.group import START_CLOCK, is_small, messages
+from orchestrator.migrator.ledger import create_ledger, upgrade_ledger
 from orchestrator.migrator.patience import Patience
-from orchestrator.migrator.plan import Kind
 from orchestrator.migrator.survey import survey
 from orchestrator.migrator.watch import watched
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from orchestrator.lifecycle import Lifecycle
     from orchestrator.migrator.folder import Migration
-    from orchestrator.migrator.plan import Ahead, Policy
+    from orchestrator.migrator.options import Options
     from orchestrator.migrator.sql import Statement
     from orchestrator.migrator.survey import Source, Survey
     from orchestrator.migrator.watch import Watch
 
-TransactionMode = Literal["each", "all"]
 
-_KEPT_PARSED_BYTES = 1 << 20
-_BATCH_BYTES = 1 << 18
-_BATCHED_KINDS = frozenset({"INSERT", "UPDATE", "DELETE"})
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What the person chose. A duration of 0 means: no limit."""
-
-    policy: Policy = "drizzle"
-    ahead: Ahead = "refuse"
-    transaction: TransactionMode = "each"
-    statement_timeout_s: float = 0.0
-    ddl_lock_timeout_s: float = 5.0
-    ddl_retry_for_s: float = 600.0
-
-
-@dataclass(frozen=True, slots=True)
-class AppliedMigration:
+class AppliedMigration(msgspec.Struct, frozen=True):
     """One migration that this run applied."""
 
     source: str
@@ -97,17 +74,17 @@ async def migrate(
     connection.add_log_listener(on_notice(life))
     await _prepare_session(connection, options)
     surveys = [await survey(connection, source, policy=options.policy, ahead=options.ahead) for source in sources]
-    _announce(surveys, life)
+    announce(surveys, life)
     refused = [(s.source, f) for s in surveys for f in s.plan.refusals]
     if refused:
         raise refused_history(refused)
     if all(_is_settled(s) for s in surveys):
-        _count(surveys, life)
+        count(surveys, life)
         return []
     if await connection.fetchval("SELECT pg_catalog.pg_is_in_recovery()"):
         raise StandbyError
     parsed = await _parse_all(surveys, options)
-    _count(surveys, life)
+    count(surveys, life)
     life.migrations.started_at = time.monotonic()
     async with watched(connection, life, connect_second, lock_timeout_s=options.ddl_lock_timeout_s) as watch:
         run = Run(connection, options, life, watch)
@@ -130,8 +107,8 @@ def _is_settled(one: Survey) -> bool:
 async def _prepare_session(connection: Any, options: Options) -> None:
     """Set what a run depends on: role and database settings may say otherwise."""
     await connection.execute(
-        f"SET statement_timeout = {_ms(options.statement_timeout_s)}; SET lock_timeout = 0;"
-        " SET idle_in_transaction_session_timeout = 0; SET standard_conforming_strings = on;"
+        f"{no_time_limits(connection)}; SET statement_timeout = {options.statement_timeout_ms};"
+        " SET standard_conforming_strings = on;"
         f" {records.OUT_OF_OUR_SCHEMA}"
     )
     # A killed holder keeps its lock until its statement ends, unless the server looks for its client (PG 14+, Linux).
@@ -139,76 +116,10 @@ async def _prepare_session(connection: Any, options: Options) -> None:
         await connection.execute("SET client_connection_check_interval = '500ms'")
 
 
-def _ms(seconds: float) -> int:
-    """For a setting of the server, where 0 means none: what is shorter than a millisecond is still something."""
-    return max(1, int(seconds * 1000)) if seconds else 0
+def _parse(migration: Migration) -> tuple[Statement, ...]:
+    from orchestrator.migrator.sql import statements  # the grammar loads 14 MB: only when something is pending
 
-
-_EVENTS = {
-    Kind.EDITED: "migration.edited",
-    Kind.OUT_OF_ORDER: "migration.out_of_order",
-    Kind.REDATED: "migration.redated",
-    Kind.ORPHANED: "migration.orphaned",
-    Kind.AHEAD: "migration.ahead",
-    Kind.DAMAGED: "migration.ledger_damaged",
-}
-
-
-def _announce(surveys: Sequence[Survey], life: Lifecycle) -> None:
-    for one in surveys:
-        folder = one.source.folder
-        for finding in one.plan.findings:
-            facts = {
-                "source": one.source.label,
-                "migration": finding.name,
-                "decision": finding.decision,
-                "remedy": finding.remedy,
-                **({"applied_at": finding.applied_at} if finding.applied_at else {}),
-            }
-            if finding.cosmetic:
-                life.emit("migration.edited", level="info", **facts, cosmetic=True)
-            else:
-                life.warn(_EVENTS[finding.kind], **facts)
-        for migration in one.plan.pending:
-            if not migration.is_utf8:
-                life.warn(
-                    "migration.not_utf8",
-                    source=one.source.label,
-                    migration=migration.name,
-                    decision="run as drizzle runs it: U+FFFD stands for the bytes that are not UTF-8",
-                    remedy="Save the file as UTF-8 before it is applied anywhere.",
-                )
-        if folder.unlisted:
-            life.warn(
-                "migration.unlisted",
-                source=one.source.label,
-                files=list(folder.unlisted),
-                decision="passed over: the journal does not name them",
-                remedy="Add them to meta/_journal.json (drizzle-kit generate), or delete them.",
-            )
-        life.emit(
-            "migrations.planned",
-            source=one.source.label,
-            generation=folder.generation,
-            ledger=one.source.table.key,
-            applied=len(one.ledger.rows),
-            pending=len(one.plan.pending),
-        )
-
-
-def _count(surveys: Sequence[Survey], life: Lifecycle) -> None:
-    state = life.migrations
-    state.total = sum(len(s.source.folder.migrations) for s in surveys)
-    state.applied, state.items = 0, []
-    for one in surveys:
-        applied = {a.migration.name for a in one.plan.applied if a.migration}
-        pending = {m.name for m in one.plan.pending}
-        state.applied += len(applied)
-        for migration in one.source.folder.migrations:
-            if migration.name in pending:
-                state.items.append(MigrationItem(one.source.label, migration.name, "pending"))
-            elif migration.name in applied:
-                state.items.append(MigrationItem(one.source.label, migration.name, "applied"))
+    return statements(migration.read(), path=str(migration.path))
 
 
 async def _parse_all(surveys: Sequence[Survey], options: Options) -> dict[tuple[str, str], tuple[Statement, ...]]:
@@ -221,31 +132,13 @@ async def _parse_all(surveys: Sequence[Survey], options: Options) -> dict[tuple[
         kept: dict[tuple[str, str], tuple[Statement, ...]] = {}
         for key, migration in pending:
             parsed = _parse(migration)
-            if options.transaction == "all" and not _is_transactional(parsed):
-                culprit = next(s for s in parsed if not s.transactional or s.transaction_control)
-                raise MigrationError(
-                    f"{migration.path}:{culprit.line}: {culprit.kind} cannot run inside the single transaction of"
-                    " MIGRATION_TRANSACTION=all",
-                    remedy="Set MIGRATION_TRANSACTION=each (the default), or take the statement out; nothing was run.",
-                    facts={"file": str(migration.path), "line": culprit.line, "statement_kind": culprit.kind},
-                )
-            if migration.size_bytes <= _KEPT_PARSED_BYTES:
+            if options.transaction == "all":
+                refuse_in_single_transaction(migration, parsed)
+            if migration.size_bytes <= KEPT_PARSED_BYTES:
                 kept[key, migration.name] = parsed
         return kept
 
     return await asyncio.to_thread(parse)
-
-
-def _parse(migration: Migration) -> tuple[Statement, ...]:
-    from orchestrator.migrator.sql import statements  # the grammar loads 14 MB: only when something is pending
-
-    return statements(migration.read(), path=str(migration.path))
-
-
-def _is_transactional(parsed: Sequence[Statement]) -> bool:
-    return all(
-        s.transactional and (s.transaction_control is None or s.transaction_control == "savepoint") for s in parsed
-    )
 
 
 class Run:
@@ -273,7 +166,7 @@ class Run:
         if not plan.pending:
             return
         has_name = one.ledger.has_name if one.ledger.exists else source.folder.generation == "v1"
-        file = _FileRun(self, source, has_name=has_name or plan.names is not None)
+        file = FileRun(self, source, has_name=has_name or plan.names is not None)
         if plan.resumable:
             await self._connection.execute(records.begin_unfinished(table.key, [m.name for m in plan.resumable]))
         last = plan.pending[-1]
@@ -304,7 +197,7 @@ class Run:
 
     async def _together(
         self,
-        file: _FileRun,
+        file: FileRun,
         message: Sequence[Migration],
         parsed: dict[tuple[str, str], tuple[Statement, ...]],
         following: Sequence[Migration],
@@ -402,15 +295,15 @@ class Run:
                 return
 
     async def _one(
-        self, file: _FileRun, migration: Migration, parsed: tuple[Statement, ...] | None, one: Survey, *, is_last: bool
+        self, file: FileRun, migration: Migration, parsed: tuple[Statement, ...] | None, one: Survey, *, is_last: bool
     ) -> None:
-        raw = await asyncio.to_thread(migration.read) if migration.size_bytes > _KEPT_PARSED_BYTES else migration.read()
+        raw = await asyncio.to_thread(migration.read) if migration.size_bytes > KEPT_PARSED_BYTES else migration.read()
         if parsed is None:
             parsed = await asyncio.to_thread(_parse, migration)
         began = self._begin(file.source, migration, parsed)
         interrupted = one.unfinished.get(migration.name)
         # What was begun in steps goes on in steps, also where the grammar sees no reason for them.
-        steps = not _is_transactional(parsed) or (interrupted is not None and interrupted.is_begun)
+        steps = not all(s.fits_a_transaction for s in parsed) or (interrupted is not None and interrupted.is_begun)
         if not steps:
             resumed = interrupted is not None or migration in one.plan.resumable
             try:
@@ -434,7 +327,7 @@ class Run:
             )
 
     async def _in_one_transaction(
-        self, file: _FileRun, pending: Sequence[Migration], parsed: dict[tuple[str, str], tuple[Statement, ...]]
+        self, file: FileRun, pending: Sequence[Migration], parsed: dict[tuple[str, str], tuple[Statement, ...]]
     ) -> None:
         """Drizzle's single transaction: all or nothing; success is said after the commit."""
         patience = self.patience(migration=pending[-1].name, ledger=file.source.table.key)
@@ -447,8 +340,9 @@ class Run:
                     statements = parsed.get((file.source.table.key, migration.name))
                     if statements is None:
                         statements = await asyncio.to_thread(_parse, migration)
+                    opening = ROLE_BACK if durations and self.has_changed_session else ""
                     began = self._begin(file.source, migration, statements)
-                    await file.statements_and_row(migration, raw, statements, began, resumed=True)
+                    await file.statements_and_row(migration, raw, statements, began, resumed=True, opening=opening)
                     durations.append((migration, time.monotonic() - began))
                 await file.commit(pending[-1])
             except MigrationError as error:
@@ -494,12 +388,12 @@ class Run:
     @property
     def local_lock_timeout(self) -> str:
         """SQL that lets the present transaction wait for locks as long as it may, and no longer."""
-        return f"SET LOCAL lock_timeout = {_ms(self.options.ddl_lock_timeout_s)};"
+        return f"SET LOCAL lock_timeout = {self.options.ddl_lock_timeout_ms};"
 
     @property
     def lock_timeout(self) -> str:
         """The same for the session."""
-        return f"SET lock_timeout = {_ms(self.options.ddl_lock_timeout_s)};"
+        return f"SET lock_timeout = {self.options.ddl_lock_timeout_ms};"
 
     def at(self, number: int) -> None:
         """Remember which statement runs now."""
@@ -527,212 +421,3 @@ class Run:
     def connection(self) -> Any:
         """The session."""
         return self._connection
-
-
-class _FileRun:
-    """How one file is applied, into one ledger."""
-
-    def __init__(self, run: Run, source: Source, *, has_name: bool) -> None:
-        self._run, self.source, self._has_name = run, source, has_name
-
-    async def in_transaction(
-        self,
-        migration: Migration,
-        raw: bytes,
-        parsed: Sequence[Statement],
-        began: float,
-        *,
-        is_last: bool,
-        resumed: bool,
-    ) -> None:
-        """All of a file, its ledger row inside one transaction; the whole of it again where a lock was not to be had.
-
-        `synchronous_commit = off` for all but the last: WAL is ordered, so a crash leaves a consistent prefix.
-        """
-        opening = f"{'BEGIN;' if is_last else _BEGIN_NOT_LAST}{self._run.local_lock_timeout}"
-        patience = self._run.patience(migration=migration.name, file=str(migration.path))
-        while True:
-            try:
-                await self.statements_and_row(migration, raw, parsed, began, resumed=resumed, opening=opening)
-                await self.commit(migration)
-            except MigrationError as error:
-                await patience.again(error, statement_of(error, parsed))
-            else:
-                return
-
-    def small(self, migration: Migration, statements: Sequence[Statement], *, is_last: bool) -> str:
-        """A whole small migration as SQL that proves by itself that the lock is held; it travels with others."""
-        limit_ms = _ms(self._run.options.statement_timeout_s)
-        limit_ms = min(limit_ms, STATEMENT_TIMEOUT_MS) if limit_ms else STATEMENT_TIMEOUT_MS
-        parts = [
-            "BEGIN;" if is_last else _BEGIN_NOT_LAST,
-            f"{self._run.local_lock_timeout}SET LOCAL statement_timeout = {limit_ms};",
-            *(f"{statement.text}\n;\n" for statement in statements),
-            records.record_statement(self.source.table.key, migration, duration=DURATION, raw=migration.read()),
-            ";",
-            insert_statement(
-                self.source.table, self.source.folder, migration, has_name=self._has_name, condition=PROOF
-            ),
-            ";COMMIT;",
-        ]
-        return "".join(parts)
-
-    async def commit(self, migration: Migration) -> None:
-        """End the transaction; deferred constraints and triggers run here, and fail as the file's."""
-        try:
-            await self._run.execute("COMMIT", "COMMIT")
-        except asyncpg.PostgresError as error:
-            if is_connection_loss(error):
-                raise
-            raise failed_statement(error, migration, None, None) from error
-
-    async def statements_and_row(
-        self,
-        migration: Migration,
-        raw: bytes,
-        parsed: Sequence[Statement],
-        began: float,
-        *,
-        resumed: bool,
-        opening: str = "",
-    ) -> None:
-        """The statements of a file and its ledger row in one transaction; rolled back on an error.
-
-        `opening` begins the transaction where none is open. It travels with the first statement, and the row with the
-        last one: the way to the server and back is most of what a small migration costs.
-        """
-        large = len(raw) > _KEPT_PARSED_BYTES
-        packing = asyncio.create_task(asyncio.to_thread(records.compress, raw)) if large else None
-        try:
-            *before, last = _batches(parsed) or [[]]
-            if len(last) > 1 or (last and large):
-                before, last = [*before, last], []
-            for batch in before:
-                await self._batch(migration, raw, batch, opening=opening)
-                opening = ""
-            if packing is not None and (packed := await packing) is not None:
-                duration_s = time.monotonic() - began
-                await records.record_packed(
-                    self._run.connection, self.source.table.key, migration, duration_s=duration_s, packed=packed
-                )
-            else:
-                packed = None
-            row = self._row(migration, raw, began, is_recorded=packed is not None, resumed=resumed)
-            tag = await self._statement(migration, raw, last[0] if last else None, opening=opening, closing=row)
-            if not self._run.is_in_transaction:
-                raise transaction_was_ended(migration)
-            if tag != "INSERT 0 1":
-                raise lock_was_lost(migration)
-        except (MigrationError, asyncpg.PostgresError):
-            if not self._run.connection.is_closed() and self._run.is_in_transaction:
-                with contextlib.suppress(asyncpg.PostgresError, OSError, asyncpg.InterfaceError):
-                    await self._run.connection.execute("ROLLBACK")
-            raise
-        finally:
-            if packing is not None:
-                packing.cancel()
-
-    async def _batch(self, migration: Migration, raw: bytes, batch: Sequence[Statement], *, opening: str) -> None:
-        """Run one statement, or several small INSERTs, UPDATEs, DELETEs in one message.
-
-        A batch that fails is rolled back to its savepoint and run one by one, so that the error names its statement.
-        """
-        if len(batch) > 1:
-            self._run.at(batch[0].index)
-            if opening:
-                await self._run.execute(opening)
-                opening = ""
-            body = "\n;\n".join(s.text for s in batch)  # a statement may end with a -- comment
-            try:
-                await self._run.execute(
-                    f"SAVEPOINT orchestrator_batch;{body}\n;\nRELEASE SAVEPOINT orchestrator_batch", batch[0]
-                )
-            except asyncpg.PostgresError as error:
-                if is_connection_loss(error):
-                    raise
-                await self._run.execute(
-                    "ROLLBACK TO SAVEPOINT orchestrator_batch; RELEASE SAVEPOINT orchestrator_batch"
-                )
-            else:
-                return
-        for statement in batch:
-            await self._statement(migration, raw, statement, opening=opening)
-            opening = ""
-
-    async def _statement(
-        self, migration: Migration, raw: bytes, statement: Statement | None, *, opening: str = "", closing: str = ""
-    ) -> str:
-        """Run `opening`, the statement, and `closing` in one message; returns the last command's tag.
-
-        An error is the statement's, unless it is of `closing`: then its position lies behind the statement.
-        """
-        text = "" if statement is None else statement.text
-        if statement is not None:
-            self._run.at(statement.index)
-        try:
-            return await self._run.execute(
-                f"{opening}{text}\n;\n{closing}" if closing else f"{opening}{text}", statement or "COMMIT"
-            )
-        except asyncpg.PostgresError as error:
-            if is_connection_loss(error):
-                raise
-            shift = len(opening)
-            if error.position and int(error.position) - shift > len(text):
-                statement = None
-            raise failed_statement(error, migration, raw, statement, shift=shift) from error
-
-    def _row(self, migration: Migration, raw: bytes, began: float, *, is_recorded: bool, resumed: bool) -> str:
-        """SQL of record, ledger row, and the proof that the lock is still ours."""
-        key = self.source.table.key
-        # A role that a file SET has no right to our tables; it is the next file's again after the commit.
-        parts = ["SET LOCAL ROLE NONE"] if self._run.has_changed_session else []
-        if not is_recorded:
-            duration = records.since_message(time.monotonic() - began)
-            parts.append(records.record_statement(key, migration, duration=duration, raw=raw))
-        if resumed:
-            parts.append(records.end_unfinished(key, migration.name))
-        # Last: its command tag says whether the lock was held (a transaction pooler loses it between transactions).
-        parts.append(
-            insert_statement(
-                self.source.table, self.source.folder, migration, has_name=self._has_name, condition=HELD_HERE
-            )
-        )
-        return ";".join(parts)
-
-    async def in_steps(
-        self,
-        migration: Migration,
-        raw: bytes,
-        parsed: Sequence[Statement],
-        began: float,
-        interrupted: records.Unfinished | None,
-    ) -> None:
-        """A file that cannot be one transaction: statement by statement, each noted, so that a crash resumes."""
-        from orchestrator.migrator.steps import Steps
-
-        await Steps(
-            self._run,
-            ledger_key=self.source.table.key,
-            migration=migration,
-            raw=raw,
-            statements=parsed,
-            finish=lambda: self.statements_and_row(migration, raw, (), began, resumed=True),
-        ).run(interrupted)
-
-
-_BEGIN_NOT_LAST = "BEGIN; SET LOCAL synchronous_commit = off;"
-
-
-def _batches(parsed: Iterable[Statement]) -> list[list[Statement]]:
-    """Neighbouring small data statements together, everything else alone."""
-    batches: list[list[Statement]] = []
-    size = 0
-    for statement in parsed:
-        small = statement.kind in _BATCHED_KINDS and statement.byte_length <= _BATCH_BYTES // 4
-        if small and batches and size and size + statement.byte_length <= _BATCH_BYTES:
-            batches[-1].append(statement)
-            size += statement.byte_length
-        else:
-            batches.append([statement])
-            size = statement.byte_length if small else 0
-    return batches

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.database import pgtools
 from orchestrator.database.quoting import identifier, literal
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import EXIT_MIGRATION, OrchestratorError
 from orchestrator.migrator.records import SERVICE_SCHEMA
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ RECORDS = ("migration_records", "unfinished_migrations")
 
 class CopyError(OrchestratorError):
     """The database cannot be copied."""
+
+    exit_code = EXIT_MIGRATION
 
 
 async def copy_database(

@@ -21,6 +21,8 @@ _AGAIN = "; then start again"
 _EXISTS = "The schema has this already and the ledger does not: another tool made it. Bring the two together"
 _EXTENSION = "if an extension brings it, name that in EXTENSIONS (e.g. EXTENSIONS=vector,uuid-ossp)"
 
+_NOT_SINGLE = "Set MIGRATION_TRANSACTION=each (the default), or take the statement out"
+
 # What to do next, by SQLSTATE (PostgreSQL manual, appendix A).
 _REMEDIES: dict[str, str] = {
     "42501": "Grant the user of DATABASE_URL what it lacks, or give MIGRATION_DATABASE_URL a user that has it",
@@ -50,11 +52,12 @@ def failed_statement(
     *,
     done: int | None = None,
     shift: int = 0,
+    single: bool = False,
 ) -> MigrationError:
     """A statement that the server refused; without `statement` it was the commit or our own ledger row.
 
     `shift` is how many characters of ours were sent before the statement. `done` says how many statements of the file
-    are done and stay, where the file is not one transaction.
+    are done and stay, where the file is not one transaction; `single` that one transaction is around all files.
     """
     facts: dict[str, object] = {"migration": migration.name, "file": str(migration.path), "sqlstate": error.sqlstate}
     where = str(migration.path)
@@ -77,7 +80,7 @@ def failed_statement(
     facts |= {
         name: value
         for name, value in {
-            "error": message,
+            "reason": message,
             "detail": error.detail,
             "hint": error.hint,
             "context": error.context,
@@ -88,12 +91,16 @@ def failed_statement(
         }.items()
         if value
     }
-    if done is None:
+    if single:
+        state = "the database is as it was before the first of the pending files (MIGRATION_TRANSACTION=all)"
+    elif done is None:
         state = "the database is as it was before this file"
     else:
         state = f"the first {done} statements of this file are done and stay; the next start goes on behind them"
         facts["statements_done"] = done
     remedy = _REMEDIES.get(error.sqlstate or "", _NEXT_STEP)
+    if single and error.sqlstate == "25001":  # which only the server's catalogue knows: REINDEX of a partitioned table
+        remedy = _NOT_SINGLE
     parts = [f"{where}: {message} (SQLSTATE {error.sqlstate})"]
     parts += [f"{name}: {value}" for name, value in (("detail", error.detail), ("hint", error.hint)) if value]
     return MigrationError("; ".join(parts), remedy=f"{remedy}{_AGAIN}; {state}.", facts=facts)
@@ -144,6 +151,18 @@ def describe_blocker(one: Mapping[str, object]) -> str:
     if one.get("transaction_age_s") is not None:
         who += f", its transaction open for {one['transaction_age_s']:g} s"
     return f"{who}: {one['query']}" if one.get("query") else who
+
+
+def refuse_in_single_transaction(migration: Migration, statements: Sequence[Statement]) -> None:
+    """MIGRATION_TRANSACTION=all: raise where a statement of the file cannot stand in one transaction with others."""
+    culprit = next((s for s in statements if not s.fits_a_transaction), None)
+    if culprit is not None:
+        raise MigrationError(
+            f"{migration.path}:{culprit.line}: {culprit.kind} cannot run inside the single transaction of"
+            " MIGRATION_TRANSACTION=all",
+            remedy=f"{_NOT_SINGLE}; nothing was run.",
+            facts={"file": str(migration.path), "line": culprit.line, "statement_kind": culprit.kind},
+        )
 
 
 def refused_history(refused: Sequence[tuple[Source, Finding]]) -> MigrationError:

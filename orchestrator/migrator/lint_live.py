@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.migrator.lint import LintFolder, Report, finding, lint
 from orchestrator.migrator.plan import Kind
-from orchestrator.migrator.preview import known_for, readable_survey
+from orchestrator.migrator.preview import known_for
+from orchestrator.migrator.survey import readable_surveys
 
 if TYPE_CHECKING:
     from orchestrator.migrator.survey import Source
@@ -19,7 +20,7 @@ async def lint_with_ledger(connection: Any, source: Source, folder: LintFolder, 
     With `every` the files are read from the first on, as without a database; the ledger then adds which file was
     changed after it was applied. Raises as `preview`, and not for a file that is not SQL: that is a finding.
     """
-    one = await readable_survey(connection, source)
+    (one,) = await readable_surveys(connection, [source])
     if every:
         report = await asyncio.to_thread(lint, folder)
         scope = f"all files of {folder.path}"
@@ -27,7 +28,8 @@ async def lint_with_ledger(connection: Any, source: Source, folder: LintFolder, 
         known = await known_for(connection, [one], tolerant=True)
         pending = frozenset(migration.name for migration in one.plan.pending)
         report = await asyncio.to_thread(lint, folder, pending=pending, known=known)
-        scope = f"the {len(pending)} pending files of {folder.path}; --all looks at every one"
+        files = "file" if len(pending) == 1 else "files"
+        scope = f"the {len(pending)} pending {files} of {folder.path}; --all looks at every one"
     paths = {file.name: str(file.path) for file in folder.files}
     for found in one.plan.findings:
         path = paths.get(found.name)

@@ -10,16 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from orchestrator.database.quoting import identifier
-from orchestrator.errors import MigrationError
 from orchestrator.migrator import grammar, tree
 from orchestrator.migrator.blocks import block_statements
 from orchestrator.migrator.facts import read_known
+from orchestrator.migrator.failures import refuse_in_single_transaction
 from orchestrator.migrator.impact import Holding, Impact, impact_of
-from orchestrator.migrator.records import SERVICE_SCHEMA
 from orchestrator.migrator.sql import SqlSyntaxError, statements
 from orchestrator.migrator.status import described_findings
-from orchestrator.migrator.survey import survey
+from orchestrator.migrator.survey import readable_surveys
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -39,10 +37,6 @@ LARGE_ROWS = 10_000
 LARGE_BYTES = 10 * 1024 * 1024
 
 
-class ReadDeniedError(MigrationError):
-    """The role may not read the ledger; nothing was looked at."""
-
-
 async def preview(
     connection: Any,
     sources: Sequence[Source],
@@ -56,9 +50,14 @@ async def preview(
     Raises:
         ReadDeniedError: the role may not read a ledger that is there, with the GRANTs that let it.
         SqlSyntaxError: a pending file is not SQL: `migrate` would refuse it before it runs anything.
+        MigrationError: `transaction` is all, and a statement cannot stand in one with others: so would it this.
     """
-    surveys = [await readable_survey(connection, source, policy=policy, ahead=ahead) for source in sources]
+    surveys = await readable_surveys(connection, sources, policy=policy, ahead=ahead)
     files = await asyncio.to_thread(_parse_pending, surveys)
+    if transaction == "all":
+        for one in surveys:
+            for migration in one.plan.pending:
+                refuse_in_single_transaction(migration, files[one.source.label, migration.name][1])
     known = await _known_for(connection, files)
     refused = [f for s in surveys for f in s.plan.refusals]
     return {
@@ -68,14 +67,6 @@ async def preview(
         "pending": sum(len(s.plan.pending) for s in surveys),
         "sources": [await asyncio.to_thread(_source, one, files, known) for one in surveys],
     }
-
-
-async def readable_survey(
-    connection: Any, source: Source, *, policy: Policy = "drizzle", ahead: Ahead = "warn"
-) -> Survey:
-    """The survey of one source; ReadDeniedError where the role may not read the ledger."""
-    await _check_readable(connection, source)
-    return await survey(connection, source, policy=policy, ahead=ahead)
 
 
 async def known_for(connection: Any, surveys: Sequence[Survey], *, tolerant: bool = False) -> Known:
@@ -98,30 +89,6 @@ def _mentioned(files: _Files) -> tuple[set[str], set[str]]:
                 named |= {name.name for name in tree.mentioned(one_node, one)}
                 functions |= {name.name for name in tree.called(one)}
     return named, functions
-
-
-async def _check_readable(connection: Any, source: Source) -> None:
-    """Ask before it is read: a refused SELECT would say less, and end the transaction."""
-    rows = await connection.fetch(
-        "SELECT n.nspname::text AS schema, c.relname::text AS name, current_user::text AS role"
-        " FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
-        " WHERE c.relkind IN ('r', 'p', 'v') AND ((n.nspname::text = $1 AND c.relname::text = $2)"
-        "   OR (n.nspname::text = $3 AND c.relname IN ('migration_records', 'unfinished_migrations')))"
-        " AND NOT (pg_catalog.has_schema_privilege(n.oid, 'USAGE')"
-        "   AND pg_catalog.has_table_privilege(c.oid, 'SELECT'))",
-        source.table.schema,
-        source.table.table,
-        SERVICE_SCHEMA,
-    )
-    if rows:
-        row = rows[0]
-        schema, role = identifier(row["schema"]), identifier(row["role"])
-        raise ReadDeniedError(
-            f"the user {row['role']} may not read {row['schema']}.{row['name']}, where it is kept what was applied",
-            remedy=f"As its owner: GRANT USAGE ON SCHEMA {schema} TO {role};"
-            f" GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO {role};",
-            facts={"user": row["role"], "tables": [f"{r['schema']}.{r['name']}" for r in rows]},
-        )
 
 
 _Files = dict[tuple[str, str], tuple[int, tuple["Statement", ...]]]
@@ -190,7 +157,7 @@ def _source(one: Survey, files: _Files, known: Known) -> dict[str, Any]:
 
 
 def _is_one_transaction(parsed: Sequence[Statement]) -> bool:
-    return all(s.transactional and s.transaction_control in {None, "savepoint"} for s in parsed)
+    return all(s.fits_a_transaction for s in parsed)
 
 
 def _statements(parsed: Sequence[Statement], raw_size: int, known: Known) -> dict[str, Any]:

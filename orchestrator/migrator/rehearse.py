@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from orchestrator.database.backup import count_rows
-from orchestrator.database.connect import connected
+from orchestrator.database.connect import own_session
 from orchestrator.database.scratch import scratch_database, server_errors_explained
 from orchestrator.errors import MigrationError
-from orchestrator.lifecycle import Lifecycle
 from orchestrator.migrator.copying import RECORDS, copy_database, copy_rows
 from orchestrator.migrator.ledger import create_ledger
 from orchestrator.migrator.records import SERVICE_SCHEMA
 from orchestrator.migrator.replay import replay
 from orchestrator.migrator.sql import SqlSyntaxError
-from orchestrator.migrator.survey import survey
+from orchestrator.migrator.survey import readable_surveys
 from orchestrator.migrator.verify import applied_part
 
 if TYPE_CHECKING:
@@ -26,8 +25,8 @@ if TYPE_CHECKING:
     from orchestrator.database.pgtools import Emit
     from orchestrator.dsn import Dsn
     from orchestrator.lifecycle import Event
-    from orchestrator.migrator.apply import Options
     from orchestrator.migrator.folder import Migration
+    from orchestrator.migrator.options import Options
     from orchestrator.migrator.survey import Source, Survey
 
 # What a transaction that changes rows holds on the table (TRUNCATE: the strongest).
@@ -162,9 +161,7 @@ async def rehearse(dsn: Dsn, sources: Sequence[Source], how: Rehearsal, emit: Em
     """
     with server_errors_explained(dsn, doing="reading the database"):
         async with _session(dsn, how) as live:
-            surveys = [
-                await survey(live, source, policy=how.options.policy, ahead=how.options.ahead) for source in sources
-            ]
+            surveys = await readable_surveys(live, sources, policy=how.options.policy, ahead=how.options.ahead)
             pending = tuple(m.name for one in surveys for m in one.plan.pending)
             planned = await _planned(live, surveys, how)
             async with scratch_database(how.on, purpose="rehearse", connect_timeout_s=how.connect_timeout_s) as scratch:
@@ -384,10 +381,8 @@ def _strength(held: Held) -> int:
 
 
 def _session(dsn: Dsn, how: Rehearsal) -> Any:
-    life = Lifecycle(now=lambda: 0.0, monotonic=lambda: 0.0)
-    return connected(
+    return own_session(
         dsn,
-        life,
         wait_timeout_s=how.connect_timeout_s,
         connect_timeout_s=how.connect_timeout_s,
         application_name="orchestrator rehearse",

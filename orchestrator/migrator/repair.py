@@ -19,7 +19,7 @@ from orchestrator.database.lock import HELD_HERE, migration_lock
 from orchestrator.database.scratch import server_errors_explained
 from orchestrator.errors import EXIT_CONFIG, EXIT_MIGRATION, MigrationError, OrchestratorError
 from orchestrator.migrator import records
-from orchestrator.migrator.apply import Options, migrate
+from orchestrator.migrator.apply import migrate
 from orchestrator.migrator.edits import Edit, edits
 from orchestrator.migrator.ledger import (
     create_ledger,
@@ -28,6 +28,7 @@ from orchestrator.migrator.ledger import (
     read_ledger,
     upgrade_ledger,
 )
+from orchestrator.migrator.options import Options
 from orchestrator.migrator.plan import LedgerRow, upgraded_names
 from orchestrator.migrator.schema import read_schema
 from orchestrator.migrator.schema_diff import Difference, diff
@@ -144,10 +145,18 @@ async def repair(
             proposal = await _PROPOSALS[wish.action](connection, dsn, sources, one, wish)
             if proposal.is_empty or (proposal.differences and not proposal.forced) or not await confirm(proposal):
                 return proposal, False
-            await migrate(connection, [s for s in sources if s.label == "service"], Options(), life)
+            # Not with the ledger that is being mended: what shall be marked as applied would be run.
+            if wish.label == "user" or not await _can_record(connection):
+                await migrate(connection, [s for s in sources if s.label == "service"], Options(), life)
             await _carry_out(connection, one, proposal)
     life.emit("ledger.repaired", action=wish.action, ledger=source.table.key, migrations=list(proposal.names))
     return proposal, True
+
+
+async def _can_record(connection: Any) -> bool:
+    """Whether our own tables are there, whatever their ledger says."""
+    has_repairs = "SELECT pg_catalog.to_regclass('orchestrator.repairs') IS NOT NULL"
+    return await records.records_exist(connection) and bool(await connection.fetchval(has_repairs))
 
 
 @asynccontextmanager

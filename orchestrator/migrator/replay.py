@@ -10,7 +10,8 @@ from orchestrator.database.extensions import ensure_extensions
 from orchestrator.database.lock import migration_lock
 from orchestrator.database.scratch import server_errors_explained
 from orchestrator.lifecycle import Lifecycle
-from orchestrator.migrator.apply import Options, migrate
+from orchestrator.migrator.apply import migrate
+from orchestrator.migrator.options import Options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -11,8 +11,8 @@ from orchestrator.database.lock import lock_holder
 from orchestrator.migrator import records
 from orchestrator.migrator.edits import edits
 from orchestrator.migrator.plan import Kind
-from orchestrator.migrator.survey import survey
-from orchestrator.migrator.watch import Seen, excerpt, look_at
+from orchestrator.migrator.survey import readable_surveys
+from orchestrator.migrator.watch import Seen, excerpt, look_at, query_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -60,11 +60,11 @@ async def migration_running(connection: Any) -> dict[str, Any] | None:
     if holder is None:
         return None
     pid = int(str(holder["pid"]))
-    query = await connection.fetchval("SELECT query FROM pg_catalog.pg_stat_activity WHERE pid = $1", pid)
+    query = await query_of(connection, pid)
     seen = await look_at(connection, pid) or Seen()
     return {
         **holder,
-        "query": excerpt(_OPENING.sub("", query or "")),
+        "query": excerpt(_OPENING.sub("", query)),
         "wait_event": seen.wait_event,
         "stage": seen.stage,
         "percent": seen.percent,
@@ -78,12 +78,13 @@ async def migrations_status(
     """One entry for each source: its ledger, applied rows with their files, pending files, findings. JSON-ready.
 
     `created_at` is the migration's own time (ms since 1970), `duration_s` is known where this program applied it.
-    `with_diff` adds to each edited file's finding what changed in it, as a unified diff.
+    `with_diff` adds to each edited file's finding what changed in it, as a unified diff. Raises as `readable_surveys`.
     """
+    surveys = await readable_surveys(connection, sources, policy=policy, ahead=ahead)
     has_records = await records.records_exist(connection)
     result = []
-    for source in sources:
-        one = await survey(connection, source, policy=policy, ahead=ahead)
+    for one in surveys:
+        source = one.source
         durations = await records.durations_s(connection, source.table.key) if has_records else {}
         names = await records.known_names(connection, source.table.key, one.ledger) if has_records else {}
         changed = {edit.name: edit for edit in await edits(connection, one)} if with_diff else {}

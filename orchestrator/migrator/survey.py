@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+import msgspec
+
+from orchestrator.database.quoting import identifier
+from orchestrator.errors import MigrationError
 from orchestrator.migrator import records
 from orchestrator.migrator.ledger import LedgerTable, read_ledger
 from orchestrator.migrator.plan import Ahead, Finding, Kind, Ledger, Plan, Policy, make_plan
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from orchestrator.migrator.folder import Folder
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(msgspec.Struct, frozen=True):
     """A folder and the ledger that it is kept in: the service's own, or the user's."""
 
     label: Literal["service", "user"]
@@ -22,8 +26,7 @@ class Source:
     table: LedgerTable
 
 
-@dataclass(frozen=True, slots=True)
-class Survey:
+class Survey(msgspec.Struct, frozen=True):
     """What is, and what a run would do, for one source. `unfinished` tells how far interrupted runs came, by name."""
 
     source: Source
@@ -58,14 +61,60 @@ async def survey(connection: Any, source: Source, *, policy: Policy, ahead: Ahea
             unfinished=frozenset(unfinished),
             cosmetic=await _cosmetic_edits(connection, source, ledger, plan),
         )
-        plan = replace(plan, findings=tuple(_named(f, names) for f in plan.findings))
+        plan = msgspec.structs.replace(plan, findings=tuple(_named(f, names) for f in plan.findings))
         plan = await _dated(connection, source, plan, has_records=True)
     return Survey(source, ledger, plan, unfinished)
 
 
+class ReadDeniedError(MigrationError):
+    """The role may not read the ledger; nothing was looked at."""
+
+
+async def readable_surveys(
+    connection: Any, sources: Sequence[Source], *, policy: Policy = "drizzle", ahead: Ahead = "warn"
+) -> list[Survey]:
+    """The survey of each source, for those who only look: what the role may not read is said at once, with the GRANTs.
+
+    It is asked before it is read: a refused SELECT would say less, and end the transaction.
+
+    Raises:
+        ReadDeniedError: the role may not read a ledger or our records of it.
+    """
+    rows = await connection.fetch(
+        "SELECT n.nspname::text AS schema, c.relname::text AS name, current_user::text AS role"
+        " FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+        " WHERE c.relkind IN ('r', 'p', 'v') AND ((n.nspname::text, c.relname::text) IN"
+        "   (SELECT * FROM ROWS FROM (pg_catalog.unnest($1::text[]), pg_catalog.unnest($2::text[])))"
+        "   OR (n.nspname::text = $3 AND c.relname IN ('migration_records', 'unfinished_migrations')))"
+        " AND NOT (pg_catalog.has_schema_privilege(n.oid, 'USAGE')"
+        "   AND pg_catalog.has_table_privilege(c.oid, 'SELECT')) ORDER BY n.nspname = $3 DESC, 1, 2",
+        [source.table.schema for source in sources],
+        [source.table.table for source in sources],
+        records.SERVICE_SCHEMA,
+    )
+    if rows:
+        role, tables = rows[0]["role"], [f"{row['schema']}.{row['name']}" for row in rows]
+        schemas = dict.fromkeys(identifier(row["schema"]) for row in rows)
+        grants = [
+            f"GRANT USAGE ON SCHEMA {schema} TO {identifier(role)};"
+            f" GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO {identifier(role)};"
+            for schema in schemas
+        ]
+        raise ReadDeniedError(
+            f"the user {role} may not read {', '.join(tables)}, where it is kept what was applied",
+            remedy=f"As their owner: {' '.join(grants)}",
+            facts={"user": role, "tables": tables},
+        )
+    return [await survey(connection, source, policy=policy, ahead=ahead) for source in sources]
+
+
 def _named(finding: Finding, names: dict[int, str]) -> Finding:
     known = names.get(finding.row_id) if finding.row_id is not None else None
-    return replace(finding, name=known) if known and finding.kind in {Kind.ORPHANED, Kind.AHEAD} else finding
+    return (
+        msgspec.structs.replace(finding, name=known)
+        if known and finding.kind in {Kind.ORPHANED, Kind.AHEAD}
+        else finding
+    )
 
 
 async def _dated(connection: Any, source: Source, plan: Plan, *, has_records: bool) -> Plan:
@@ -81,10 +130,10 @@ async def _dated(connection: Any, source: Source, plan: Plan, *, has_records: bo
     )
     ours = await records.applied_times(connection, source.table.key) if has_records else {}
     times = {row_id: at or ours.get((created_at, row_hash)) for row_id, row_hash, created_at, at in rows}
-    return replace(
+    return msgspec.structs.replace(
         plan,
         findings=tuple(
-            replace(f, applied_at=at.isoformat(timespec="seconds"))
+            msgspec.structs.replace(f, applied_at=at.isoformat(timespec="seconds"))
             if f.row_id is not None and (at := times.get(f.row_id)) is not None
             else f
             for f in plan.findings

@@ -7,17 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from orchestrator.database.connect import connected
+from orchestrator.database.connect import own_session
 from orchestrator.database.quoting import identifier
 from orchestrator.database.scratch import scratch_database, server_errors_explained
-from orchestrator.lifecycle import Lifecycle
 from orchestrator.migrator.edits import Edit, edits
 from orchestrator.migrator.plan import Kind
 from orchestrator.migrator.records import SERVICE_SCHEMA
 from orchestrator.migrator.replay import replay
 from orchestrator.migrator.schema import Schema, SchemaObject, read_schema
 from orchestrator.migrator.schema_diff import Difference, column_order, diff
-from orchestrator.migrator.survey import survey
+from orchestrator.migrator.survey import readable_surveys
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -174,7 +173,7 @@ async def _read_live(
 ) -> tuple[list[Survey], list[Edit], Schema]:
     with server_errors_explained(dsn, doing="reading the database"):
         async with _session(dsn, connect_timeout_s) as connection:
-            surveys = [await survey(connection, source, policy="drizzle", ahead="warn") for source in sources]
+            surveys = await readable_surveys(connection, sources)
             edited = [edit for one in surveys for edit in await edits(connection, one)]
             return surveys, edited, await read_schema(connection, privileges=scope.privileges)
 
@@ -186,10 +185,8 @@ async def _schema_of(dsn: Dsn, scope: Scope, connect_timeout_s: float) -> Schema
 
 
 def _session(dsn: Dsn, connect_timeout_s: float) -> Any:
-    life = Lifecycle(now=lambda: 0.0, monotonic=lambda: 0.0)
-    return connected(
+    return own_session(
         dsn,
-        life,
         wait_timeout_s=connect_timeout_s,
         connect_timeout_s=connect_timeout_s,
         application_name="orchestrator verify",

@@ -13,8 +13,9 @@ import contextlib
 import re
 import time
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from orchestrator.database.connect import close
 from orchestrator.database.failure import CONNECTION_ERRORS
@@ -56,13 +57,18 @@ _LOOK = f"""
            CASE WHEN a.wait_event_type = 'Lock' THEN pg_catalog.pg_blocking_pids(a.pid) ELSE '{{}}' END AS blocked_by
       FROM pg_catalog.pg_stat_activity a LEFT JOIN ({_PROGRESS}) p ON true
      WHERE a.pid = $1 AND coalesce(pg_catalog.pg_postmaster_start_time() = $2::timestamptz, true)"""  # noqa: S608 constants
-_BLOCKERS = """
+# As bytes: in a database of SQL_ASCII the server cuts a long query in the middle of a character.
+_QUERY = (
+    "pg_catalog.convert_to(left(query, 1000), CASE pg_catalog.getdatabaseencoding()"
+    " WHEN 'SQL_ASCII' THEN 'SQL_ASCII' ELSE 'UTF8' END)"
+)
+_BLOCKERS = f"""
     SELECT b.pid, b.application_name, b.usename::text AS username, b.state,
            pg_catalog.host(b.client_addr) AS client_address,
-           b.backend_type, left(b.query, 1000) AS query,
+           b.backend_type, {_QUERY} AS query,
            round(extract(epoch FROM clock_timestamp() - b.xact_start)::numeric, 1)::float8 AS transaction_age_s,
            round(extract(epoch FROM clock_timestamp() - b.state_change)::numeric, 1)::float8 AS state_age_s
-      FROM pg_catalog.pg_stat_activity b WHERE b.pid = ANY($1::int4[]) ORDER BY b.xact_start NULLS LAST"""
+      FROM pg_catalog.pg_stat_activity b WHERE b.pid = ANY($1::int4[]) ORDER BY b.xact_start NULLS LAST"""  # noqa: S608
 # pg_blocking_pids says 0 for a prepared transaction, which no session holds any more.
 _PREPARED = """
     SELECT gid, owner::text AS username,
@@ -77,8 +83,7 @@ def excerpt(query: str) -> str:
     return text if len(text) <= _EXCERPT_LENGTH else f"{text[: _EXCERPT_LENGTH - 1]}…"
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(msgspec.Struct, frozen=True):
     """What the server says of a session that migrates."""
 
     wait_event: str | None = None
@@ -237,6 +242,15 @@ def _say(watch: Watch, life: Lifecycle) -> None:
     )
 
 
+def _text(query: bytes | None) -> str:
+    return (query or b"").decode(errors="replace")
+
+
+async def query_of(connection: Any, pid: int) -> str:
+    """The first characters of what the session `pid` runs or has run last."""
+    return _text(await connection.fetchval(f"SELECT {_QUERY} FROM pg_catalog.pg_stat_activity WHERE pid = $1", pid))  # noqa: S608
+
+
 async def look_at(connection: Any, pid: int, server_started_at: Any = None) -> Seen | None:
     """What the session `pid` waits for, who blocks it, and how far it is; None where there is no such session.
 
@@ -249,7 +263,7 @@ async def look_at(connection: Any, pid: int, server_started_at: Any = None) -> S
     pids = sorted(set(row["blocked_by"]))
     if pids:
         others = await connection.fetch(_BLOCKERS, [other for other in pids if other])
-        blockers = [{**one, "query": excerpt(one["query"] or "")} for one in map(dict, others)]
+        blockers = [{**one, "query": excerpt(_text(one["query"]))} for one in map(dict, others)]
         if 0 in pids:
             prepared = await connection.fetch(_PREPARED)
             blockers += [{"pid": 0, "state": "prepared transaction", **dict(one)} for one in prepared]

@@ -496,7 +496,7 @@ async def _record(
         phases_s=life.durations_s(),
         migrations_applied=life.migrations.applied_now,
         outcome=outcome,
-        error=None if error is None else {"message": error.message, **error.facts},
+        error=None if error is None else life.clean({"message": error.message, **error.facts}),
     )
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(2):

@@ -18,7 +18,7 @@ from orchestrator.api.safety import BODY_LIMIT_BYTES, Safety
 from orchestrator.lifecycle import Phase
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from aiohttp.typedefs import Handler
 
@@ -77,8 +77,8 @@ def build_app(life: Lifecycle, backend: Backend) -> web.Application:
     app = web.Application(client_max_size=BODY_LIMIT_BYTES)
     app.on_response_prepare.append(prepare)
     app.on_shutdown.append(end_streams)
-    for path, handler in health.probes(life).items():
-        app.router.add_get(path, gate.for_probe(handler, path))
+    for path, answer in health.probes(life).items():
+        app.router.add_get(path, gate.for_probe(answer, path))
     stream = health.stream(app, life, lambda: backend.safety.access)
     app.router.add_get("/health/events", gate.before(stream, "/health/events"), allow_head=False)
     for path, handler in {**page.files(), "/metrics": _metrics(life, backend)}.items():
@@ -126,15 +126,20 @@ class Gate:
 
         return handle
 
-    def for_probe(self, handler: Handler, label: str) -> Handler:
+    def for_probe(self, answer: Callable[[], web.Response], label: str) -> Handler:
         """The same for what is open to all: where there is neither query nor body, there is nothing to look at."""
-        looked_at, measures = self.before(handler, label), self._backend.measures
+        measures = self._backend.measures
+
+        async def answered(_: web.Request) -> web.Response:
+            return answer()
+
+        looked_at = self.before(answered, label)
 
         async def handle(request: web.Request) -> web.StreamResponse:
             if request.body_exists or request.rel_url.raw_query_string:
                 return await looked_at(request)
             began = time.perf_counter()
-            response = await self._answered(request, handler)
+            response = answer()
             measures.count_request(request.method, label, response.status, time.perf_counter() - began)
             return response
 

@@ -280,20 +280,20 @@ def _watching(events: StartEvents) -> Handler:
     return watch
 
 
-def probes(life: Lifecycle) -> Mapping[str, Handler]:
-    """The probes by path. None of them is behind the gate."""
+def probes(life: Lifecycle) -> Mapping[str, Callable[[], web.Response]]:
+    """What answers each probe, by path. Nothing of the request matters, and none of them is behind the gate."""
     body = HealthBody(life)
 
     def answer(*, ok: bool) -> web.Response:
         return web.Response(status=200 if ok else 503, body=body.text(), headers=_PROBE if ok else _PROBE_RETRY)
 
-    async def ready(_: web.Request) -> web.Response:
+    def ready() -> web.Response:
         return answer(ok=life.phase is Phase.READY)
 
-    async def live(_: web.Request) -> web.Response:
+    def live() -> web.Response:
         return answer(ok=True)
 
-    async def startup(_: web.Request) -> web.Response:
+    def startup() -> web.Response:
         return answer(ok=life.was_ready)
 
     return {"/health": ready, "/health/ready": ready, "/health/live": live, "/health/startup": startup}

@@ -130,8 +130,9 @@ class Lifecycle(msgspec.Struct):
     """The state of one process, from exec to exit.
 
     `now` gives Unix seconds and `monotonic` monotonic seconds; both are handed in, so that a table can test this.
-    `stop_within_s` is what a stop may take from its first moment on (SHUTDOWN_TIMEOUT). `revision` grows with every
-    event and every check: where it is the same, and no migration runs, so is all the rest.
+    `clean` takes secrets out of facts: what is remembered here is shown to everybody who asks. Events are handed on as
+    they are. `stop_within_s` is what a stop may take from its first moment on (SHUTDOWN_TIMEOUT). `revision` grows with
+    every event and every check: where it is the same, and no migration runs, so is all the rest.
     Not thread-safe: all calls come from the event loop's thread.
     """
 
@@ -144,6 +145,7 @@ class Lifecycle(msgspec.Struct):
     connect_attempts: int = 0
     failure: Mapping[str, object] | None = None
     stop_within_s: float = 15.0
+    clean: Callable[[dict[str, object]], dict[str, object]] = dict
     revision: int = 0
     _phase: Phase = Phase.STARTING
     _entered_at: float = 0.0
@@ -226,18 +228,18 @@ class Lifecycle(msgspec.Struct):
 
     def fail(self, **facts: object) -> None:
         """Remember why the start failed, for those who watch it, and enter FAILED."""
-        self.failure = facts
+        self.failure = self.clean(facts)
         self.revision += 1  # where it is FAILED already, there is no event
         self.enter(Phase.FAILED)
 
     def check(self, name: str, status: Literal["ok", "pending", "warning", "failed"], **facts: object) -> None:
         """Remember the newest outcome of the check `name`; `/health` shows it."""
         self.revision += 1
-        self.checks[name] = Check(status=status, at=self.now(), facts=facts)
+        self.checks[name] = Check(status=status, at=self.now(), facts=self.clean(facts))
 
     def warn(self, name: str, **facts: object) -> None:
         """Emit a warning that also stands on `/health` until the process ends; the same warning is kept once."""
-        entry: dict[str, object] = {"event": name, **facts}
+        entry: dict[str, object] = {"event": name, **self.clean(facts)}
         if entry not in self.warnings:
             self.warnings.append(entry)
         self.emit(name, level="warning", **facts)

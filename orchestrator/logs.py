@@ -66,9 +66,12 @@ _COMMON_WORDS = frozenset(
 )
 # scheme://user:password@ up to the last @ of the run, since an unescaped password may hold one.
 _URL_PASSWORD = re.compile(r"(?P<head>[A-Za-z][A-Za-z0-9+.\-]*://[^\s/:@]*:)[^\s]*@")
-# password=… and sslpassword=… in a query or a keyword/value string, PASSWORD '…' in SQL.
+# password=… and sslpassword=… in a query or a keyword/value string; PASSWORD '…' in SQL, where it may be a text in
+# a text (EXECUTE '…'), or in an excerpt that ends before it does.
 _NAMED_PASSWORD = re.compile(
-    r"""(?P<head>password\s*=\s*)(?:'(?:[^'\\]|\\.)*'|[^\s&"',;]+)|(?P<sql>password\s+)'(?:[^']|'')*'""", re.IGNORECASE
+    r"""(?P<head>password\s*=\s*)(?:'(?:[^'\\]|\\.)*'|[^\s&"',;]+)"""
+    r"""|(?P<sql>password\s+)(?:''[^']+'*|'(?:[^']|'')*'?)""",
+    re.IGNORECASE,
 )
 
 
@@ -88,6 +91,12 @@ def redactor(secrets: Iterable[str]) -> Callable[[str], str]:
         return text
 
     return redact
+
+
+def cleaner(secrets: Iterable[str]) -> Callable[[Mapping[str, object]], dict[str, object]]:
+    """What makes facts JSON's own types, with every secret taken out of their texts; their names stay as they are."""
+    redact = redactor(secrets)
+    return lambda facts: {k: plain(msgspec.to_builtins(v, enc_hook=str), redact) for k, v in facts.items()}
 
 
 def _hide_named(match: re.Match[str]) -> str:
@@ -112,7 +121,7 @@ def _spellings(character: str) -> str:
     return f"(?:{itself}|(?i:{'|'.join(escapes)}))"
 
 
-def _plain(value: object, redact: Callable[[str], str], depth: int = 0) -> Any:
+def plain(value: object, redact: Callable[[str], str], depth: int = 0) -> Any:
     """`value` made of JSON's own types only, with every text redacted.
 
     Anything else is its `str`: an object's own fields (a DSN's, for one) are never looked into.
@@ -125,9 +134,9 @@ def _plain(value: object, redact: Callable[[str], str], depth: int = 0) -> Any:
         return int(value)
     if depth < _DEPTH_MAX:
         if isinstance(value, Mapping):
-            return {_text(k, redact): _plain(v, redact, depth + 1) for k, v in value.items()}
+            return {_text(k, redact): plain(v, redact, depth + 1) for k, v in value.items()}
         if isinstance(value, (Sequence, AbstractSet)) and not isinstance(value, (str, bytes, bytearray, memoryview)):
-            return [_plain(item, redact, depth + 1) for item in value]
+            return [plain(item, redact, depth + 1) for item in value]
     return _text(value, redact)
 
 
@@ -249,7 +258,7 @@ def configure(
 
     def clean(_logger: WrappedLogger, _method: str, event_dict: EventDict) -> EventDict:
         # The names of the facts, and what this module itself writes, are an interface: no secret may garble them.
-        return {k: v if k in _OWN_VALUES else _plain(v, redact) for k, v in event_dict.items()}
+        return {k: v if k in _OWN_VALUES else plain(v, redact) for k, v in event_dict.items()}
 
     if as_json:
         show_exception = structlog.tracebacks.ExceptionDictTransformer(show_locals=False, max_frames=30)

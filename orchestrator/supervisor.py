@@ -61,12 +61,11 @@ async def serve(settings: Settings, life: Lifecycle, *, embedded: bool = False) 
     ):
         await asyncio.to_thread(_import_what_comes_next)
         sources = await asyncio.to_thread(read_sources, settings)
-        async with _database(settings, life, embedded=embedded) as (dsn, migration_dsn):
+        async with _database(settings, life, embedded=embedded) as (given, migration_dsn):
             await _bring_up(settings, migration_dsn, sources, life, command="serve")
             life.enter(Phase.LAUNCHING)
             registry = await _handlers_loaded(settings, backend)
-            if dsn != migration_dsn:
-                await _try_login(settings, dsn, life)
+            dsn = given if given == migration_dsn else await _other_way(settings, given, life)
             async with (
                 _pool(dsn, settings, life) as pool,  # after the DDL: no stale plans or OIDs
                 _job_server(dsn, migration_dsn, settings, sources, registry, life) as (jobs, working),
@@ -368,12 +367,34 @@ def _explained(error: Exception) -> Exception:
     return error
 
 
-async def _try_login(settings: Settings, dsn: Dsn, life: Lifecycle) -> None:
-    """The migrations went another way (MIGRATION_DATABASE_URL): no READY before DATABASE_URL itself has answered."""
-    from orchestrator.database.connect import connected
+async def _other_way(settings: Settings, dsn: Dsn, life: Lifecycle) -> Dsn:
+    """Where the migrations went by MIGRATION_DATABASE_URL: no READY before DATABASE_URL itself has answered.
 
-    async with connected(dsn, life, **_connect_options(settings, "serve")):
-        pass
+    That there are two is often because of a pooler in transaction mode: such a one is used without prepared statements,
+    as `?pgbouncer=true` asks for, also where nobody has said so.
+    """
+    from orchestrator.database.connect import connect_once, connected
+    from orchestrator.database.pooler import PoolerError, ensure_own_session
+
+    async def connect_second() -> Any:
+        timeout_s = dsn.connect_timeout_s or settings.db_connect_timeout_s
+        return await connect_once(dsn, timeout_s=timeout_s, application_name="orchestrator serve watch")
+
+    async with connected(dsn, life, **_connect_options(settings, "serve")) as connection:
+        if not dsn.statement_cache:
+            return dsn
+        try:
+            await ensure_own_session(connection, connect_second)
+        except PoolerError:
+            life.emit(
+                "database.pooler_found",
+                level="warning",
+                server=dsn.redacted(),
+                hint="A pooler in transaction mode: no statement is prepared, and workers cannot listen but look twice"
+                " a second. Add ?pgbouncer=true to DATABASE_URL to say so.",
+            )
+            return msgspec.structs.replace(dsn, statement_cache=False)
+    return dsn
 
 
 @asynccontextmanager
@@ -475,7 +496,7 @@ async def _record(
         phases_s=life.durations_s(),
         migrations_applied=life.migrations.applied_now,
         outcome=outcome,
-        error=None if error is None else {"message": error.message, **error.facts},
+        error=None if error is None else life.clean({"message": error.message, **error.facts}),
     )
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(2):

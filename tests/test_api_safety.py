@@ -43,7 +43,7 @@ async def test_with_a_token_everything_asks_for_it_but_the_probes_and_the_page(
             assert (await run.get(path)).status == 200, path
         assert (await run.get("/", headers={"Accept": "text/html"})).headers["Content-Type"].startswith("text/html")
         wrong = ["", "Bearer", "Bearer ", f"Basic {TOKEN}", f"Bearer {TOKEN}x", f"Bearer {TOKEN[:-1]}", "Bearer \xe9"]
-        for path in ("/api/jobs", "/openapi.json", "/metrics", "/api/events", "/no/such/route"):
+        for path in ("/api/jobs", "/openapi.json", "/metrics", "/api/events", "/no/such/route", "/with%0Aa/line"):
             for given in wrong:
                 refused = await run.get(path, headers={"Authorization": given})
                 assert (refused.status, refused.body["title"]) == (401, "Unauthorized"), (path, given)
@@ -227,8 +227,12 @@ async def test_hostile_input_is_refused_with_a_reason_and_never_a_500(orchestrat
         assert b" 400 " in await raw(run.port, b"GET /health HTTP/1.1\r\nHost: localhost\r\n" + many + b"\r\n")
         large = b"POST /api/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         assert b" 413 " in await raw(run.port, large + b"Content-Length: 9999999\r\n\r\n")
+        no_http = b"GET /health HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer not\x00for-the-log\r\n\r\n"
+        assert b" 400 " in await raw(run.port, no_http)
         assert (await run.health())[0] == 200
     assert not [event for event in run.events if event["event"] == "http.request_failed"]
+    assert not [event for event in run.events if event["level"] == "error"]
+    assert "for-the-log" not in run.output
 
 
 async def test_a_fuzzer_finds_nothing_in_the_whole_document(orchestrator, database_url, jobs_module, tmp_path):

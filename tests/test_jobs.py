@@ -19,6 +19,7 @@ from orchestrator.jobs import Backoff, job
 from orchestrator.jobs.errors import (
     HandlerError,
     IdempotencyError,
+    JobError,
     JobNotFoundError,
     JobStateError,
     PayloadError,
@@ -235,6 +236,15 @@ async def test_enqueue_rolls_back_with_its_transaction(db):
             raise ZeroDivisionError
     assert await db.fetchval("SELECT count(*) FROM orchestrator.jobs") == 0
     assert await db.fetchval("SELECT count(*) FROM orchestrator.job_events") == 0
+
+
+@pytest.mark.parametrize("timeout_s", [0.0, -1.0, float("nan"), float("inf")])
+async def test_a_time_out_that_is_none_is_refused(db, timeout_s):
+    async def known(ctx, payload):
+        pass
+
+    with pytest.raises(JobError, match="timeout_s"):
+        await enqueue(db, "known", registry=declared(known, "known"), timeout_s=timeout_s)
 
 
 async def test_a_dedupe_key_stands_for_one_unfinished_job(db, work, finished):

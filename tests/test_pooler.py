@@ -21,6 +21,15 @@ NOTHING_OF_OURS = (
     "    AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))"
 )
 
+HANDLERS = """
+from orchestrator.jobs import job
+
+@job("look")
+async def look(ctx, payload):
+    async with ctx.pool.acquire() as connection:
+        assert await connection.fetchval("SELECT $1::integer", 7) == 7
+"""
+
 
 @pytest.fixture
 async def pgbouncer(server, tmp_path, wait_until):
@@ -123,6 +132,30 @@ async def test_a_service_behind_one_migrates_by_another_way(orchestrator, admin,
     async with orchestrator.running("serve", env=env) as run:
         await run.phase("ready")
     assert await admin.value(database_url, "SELECT count(*) FROM drizzle.__drizzle_migrations") == 4
+
+
+@pytest.mark.parametrize("query", ["", "?pgbouncer=true"], ids=["found", "told"])
+async def test_replicas_behind_one_in_transaction_mode_work_whether_or_not_it_is_told(
+    orchestrator, admin, database_url, tmp_path, pgbouncer, wait_until, query
+):
+    (tmp_path / "handlers.py").write_text(HANDLERS)
+    pooled = (await pgbouncer("transaction", default_pool_size=5))(database_url)
+    env = {"DATABASE_URL": pooled + query, "MIGRATION_DATABASE_URL": database_url, "JOBS": "handlers"}
+    async with orchestrator.running("serve", env=env) as one, orchestrator.running("serve", env=env) as other:
+        for run in (one, other):
+            await run.phase("ready")
+        add = "INSERT INTO orchestrator.jobs (name, state) SELECT 'look', 'queued' FROM generate_series(1, 200)"
+        await admin(database_url, add)
+        # The connections go round among both while the jobs run.
+        for _ in range(30):
+            for run in (one, other):
+                for path in ("/api/jobs", "/api/queues", "/api/schedules", "/api/migrations"):
+                    assert (await run.get(path)).status == 200
+        done = "SELECT count(*) = 200 FROM orchestrator.jobs WHERE state = 'succeeded' AND attempt = 1"
+        await wait_until(lambda: admin.value(database_url, done), timeout_s=20)
+        for run in (one, other):
+            assert len([e for e in run.events if e["event"] == "database.pooler_found"]) == (0 if query else 1)
+            assert not [e for e in run.events if e["level"] == "error"]
 
 
 @pytest.mark.parametrize("pool_size", [20, 1])

@@ -84,7 +84,7 @@ def build_app(life: Lifecycle, backend: Backend) -> web.Application:
     for path, handler in {**page.files(), "/metrics": _metrics(life, backend)}.items():
         app.router.add_get(path, gate.before(handler, path))
     own_methods |= {one.canonical: sorted(route.method for route in one) for one in app.router.resources()}
-    app.router.add_route("*", "/{path:.*}", gate.before(elsewhere, "none"))
+    app.router.add_route("*", r"/{path:[\s\S]*}", gate.before(elsewhere, "none"))  # a dot does not match %0A
     app.on_shutdown.append(end_requests)  # after the streams, which would never end by themselves
     return app
 

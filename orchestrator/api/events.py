@@ -86,14 +86,16 @@ def _hello(life: Lifecycle, start: Position, *, resumed: bool) -> bytes:
 
 
 def _past(call: Call, since_ms: int) -> bytes:
-    return b"".join(_frame(event) for event in call.backend.measures.recent if event.at * 1000 >= since_ms)
+    life, recent = call.backend.life, call.backend.measures.recent
+    return b"".join(_frame(event, life) for event in recent if life is not None and event.at * 1000 >= since_ms)
 
 
-def _frame(event: Event) -> bytes:
+def _frame(event: Event, life: Lifecycle) -> bytes:
     """A phase or a migration; it has no id, since it is this process's alone."""
     kind = "phase" if event.name.startswith("phase.") else "migration"
     at = datetime.fromtimestamp(event.at, UTC)
-    data = {"type": event.name, "epochMs": int(event.at * 1000), "timestamp": at, "phase": event.phase, **event.facts}
+    data = {"type": event.name, "epochMs": int(event.at * 1000), "timestamp": at, "phase": event.phase}
+    data |= life.clean({**event.facts})
     return streams.frame(kind, data)
 
 
@@ -102,7 +104,7 @@ def tell(life: Lifecycle, tail: Tail) -> Callable[[], None]:
 
     def hear(event: Event) -> None:
         if is_told(event):
-            tail.hub.publish(_frame(event))
+            tail.hub.publish(_frame(event, life))
 
     return life.listen(hear)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from orchestrator.errors import ListenError
 
@@ -15,6 +17,19 @@ if TYPE_CHECKING:
     from orchestrator.lifecycle import Lifecycle
 
 _HEADER_LIMIT_BYTES = 16 * 1024
+
+
+class _NoClientErrors(logging.Filter):
+    """Keeps what is no HTTP out of the log: an error with a trace and the client's own bytes for each such request.
+
+    Who sends it is answered with 400; whoever can reach the port could fill the log, and what they sent may be secret.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+
+
+_no_client_errors = _NoClientErrors()
 
 
 @asynccontextmanager
@@ -28,8 +43,11 @@ async def listening(
     Raises:
         ListenError: the address cannot be bound.
     """
+    logger = logging.getLogger("orchestrator.http")
+    logger.addFilter(_no_client_errors)
     runner = web.AppRunner(
         app,
+        logger=logger,
         handle_signals=False,
         access_log=None,  # probes are not logged; changes of state are
         shutdown_timeout=shutdown_timeout_s,

@@ -90,7 +90,13 @@ def run(
     from orchestrator import logs, signals
     from orchestrator.lifecycle import Lifecycle, Phase
 
-    life = Lifecycle(now=time.time, monotonic=time.monotonic, stop_within_s=settings.shutdown_timeout_s)
+    secrets = (*settings.secrets, os.environ.get("PGPASSWORD", ""))
+    life = Lifecycle(
+        now=time.time,
+        monotonic=time.monotonic,
+        clean=logs.cleaner(secrets),
+        stop_within_s=settings.shutdown_timeout_s,
+    )
     on_terminal = sys.stderr.isatty() and settings.log_format != "json"
     stream: Any = sys.stderr
     end_progress: Callable[[], None] = _nothing
@@ -105,7 +111,7 @@ def run(
         stream=stream,
         version=__version__,
         phase=lambda: str(life.phase),
-        secrets=(*settings.secrets, os.environ.get("PGPASSWORD", "")),
+        secrets=secrets,
     )
     life.listen(logs.event_logger())
     for found, meant in settings.suspects:

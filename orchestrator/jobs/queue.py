@@ -134,6 +134,8 @@ def _row(job: NewJob, registry: Registry) -> tuple[Any, ...]:
         raise JobError("run_at has no time zone", remedy="Give a time with one, as in datetime.now(UTC).")
     if job.delay_s is not None and not 0 <= job.delay_s <= _DELAY_MAX_S:
         raise JobError("delay_s is out of range", remedy="Give seconds from 0 to ten years.")
+    if job.timeout_s is not None and not 0 < job.timeout_s <= _DELAY_MAX_S:
+        raise JobError("timeout_s is out of range", remedy="Give seconds above 0, or None for the handler's own.")
     if job.max_attempts is not None and job.max_attempts < 1:
         raise JobError("max_attempts is below 1", remedy="Give 1 for no retry.")
     return (

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import msgspec
 
 from orchestrator.jobs.errors import HandlerError, PayloadError, UnknownHandlerError
-from orchestrator.jobs.failures import has_nul
+from orchestrator.jobs.failures import has_nul, message_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -310,12 +310,13 @@ def _import(module: str) -> None:
         raise
     except BaseException as error:
         # SystemExit as well: a module that leaves at import must not pass for a stop that somebody asked for.
-        if isinstance(error, (KeyboardInterrupt, MemoryError)):
+        # KeyboardInterrupt too: the process has handlers for its signals, so it is the module's own.
+        if isinstance(error, MemoryError):
             raise
         missing = isinstance(error, ModuleNotFoundError) and module.startswith(error.name or "?")
         place = "" if missing else _line_of(error, module)
         raise HandlerError(
-            f"JOBS names {module}, which cannot be imported{place}: {type(error).__name__}: {error}",
+            f"JOBS names {module}, which cannot be imported{place}: {type(error).__name__}: {message_of(error)}",
             remedy=(
                 "Check the name in JOBS; the module must be installed, or lie in the working directory."
                 if missing

@@ -371,7 +371,7 @@ async def _schema_differences(backup: Backup, dsn: Dsn, emit: Emit, connect_time
     )
     ours = pgtools.Run(reader, ["--schema-only", "--file=-", str(backup.path)], environment, dsn.secrets, emit)
     theirs = pgtools.Run(tool, ["--schema-only", "--no-password"], environment, dsn.secrets, emit)
-    expected, found = [_statements(await pgtools.output(run)) for run in (ours, theirs)]
+    expected, found = [statements_of(await pgtools.output(run)) for run in (ours, theirs)]
     lines = [f"schema: {name} is not as in the backup" for name in sorted(expected.keys() - found.keys())]
     lines += [f"schema: {name} is not in the backup" for name in sorted(found.keys() - expected.keys())]
     return lines + [
@@ -382,7 +382,11 @@ async def _schema_differences(backup: Backup, dsn: Dsn, emit: Emit, connect_time
 _ENTRY = re.compile(r"^-- Name: (?P<name>.*); Type: (?P<type>[^;]*); Schema: (?P<schema>[^;]*); Owner:", re.MULTILINE)
 
 
-def _statements(script: bytes) -> dict[str, str]:
+# Some builds note at each column when it was made (schema_queries.py leaves it out, too): another number each time.
+_BOOKKEEPING = re.compile(r" ALTER COLUMN .+ SET \(pg_attver=\d+\);$")
+
+
+def statements_of(script: bytes) -> dict[str, str]:
     """The entries of a script of pg_dump by their titles: `TABLE public.people` → its text, without comments."""
     text = script.decode(errors="replace")
     marks = list(_ENTRY.finditer(text))
@@ -395,7 +399,7 @@ def _statements(script: bytes) -> dict[str, str]:
         lines = [
             s
             for line in body.splitlines()[1:]
-            if (s := line.rstrip()) and not s.startswith(("--", "\\", "SET default_"))
+            if (s := line.rstrip()) and not s.startswith(("--", "\\", "SET default_")) and not _BOOKKEEPING.search(s)
         ]
         title = f"{mark['type']} {mark['schema']}.{mark['name']}"
         found[title] = found.get(title, "") + "\n".join(lines)

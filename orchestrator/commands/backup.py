@@ -119,7 +119,7 @@ def _session(settings: Settings, life: Lifecycle) -> AbstractAsyncContextManager
         async with connected(
             dsn,
             life,
-            wait_timeout_s=settings.db_wait_timeout_s or timeout_s,
+            wait_timeout_s=settings.command_wait_s,
             connect_timeout_s=timeout_s,
             application_name="orchestrator backup",
         ) as connection:

@@ -48,6 +48,7 @@ def _rehearse(options: argparse.Namespace) -> int:
             with_data=options.with_data,
             from_files=options.from_files,
             connect_timeout_s=settings.db_connect_timeout_s,
+            wait_timeout_s=settings.command_wait_s,
         )
         found.append(await try_it(dsn, sources, how, life.emit))
         life.enter(Phase.STOPPED)

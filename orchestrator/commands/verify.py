@@ -70,6 +70,7 @@ def _verify(options: argparse.Namespace) -> int:
                 extensions=settings.extensions,
                 scope=Scope(tuple(options.schemas), tuple(options.exclude_schema), options.privileges),
                 connect_timeout_s=settings.db_connect_timeout_s,
+                wait_timeout_s=settings.command_wait_s,
             )
         )
         life.enter(Phase.STOPPED)

@@ -71,9 +71,9 @@ _READS = {
 }
 
 _EXIT_CODES = """\
-exit codes: 0 done or stopped as asked, 69 no database in time, 70 a migration or a backup failed or history is refused,
-75 the migration lock was not free in time, 78 configuration, 130/143 interrupted, 1 a bug of ours (or, where a
-command says so, a difference that was found)
+exit codes: 0 done or stopped as asked, 2 no such command or option, 69 no database in time, 70 a migration or a backup
+failed or history is refused, 75 the migration lock was not free in time, 78 configuration, 130/143 interrupted, 1 a bug
+of ours (or, where a command says so, a difference that was found)
 """
 _GROUPS = {
     "run": "Run",
@@ -83,6 +83,7 @@ _GROUPS = {
     "write": "Write migrations",
 }
 _GC_THRESHOLD = 50_000
+_EXIT_USAGE = 2  # as argparse has it
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
@@ -99,6 +100,9 @@ def main(argv: list[str] | None = None) -> NoReturn:
     signals.early(stopped_code=0 if arguments[:1] == ["serve"] else None)
     # Imports make 100,000 objects that stay: to look through them for cycles every 700 costs 10 ms of a start.
     gc.set_threshold(_GC_THRESHOLD)
+    if not arguments:
+        parser().print_help(sys.stderr)
+        _leave(_EXIT_USAGE)
     options = parser(arguments[0] if arguments else None).parse_args(arguments)
     _leave(options.run(options))
 

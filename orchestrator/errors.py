@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, ClassVar
 
 import msgspec
@@ -62,9 +63,12 @@ class ConfigurationError(OrchestratorError):
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
         lines = [f"{p.variable}: {p.problem}; expected {p.expected}, e.g. {p.example}" for p in self.problems]
+        on_the_line = [p for p in self.problems if not re.fullmatch(r"[A-Z][A-Z0-9_]+", p.variable)]
         super().__init__(
             "; ".join(lines),
-            remedy="Set the variables named above, then start again; `orchestrator config` shows what would be used.",
+            remedy="Run it again so; `--help` behind the command shows its options."
+            if len(on_the_line) == len(self.problems)
+            else "Set the variables named above, then start again; `orchestrator config` shows what would be used.",
             facts={
                 "problems": [
                     {"variable": p.variable, "problem": p.problem, "expected": p.expected, "example": p.example}

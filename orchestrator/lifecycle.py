@@ -7,9 +7,10 @@ phase is the only truth about readiness: nothing else says whether the service s
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Literal
+
+import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -51,8 +52,7 @@ _NEXT: Mapping[Phase, frozenset[Phase]] = {
 _HISTORY_LIMIT = 200
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(msgspec.Struct, frozen=True):
     """One thing that happened: a dotted name in the past tense, and facts. `at` is in Unix seconds."""
 
     name: str
@@ -62,8 +62,7 @@ class Event:
     facts: Mapping[str, object]
 
 
-@dataclass(frozen=True, slots=True)
-class PhaseEntry:
+class PhaseEntry(msgspec.Struct, frozen=True):
     """One stay in a phase; `entered_at` in Unix seconds, `duration_s` None while it lasts."""
 
     phase: Phase
@@ -71,8 +70,7 @@ class PhaseEntry:
     duration_s: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
+class Check(msgspec.Struct, frozen=True):
     """What is known of one thing that the service depends on. `at` is in Unix seconds."""
 
     status: Literal["ok", "pending", "warning", "failed"]
@@ -80,8 +78,7 @@ class Check:
     facts: Mapping[str, object]
 
 
-@dataclass(slots=True)
-class MigrationItem:
+class MigrationItem(msgspec.Struct):
     """One migration of one source, as the start sees it; `duration_s` None until it was applied by this process."""
 
     source: str
@@ -90,8 +87,7 @@ class MigrationItem:
     duration_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Activity:
+class Activity(msgspec.Struct, frozen=True):
     """What the running statement does, as the server's own views tell it; `elapsed_s` since the statement began.
 
     `percent` is known for index builds, COPY, CLUSTER and VACUUM (pg_stat_progress_*), `stage` is the server's word for
@@ -107,8 +103,7 @@ class Activity:
     blockers: tuple[Mapping[str, object], ...] = ()
 
 
-@dataclass(slots=True)
-class MigrationCounts:
+class MigrationCounts(msgspec.Struct):
     """How far the migrations are; `applied_now` counts those of this process.
 
     `started_at` is a monotonic time in seconds, None before the first one. `items` are all migrations of all sources in
@@ -123,7 +118,7 @@ class MigrationCounts:
     statements: int = 0
     started_at: float | None = None
     elapsed_s: float | None = None
-    items: list[MigrationItem] = field(default_factory=list)
+    items: list[MigrationItem] = msgspec.field(default_factory=list)
     activity: Activity | None = None
 
     def item(self, source: str, name: str) -> MigrationItem | None:
@@ -131,28 +126,31 @@ class MigrationCounts:
         return next((item for item in self.items if item.name == name and item.source == source), None)
 
 
-@dataclass(slots=True)
-class Lifecycle:
+class Lifecycle(msgspec.Struct):
     """The state of one process, from exec to exit.
 
     `now` gives Unix seconds and `monotonic` monotonic seconds; both are handed in, so that a table can test this.
+    `stop_within_s` is what a stop may take from its first moment on (SHUTDOWN_TIMEOUT). `revision` grows with every
+    event and every check: where it is the same, and no migration runs, so is all the rest.
     Not thread-safe: all calls come from the event loop's thread.
     """
 
     now: Callable[[], float]
     monotonic: Callable[[], float]
-    checks: dict[str, Check] = field(default_factory=dict)
-    migrations: MigrationCounts = field(default_factory=MigrationCounts)
-    warnings: list[dict[str, object]] = field(default_factory=list)
+    checks: dict[str, Check] = msgspec.field(default_factory=dict)
+    migrations: MigrationCounts = msgspec.field(default_factory=MigrationCounts)
+    warnings: list[dict[str, object]] = msgspec.field(default_factory=list)
     was_ready: bool = False
     connect_attempts: int = 0
     failure: Mapping[str, object] | None = None
+    stop_within_s: float = 15.0
+    revision: int = 0
     _phase: Phase = Phase.STARTING
     _entered_at: float = 0.0
     _entered_monotonic: float = 0.0
     _born_monotonic: float = 0.0
-    _history: deque[PhaseEntry] = field(default_factory=lambda: deque(maxlen=_HISTORY_LIMIT))
-    _listeners: list[Callable[[Event], None]] = field(default_factory=list)
+    _history: deque[PhaseEntry] = msgspec.field(default_factory=lambda: deque(maxlen=_HISTORY_LIMIT))
+    _listeners: list[Callable[[Event], None]] = msgspec.field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._entered_at = self.now()
@@ -167,6 +165,12 @@ class Lifecycle:
     def uptime_s(self) -> float:
         """Seconds since this object was made, which is the start of the process for all a prober can see."""
         return self.monotonic() - self._born_monotonic
+
+    @property
+    def stop_left_s(self) -> float:
+        """Seconds that a stop may still take; all of them while nobody has asked for one."""
+        spent_s = self.monotonic() - self._entered_monotonic if self._phase is Phase.STOPPING else 0.0
+        return max(0.0, self.stop_within_s - spent_s)
 
     @property
     def history(self) -> list[PhaseEntry]:
@@ -194,6 +198,7 @@ class Lifecycle:
 
     def emit(self, name: str, *, level: Level = "info", **facts: object) -> None:
         """Tell every listener that `name` happened."""
+        self.revision += 1
         event = Event(name=name, level=level, at=self.now(), phase=self._phase, facts=facts)
         for listener in tuple(self._listeners):
             listener(event)
@@ -222,10 +227,12 @@ class Lifecycle:
     def fail(self, **facts: object) -> None:
         """Remember why the start failed, for those who watch it, and enter FAILED."""
         self.failure = facts
+        self.revision += 1  # where it is FAILED already, there is no event
         self.enter(Phase.FAILED)
 
     def check(self, name: str, status: Literal["ok", "pending", "warning", "failed"], **facts: object) -> None:
         """Remember the newest outcome of the check `name`; `/health` shows it."""
+        self.revision += 1
         self.checks[name] = Check(status=status, at=self.now(), facts=facts)
 
     def warn(self, name: str, **facts: object) -> None:

@@ -230,10 +230,14 @@ class _Reading:
 
     def _dsn(self, text: str, name: str) -> Dsn | None:
         try:
-            return dsns.parse(text, variable=name)
+            found = dsns.parse(text, variable=name)
         except ConfigurationError as error:
             self.problems.extend(error.problems)
             return None
+        # As libpq has it; and what is started with the DSN alone (pg_dump) needs the password in it.
+        if found.password is None and (password := self.text(BY_NAME["PGPASSWORD"])) is not None:
+            return msgspec.structs.replace(found, password=password)
+        return found
 
     def _pg(self) -> Dsn | None:
         texts: dict[str, str] = {}

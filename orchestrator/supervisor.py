@@ -34,13 +34,17 @@ if TYPE_CHECKING:
 _AFTER_LOSS_S = 0.5
 _POOL_SIZE = 5
 _POOL_CLOSE_TIMEOUT_S = 5.0
+# What a stop may take, in shares of SHUTDOWN_TIMEOUT: the jobs at most 1.75 times theirs; then the pool, and after it
+# the requests in flight, have half of what is left; answers that are being written have the last one, twice at most.
+_JOBS_SHARE = 0.45
+_LAST_ANSWERS_SHARE = 0.02
 
 
 async def serve(settings: Settings, life: Lifecycle, *, embedded: bool = False) -> None:
     """Start and serve until cancelled. `/health` answers from the first moment; nothing else before READY.
 
     Cancelled in any phase it unwinds in the reverse order: work in a transaction is rolled back, the lock released,
-    requests in flight finish within `SHUTDOWN_TIMEOUT`.
+    requests in flight finish, or are cancelled, within `SHUTDOWN_TIMEOUT`.
 
     Raises:
         OrchestratorError: the start failed and must not serve; its class knows the exit code.
@@ -50,10 +54,9 @@ async def serve(settings: Settings, life: Lifecycle, *, embedded: bool = False) 
     from orchestrator.api.server import listening
 
     backend = Backend(Safety(settings.api_token, settings.cors_origins, settings.host))
-    # Half of the time to stop is for requests in flight, the rest for the database.
-    drain_s = settings.shutdown_timeout_s / 2
+    app, last_s = build_app(life, backend), settings.shutdown_timeout_s * _LAST_ANSWERS_SHARE
     async with (
-        listening(build_app(life, backend), life, host=settings.host, port=settings.port, shutdown_timeout_s=drain_s),
+        listening(app, life, host=settings.host, port=settings.port, shutdown_timeout_s=last_s),
         _failure_shown(life),
     ):
         await asyncio.to_thread(_import_what_comes_next)
@@ -61,11 +64,11 @@ async def serve(settings: Settings, life: Lifecycle, *, embedded: bool = False) 
         async with _database(settings, life, embedded=embedded) as (dsn, migration_dsn):
             await _bring_up(settings, migration_dsn, sources, life, command="serve")
             life.enter(Phase.LAUNCHING)
-            registry = await asyncio.to_thread(_load_handlers, settings, backend)
+            registry = await _handlers_loaded(settings, backend)
             if dsn != migration_dsn:
                 await _try_login(settings, dsn, life)
             async with (
-                _pool(dsn, settings) as pool,  # after the DDL: no stale plans or OIDs
+                _pool(dsn, settings, life) as pool,  # after the DDL: no stale plans or OIDs
                 _job_server(dsn, migration_dsn, settings, sources, registry, life) as (jobs, working),
             ):
                 backend.pool, backend.sources = pool, sources
@@ -374,7 +377,7 @@ async def _try_login(settings: Settings, dsn: Dsn, life: Lifecycle) -> None:
 
 
 @asynccontextmanager
-async def _pool(dsn: Dsn, settings: Settings) -> AsyncIterator[Any]:
+async def _pool(dsn: Dsn, settings: Settings, life: Lifecycle) -> AsyncIterator[Any]:
     """Connections for requests, made as they are needed: a database that blinks here does not end the start."""
     import asyncpg
 
@@ -392,10 +395,17 @@ async def _pool(dsn: Dsn, settings: Settings) -> AsyncIterator[Any]:
     finally:
         # `close` waits for ever on a connection in use.
         try:
-            async with asyncio.timeout(_POOL_CLOSE_TIMEOUT_S):
+            async with asyncio.timeout(min(_POOL_CLOSE_TIMEOUT_S, life.stop_left_s / 2)):
                 await pool.close()
         except TimeoutError:
             pool.terminate()
+
+
+async def _handlers_loaded(settings: Settings, backend: Backend) -> Registry:
+    from orchestrator.jobs.threads import DaemonThreads
+
+    # asyncio waits for the threads of its own executor as it ends: a module that hangs at import would hold a stop.
+    return await asyncio.get_running_loop().run_in_executor(DaemonThreads(), _load_handlers, settings, backend)
 
 
 def _load_handlers(settings: Settings, backend: Backend) -> Registry:
@@ -427,8 +437,7 @@ def _job_server(
         concurrency=settings.jobs_concurrency,
         lease_s=settings.jobs_lease_s,
         connect_timeout_s=settings.db_connect_timeout_s,
-        # For jobs to end by themselves. Cancelling and writing take a quarter at most, the rest is for HTTP.
-        stop_timeout_s=settings.shutdown_timeout_s / 2,
+        stop_timeout_s=settings.shutdown_timeout_s * _JOBS_SHARE,
         redact=logs.redactor(settings.secrets),
         service=Service(settings, migration_dsn, sources),
     )

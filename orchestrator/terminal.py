@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from orchestrator.lifecycle import Event, Lifecycle
 
 
+def counted(count: int, thing: str) -> str:
+    """A number with its noun: 1 file, 2 files."""
+    return f"{count:,} {thing}" if count == 1 else f"{count:,} {thing}s"
+
+
 class CurrentStderr:
     """A stream that is always today's `sys.stderr`: rich puts its own there while a progress bar is shown."""
 
@@ -173,7 +178,7 @@ def _print_source(console: Any, source: dict[str, Any]) -> None:
         f" ledger {source['ledger']}{'' if source['ledger_exists'] else ' (not made yet)'}"
     )
     colour = "green" if not pending else "yellow"
-    console.print(f"  [{colour}]{len(applied)} applied, {len(pending)} pending[/], {source['total']} files")
+    console.print(f"  [{colour}]{len(applied)} applied, {len(pending)} pending[/], {counted(source['total'], 'file')}")
     table = Table(box=None, padding=(0, 2, 0, 2), show_header=True)
     for column in ("state", "migration", "dated (UTC)", "took"):
         table.add_column(column)

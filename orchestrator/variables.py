@@ -176,6 +176,8 @@ def _one_of(*words: str, **also: str) -> Callable[[str], str]:
     return parse
 
 
+# What proves who we or they are, and is looked for also where DATABASE_URL is set (Dsn.connect_arguments).
+_PROOFS = {"PGUSER", "PGPASSWORD", "PGPASSFILE", "PGSSLROOTCERT", "PGSSLCERT", "PGSSLKEY", "PGSSLCRL"}
 _DURATION = "a duration: 15, 15s, 500ms, 2m, 1h, 7d"
 _URL = dsns.EXPECTED
 
@@ -463,7 +465,9 @@ VARIABLES: tuple[Variable, ...] = (
             name,
             f"as libpq's `{keyword}`",
             "",
-            "Used without `DATABASE_URL`, as by libpq.",
+            "As libpq has it: without `DATABASE_URL`, or where that does not say."
+            if name in _PROOFS
+            else "Used without `DATABASE_URL`, as by libpq.",
             example,
             secret=keyword == "password",
             file=keyword == "password",

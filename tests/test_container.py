@@ -249,6 +249,21 @@ print(len(files), [str(f) for f in files if not pathlib.Path(importlib.util.cach
     assert missing.strip() == "[]"
 
 
+def test_an_image_of_one_s_own_stands_on_it_and_brings_its_handlers(image):
+    """README's Dockerfile, which tests/example_project holds."""
+    own = f"{image}-own"
+    docker("build", "--tag", own, "--build-arg", f"BASE={image}", str(ROOT / "tests" / "example_project"))
+    try:
+        script = "from orchestrator.jobs.registry import load; print(*sorted(load(['my_app.jobs']).handlers))"
+        told = docker("run", "--rm", "--read-only", "--network", "none", "--entrypoint", "python", own, "-c", script)
+        config = json.loads(docker("image", "inspect", own))[0]["Config"]
+    finally:
+        run("docker", "image", "rm", "--force", own)
+
+    assert {"order.place", "order.confirm", "orders.forget"} <= set(told.split())
+    assert (config["Entrypoint"], config["User"]) == (["orchestrator"], "10001:10001")
+
+
 def test_without_a_database_url_the_container_ends_with_78_and_says_what_is_missing(image):
     done = run("docker", "run", "--rm", "--read-only", "--network", "none", image)
 

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import pwd
+import shlex
 import shutil
 import signal
 import subprocess
@@ -185,10 +186,10 @@ async def test_only_loopback_and_a_private_socket_let_in_and_only_with_the_passw
                 )
 
 
-async def test_each_line_of_describe_that_is_a_command_connects(data_dir, events):
+async def test_each_line_of_describe_that_is_a_command_connects(data_dir, events, orchestrator):
     async with start(data_dir, events) as server:
         bin_dir = next(facts["binaries"] for name, facts in events if name == "embedded.starting")
-        commands = [line for line in server.describe().splitlines() if " psql " in line]
+        *commands, status = server.describe().splitlines()
         assert len(commands) == 2
         for command in commands:
             code = await asyncio.create_subprocess_shell(
@@ -198,6 +199,9 @@ async def test_each_line_of_describe_that_is_a_command_connects(data_dir, events
             )
             output, _ = await code.communicate()
             assert output == b"42\n", command
+        *variables, program, look = shlex.split(status)
+        told = await orchestrator(look, env=dict(variable.split("=", 1) for variable in variables))
+        assert (program, told.returncode) == ("orchestrator", 0)
 
 
 async def test_the_password_is_in_no_event_description_log_or_argv(data_dir, events):

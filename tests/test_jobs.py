@@ -25,7 +25,7 @@ from orchestrator.jobs.errors import (
     ScheduleError,
     UnknownHandlerError,
 )
-from orchestrator.jobs.failures import has_nul, without_nul
+from orchestrator.jobs.failures import has_nul, redacted_json, without_nul
 from orchestrator.jobs.queue import NewJob, cancel, cancel_named, enqueue, enqueue_many, retry
 from orchestrator.jobs.registry import DECLARED, Registry
 from orchestrator.jobs.schedules import (
@@ -38,6 +38,7 @@ from orchestrator.jobs.schedules import (
     trigger_schedule,
 )
 from orchestrator.jobs.worker import StopTimes, Worker
+from orchestrator.logs import redactor
 
 ROOT = Path(__file__).parent.parent
 
@@ -384,6 +385,35 @@ async def test_every_attempt_is_recorded_with_its_error_and_no_local_variable(db
     )
     assert [(r["attempt"], r["event"]) for r in lines] == [(1, "trying"), (2, "trying"), (3, "trying")]
     assert [name for name, _ in events] == ["job.failed", "job.failed"]
+
+
+async def test_a_secret_is_hidden_wherever_a_job_tells_it_also_where_it_would_be_cut(db, work, finished):
+    async def telling(ctx, payload):
+        event = "a" * 497 + "s3cr3t"
+        ctx.log.warning(event, near_the_end="b" * 2020 + "s3cr3t", then="c" * 4096)
+        ctx.log.info("two facts", url="http://host:80/", mail="me@s3cr3t.org", s3cr3t=1)
+        await ctx.progress(1, note="d" * 497 + "s3cr3t")
+        raise ValueError("e" * 3997 + "s3cr3t")
+
+    registry = declared(telling, "telling")
+    made = await enqueue(db, "telling", registry=registry)
+    async with work(registry):
+        row = await finished(made.id)
+    assert row["state"] == "failed"
+    told = []
+    for table in ("jobs", "job_attempts", "job_logs", "job_events"):
+        told += await db.fetch(f"SELECT row_to_json(t)::text AS text FROM orchestrator.{table} t")
+    assert not [row["text"] for row in told if "s3c" in row["text"]]
+    facts = await db.fetchval("SELECT facts FROM orchestrator.job_logs WHERE event = 'two facts'")
+    assert msgspec.json.decode(facts) == {"url": "http://host:80/", "mail": "me@***.org", "***": 1}
+
+
+@pytest.mark.parametrize(
+    "text", ['{"url":"http://a:80/x","mail":"me@b.org"}', '{"a":["postgres://u:p@h/d",1,null,{"b":"x=\\"y"}]}', "{}"]
+)
+def test_json_stays_json_and_keeps_its_facts_when_secrets_are_taken_out(text):
+    before, after = (msgspec.json.decode(one) for one in (text, redacted_json(text.encode(), redactor(["hidden"]))))
+    assert str(after) == str(before).replace("u:p@", "u:***@")
 
 
 async def test_what_a_handler_raises_or_returns_never_harms_the_worker(db, work, finished):

@@ -41,6 +41,14 @@ async def hang_first(ctx, payload):
 async def hang(ctx, payload):
     await asyncio.sleep(600)
 
+@job("ignore")
+async def ignore(ctx, payload):
+    while True:
+        try:
+            await asyncio.sleep(600)
+        except asyncio.CancelledError:
+            pass
+
 @job("block", retries=1)
 async def block(ctx, payload: Nap):
     time.sleep(payload.seconds)
@@ -61,6 +69,12 @@ async def stray(ctx, payload):
 async def flood(ctx, payload):
     for n in range(100_000):
         ctx.log.warning("water", n=n)
+
+@job("cancel_all")
+async def cancel_all(ctx, payload):
+    for task in asyncio.all_tasks():
+        task.cancel()
+    await asyncio.sleep(0)
 
 @job("tick")
 async def tick(ctx, payload):
@@ -212,6 +226,20 @@ async def test_base_exceptions_and_floods_leave_the_server_serving(serve, databa
     assert run.returncode == 0
 
 
+async def test_a_handler_that_cancels_every_task_of_its_loop_stops_no_other_job(serve, database_url, look, registry):
+    async with serve(database_url) as run:
+        sleeping = await enqueue(look.connection, "hang_first", registry=registry)
+        await look.until(sleeping.id, "running")
+        made = await enqueue(look.connection, "cancel_all", registry=registry)
+        await look.until(made.id, "failed")
+        assert json.loads((await look.job(made.id))["error"])["type"].endswith("CancelledError")
+        await run.event("jobs.worker_restarted")
+        # Told by the workers that live, not by one that takes over what a silent one held.
+        await look.until((await enqueue(look.connection, "tick", registry=registry)).id, "succeeded")
+        await look.until(sleeping.id, "succeeded")
+    assert run.returncode == 0
+
+
 async def test_a_stop_loses_nothing_though_handlers_hang_block_and_hold_threads(serve, database_url, look, registry):
     async with serve(database_url, JOBS_CONCURRENCY="10", SHUTDOWN_TIMEOUT="3s") as run:
         thread = NewJob("block_thread", {"seconds": 60}, max_attempts=1, priority=1)
@@ -238,6 +266,39 @@ async def test_a_stop_loses_nothing_though_handlers_hang_block_and_hold_threads(
     async with serve(database_url):
         for job_id in ids:
             await look.until(job_id, "succeeded", "cancelled")
+
+
+@pytest.mark.parametrize("is_stalled", [False, True], ids=["database there", "database stalls"])
+async def test_a_stop_is_in_time_whatever_is_in_flight(
+    serve, database_url, look, registry, tcp_proxy, wait_until, is_stalled
+):
+    """A job that does not end, a body that does not come, a query that waits for a lock, open streams: exit 0."""
+    heads = [
+        b"POST /api/jobs HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: 99\r\n",
+        b"GET /api/schedules HTTP/1.1\r\n",
+        b"GET /api/events HTTP/1.1\r\n",
+        b"GET /health/events HTTP/1.1\r\n",
+    ]
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    async with serve(tcp_proxy.dsn(database_url), SHUTDOWN_TIMEOUT="3s") as run, contextlib.AsyncExitStack() as clients:
+        job = await enqueue(look.connection, "ignore", registry=registry)
+        await look.until(job.id, "running")
+        async with look.connection.transaction():
+            await look.connection.execute("LOCK TABLE orchestrator.schedules")
+            for head in heads:
+                _, writer = await asyncio.open_connection("127.0.0.1", run.port)
+                clients.push_async_callback(writer.wait_closed)
+                clients.callback(writer.close)
+                writer.write(head + b"Host: localhost\r\n\r\n")
+            await wait_until(lambda: look.connection.fetchval(waiting))
+            if is_stalled:
+                tcp_proxy.stall()
+            began = time.monotonic()
+            run.send_signal(signal.SIGTERM)
+            assert await run.wait(timeout_s=10) == 0
+            assert time.monotonic() - began < 3.5
+    if not is_stalled:
+        assert (await look.job(job.id))["state"] == "queued"
 
 
 async def test_work_goes_on_by_itself_when_the_listener_is_terminated_or_the_database_was_away(
@@ -285,8 +346,10 @@ async def test_work_goes_on_by_itself_when_the_server_crashes_and_restarts(serve
         await Look(connection, wait_until).until(made.id, "running")
         waits = await enqueue(connection, "nap", delay_s=1, registry=registry)
         await connection.fetch("CHECKPOINT")
+        witness = await asyncpg.connect(server.dsn)
         # One backend that dies takes them all with it: the server recovers and starts again.
         os.kill(connection.get_server_pid(), signal.SIGKILL)
+        await wait_until(witness.is_closed, what="the server has noticed, and ended every session")
 
         async def again():
             with contextlib.suppress(asyncpg.PostgresError, OSError):
@@ -326,6 +389,18 @@ async def test_a_schedule_fires_once_over_three_servers(serve, database_url, loo
         rows = await connection.fetch("SELECT worker FROM orchestrator.jobs WHERE schedule = 'often'")
         # One more only if a real minute turned meanwhile.
         assert len(rows) in {5, 6}
+
+
+async def test_a_stop_while_a_module_of_handlers_hangs_at_import_is_a_clean_one(orchestrator, database_url, tmp_path):
+    (tmp_path / "hangs.py").write_text("import time\ntime.sleep(600)\n")
+    env = {"DATABASE_URL": database_url, "JOBS": "hangs", "SHUTDOWN_TIMEOUT": "3s"}
+    async with orchestrator.running("serve", env=env) as run:
+        await run.phase("launching")
+        assert (await run.health("/health/live"))[0] == 200
+        began = time.monotonic()
+        run.send_signal(signal.SIGTERM)
+        assert await run.wait(timeout_s=10) == 0
+        assert time.monotonic() - began < 2.5
 
 
 @pytest.mark.parametrize(

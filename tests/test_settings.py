@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator import settings as module
 from orchestrator.dsn import PG_VARIABLES, parse
-from orchestrator.errors import EXIT_CONFIG, ConfigurationError
+from orchestrator.errors import EXIT_CONFIG, ConfigurationError, Problem
 from orchestrator.settings import Settings, load
 from orchestrator.variables import VARIABLES, markdown_table
 
@@ -303,3 +303,26 @@ def test_reading_settings_imports_nothing_heavy():
     environ = {"PYTHONPATH": str(Path(module.__file__).parent.parent), "PATH": os.environ["PATH"]}
     done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_what_is_wrong_with_an_option_is_not_mended_by_a_variable():
+    option = Problem("--on", "is no URL", "a URL", "postgresql://db/app")
+    variable = Problem("PORT", "is no port", "a port", "3005")
+    assert ConfigurationError([option]).remedy == "Run it again so; `--help` behind the command shows its options."
+    assert ConfigurationError([variable, option]).remedy.startswith("Set the variables named above")
+
+
+async def test_without_a_command_there_is_the_help(orchestrator):
+    told = await orchestrator()
+    assert (told.returncode, told.stdout) == (2, "")
+    assert "Before a migration runs:" in told.stderr
+
+
+def test_a_url_without_a_password_takes_that_of_pgpassword_also_from_a_file(tmp_path):
+    (tmp_path / "pw").write_text("hunter22\n")
+    url = {"DATABASE_URL": "postgresql://me@db/app"}
+    assert load({**url, "PGPASSWORD": "hunter22"}).database.password == "hunter22"
+    settings = load({**url, "PGPASSWORD_FILE": str(tmp_path / "pw")})
+    assert settings.database.password == settings.migration_database.password == "hunter22"
+    assert "hunter22" in settings.secrets
+    assert load({"DATABASE_URL": URL, "PGPASSWORD": "another1"}).database == parse(URL)

@@ -53,55 +53,14 @@ def build_app(life: Lifecycle, backend: Backend) -> web.Application:
     """The application. It can serve before anything else is there: until READY only what tells of the start is open."""
     backend.life = life
     dispatcher = backend.dispatcher = Dispatcher(backend)
-    measures = backend.measures
-    life.listen(measures.hear)
+    life.listen(backend.measures.hear)
+    gate = Gate(life, backend)
+    own_methods: dict[str, list[str]] = {}
 
-    async def answered(request: web.Request, handler: Handler) -> web.StreamResponse:
-        try:
-            return await handler(request)
-        except web.HTTPException as error:
-            if error.status < 400:  # noqa: PLR2004 a redirect is no error
-                raise
-            keep = {name: error.headers[name] for name in ("Allow",) if name in error.headers}
-            detail = "no such route" if error.status == 404 else error.reason  # noqa: PLR2004
-            return problem(error.status, detail, headers=keep, instance=request.path)
-        except Exception as error:  # noqa: BLE001 the edge of HTTP: logged once, told without its insides
-            life.emit("http.request_failed", level="error", method=request.method, path=request.path, exc_info=error)
-            return problem(500, "something went wrong; the log has the error", instance=request.path)
-
-    # Two middlewares rather than one for each concern: `/health` pays for each of them.
-    @web.middleware
-    async def counted(request: web.Request, handler: Handler) -> web.StreamResponse:
-        began = time.perf_counter()
-        status, is_stream = 499, False  # what stays where the client went before it had an answer
-        try:
-            response = await answered(request, handler)
-            status, is_stream = response.status, response.content_type == "text/event-stream"
-        finally:
-            resource = request.match_info.route.resource
-            route = request.get(ROUTE) or ("none" if resource is None else resource.canonical)
-            measures.count_request(request.method, route, status, None if is_stream else time.perf_counter() - began)
-        return response
-
-    @web.middleware
-    async def admitted(request: web.Request, handler: Handler) -> web.StreamResponse:
-        refused = backend.safety.check(request)
-        if refused is not None:
-            return refused
-        if page.is_asked_for(request):
-            return page.index()
-        if life.phase is not Phase.READY and not is_before_the_gate(request.path):
-            return problem(
-                503,
-                f"the service is not ready: it is {life.phase}; /health tells more",
-                headers={"Retry-After": str(health.RETRY_AFTER_S)},
-                instance=request.path,
-                phase=str(life.phase),
-            )
-        # What the application itself has no route for: most of it is not even loaded before READY.
-        unknown = request.match_info.http_exception
-        if unknown is None or unknown.status != 404:  # noqa: PLR2004
-            return await handler(request)
+    async def elsewhere(request: web.Request) -> web.StreamResponse:
+        """What the application itself has no route for: most of it is not even loaded before READY."""
+        if request.path in own_methods:
+            raise web.HTTPMethodNotAllowed(request.method, own_methods[request.path])
         return await dispatcher.answer(request)
 
     async def prepare(request: web.Request, response: web.StreamResponse) -> None:
@@ -111,12 +70,108 @@ def build_app(life: Lifecycle, backend: Backend) -> web.Application:
         if backend.tail is not None:
             await backend.tail.close()
 
-    app = web.Application(middlewares=[counted, admitted], client_max_size=BODY_LIMIT_BYTES)
+    async def end_requests(_: web.Application) -> None:
+        await gate.close(life.stop_left_s / 2)
+
+    # No middlewares: two of them cost a request more than all that `/health` does. The handlers are wrapped instead.
+    app = web.Application(client_max_size=BODY_LIMIT_BYTES)
     app.on_response_prepare.append(prepare)
     app.on_shutdown.append(end_streams)
-    health.install(app, life, lambda: backend.safety.access)
-    app.add_routes([*page.routes(), web.get("/metrics", _metrics(life, backend))])
+    for path, handler in health.probes(life).items():
+        app.router.add_get(path, gate.for_probe(handler, path))
+    stream = health.stream(app, life, lambda: backend.safety.access)
+    app.router.add_get("/health/events", gate.before(stream, "/health/events"), allow_head=False)
+    for path, handler in {**page.files(), "/metrics": _metrics(life, backend)}.items():
+        app.router.add_get(path, gate.before(handler, path))
+    own_methods |= {one.canonical: sorted(route.method for route in one) for one in app.router.resources()}
+    app.router.add_route("*", "/{path:.*}", gate.before(elsewhere, "none"))
+    app.on_shutdown.append(end_requests)  # after the streams, which would never end by themselves
     return app
+
+
+class Gate:
+    """What every request passes: it is counted, looked at, kept out before READY; what goes wrong becomes a problem."""
+
+    def __init__(self, life: Lifecycle, backend: Backend) -> None:
+        self._life, self._backend = life, backend
+        self._requests: set[asyncio.Task[Any]] = set()
+
+    async def close(self, limit_s: float) -> None:
+        """Wait for the requests in flight (probes never wait for anything), and cancel those that take longer."""
+        if self._requests:
+            _, late = await asyncio.wait(self._requests, timeout=limit_s)
+            for task in late:
+                task.cancel()
+
+    def before(self, handler: Handler, label: str) -> Handler:
+        """The handler behind the gate; `label` is its route for the metrics, unless the handler finds a better one."""
+
+        async def admitted(request: web.Request) -> web.StreamResponse:
+            return self._refusal(request) or await handler(request)
+
+        async def handle(request: web.Request) -> web.StreamResponse:
+            began = time.perf_counter()
+            status, is_stream = 499, False  # what stays where the client went before it had an answer
+            task = asyncio.current_task()
+            assert task is not None, "aiohttp serves each request in a task"  # noqa: S101
+            self._requests.add(task)
+            task.add_done_callback(self._requests.discard)  # the answer is written after this function
+            try:
+                response = await self._answered(request, admitted)
+                status, is_stream = response.status, response.content_type == "text/event-stream"
+            finally:
+                duration_s = None if is_stream else time.perf_counter() - began
+                self._backend.measures.count_request(request.method, request.get(ROUTE, label), status, duration_s)
+            return response
+
+        return handle
+
+    def for_probe(self, handler: Handler, label: str) -> Handler:
+        """The same for what is open to all: where there is neither query nor body, there is nothing to look at."""
+        looked_at, measures = self.before(handler, label), self._backend.measures
+
+        async def handle(request: web.Request) -> web.StreamResponse:
+            if request.body_exists or request.rel_url.raw_query_string:
+                return await looked_at(request)
+            began = time.perf_counter()
+            response = await self._answered(request, handler)
+            measures.count_request(request.method, label, response.status, time.perf_counter() - began)
+            return response
+
+        return handle
+
+    async def _answered(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except web.HTTPException as error:
+            if error.status < 400:  # noqa: PLR2004 a redirect is no error
+                raise
+            keep = {name: error.headers[name] for name in ("Allow",) if name in error.headers}
+            detail = "no such route" if error.status == 404 else error.reason  # noqa: PLR2004
+            return problem(error.status, detail, headers=keep, instance=request.path)
+        except Exception as error:  # noqa: BLE001 the edge of HTTP: logged once, told without its insides
+            self._life.emit(
+                "http.request_failed", level="error", method=request.method, path=request.path, exc_info=error
+            )
+            return problem(500, "something went wrong; the log has the error", instance=request.path)
+
+    def _refusal(self, request: web.Request) -> web.StreamResponse | None:
+        """The answer to what must not go on, or needs not: the page is one for all that ask for `/` as browsers do."""
+        refused = self._backend.safety.check(request)
+        if refused is not None:
+            return refused
+        if page.is_asked_for(request):
+            return page.index()
+        phase = self._life.phase
+        if phase is Phase.READY or is_before_the_gate(request.path):
+            return None
+        return problem(
+            503,
+            f"the service is not ready: it is {phase}; /health tells more",
+            headers={"Retry-After": str(health.RETRY_AFTER_S)},
+            instance=request.path,
+            phase=str(phase),
+        )
 
 
 def is_before_the_gate(path: str) -> bool:

@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING
 
 import msgspec
 from aiohttp import web
+from multidict import CIMultiDict
 
 from orchestrator import __version__
 from orchestrator.api import streams
 from orchestrator.api.problems import problem
+from orchestrator.api.safety import SECURITY_HEADERS
 from orchestrator.lifecycle import Phase
 
 if TYPE_CHECKING:
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
 RETRY_AFTER_S = 1
 _NO_STORE = {"Cache-Control": "no-store"}
 _RETRY = {**_NO_STORE, "Retry-After": str(RETRY_AFTER_S)}
+# Whole, so that nothing is left to do for each of many answers.
+_PROBE = CIMultiDict({"Content-Type": "application/json", **_NO_STORE, **SECURITY_HEADERS})
+_PROBE_RETRY = CIMultiDict({**_PROBE, **_RETRY})
 
 # Events wake the stream at once, at most one snapshot in _GAP_S; what changes without an event is seen within _LOOK_S.
 _GAP_S = 0.1
@@ -72,8 +77,8 @@ def health(life: Lifecycle) -> dict[str, object]:
         "status": _status(life),
         "phase": life.phase,
         "timestamp": _iso(life.now()),
-        "started_at": _iso(life.now() - life.uptime_s),
         "uptime_s": round(life.uptime_s, 3),
+        "started_at": _iso(life.now() - life.uptime_s),
         "version": __version__,
         "migrations": {
             "applied": migrations.applied,
@@ -101,10 +106,42 @@ def health(life: Lifecycle) -> dict[str, object]:
     }
 
 
+class HealthBody:
+    """`/health`'s body as JSON text: what `health` tells, at a tenth of its cost while the service is READY.
+
+    All but `timestamp` and `uptime_s` is encoded once for each revision of the state, and each second: a new phase,
+    check or warning shows at once. Before READY, where a migration's facts move without an event, nothing is kept.
+    """
+
+    __slots__ = ("_after", "_before", "_life", "_made_for")
+
+    def __init__(self, life: Lifecycle) -> None:
+        self._life = life
+        self._made_for = (-1, -1)
+        self._before = self._after = b""
+
+    def text(self) -> bytes:
+        """The body of this instant."""
+        life = self._life
+        if life.phase is not Phase.READY:
+            return msgspec.json.encode(health(life), enc_hook=str)
+        now = life.now()
+        made_for = life.revision, int(now)
+        if made_for != self._made_for:
+            self._made_for = made_for
+            body = health(life)
+            before = {key: body.pop(key) for key in ("status", "phase")}
+            until_seconds = _iso(made_for[1])[: -len("000Z")]
+            self._before = msgspec.json.encode(before)[:-1] + f',"timestamp":"{until_seconds}'.encode()
+            del body["timestamp"], body["uptime_s"]
+            self._after = msgspec.json.encode(body, enc_hook=str)[1:]
+        return b'%b%03dZ","uptime_s":%.3f,%b' % (self._before, (now - made_for[1]) * 1000, life.uptime_s, self._after)
+
+
 def snapshot(life: Lifecycle, access: Mapping[str, object] = _NO_ACCESS) -> dict[str, object]:
     """The body of `/health`, with the migrations one by one: bounded, however many there are.
 
-    `access` says what the API asks for (see `install`).
+    `access` says what the API asks for (see `stream`).
     """
     return {**health(life), "items": _items(life.migrations), "access": access}
 
@@ -206,10 +243,10 @@ class StartEvents:
         self.hub.close(streams.frame("end", self.now()))
 
 
-def install(
+def stream(
     app: web.Application, life: Lifecycle, access: Callable[[], Mapping[str, object]] = lambda: _NO_ACCESS
-) -> None:
-    """Add the probes and the stream of the start to the application.
+) -> Handler:
+    """The handler of `/health/events`, whose stream lasts as long as the application serves.
 
     `access` tells the page what the API asks for: `token`, whether one is configured, and `actions`, `open`, `token`
     or `refused`. It is no secret: whoever asks the API learns the same.
@@ -217,7 +254,7 @@ def install(
     events = StartEvents(life, access)
     app.cleanup_ctx.append(events.running)
     app.on_shutdown.append(events.end)
-    app.add_routes([*routes(life), web.get("/health/events", _watching(events), allow_head=False)])
+    return _watching(events)
 
 
 def _watching(events: StartEvents) -> Handler:
@@ -243,16 +280,12 @@ def _watching(events: StartEvents) -> Handler:
     return watch
 
 
-def routes(life: Lifecycle) -> list[web.RouteDef]:
-    """The probes. None of them is behind the gate."""
+def probes(life: Lifecycle) -> Mapping[str, Handler]:
+    """The probes by path. None of them is behind the gate."""
+    body = HealthBody(life)
 
     def answer(*, ok: bool) -> web.Response:
-        return web.Response(
-            status=200 if ok else 503,
-            body=msgspec.json.encode(health(life), enc_hook=str),
-            content_type="application/json",
-            headers=_NO_STORE if ok else _RETRY,
-        )
+        return web.Response(status=200 if ok else 503, body=body.text(), headers=_PROBE if ok else _PROBE_RETRY)
 
     async def ready(_: web.Request) -> web.Response:
         return answer(ok=life.phase is Phase.READY)
@@ -263,9 +296,4 @@ def routes(life: Lifecycle) -> list[web.RouteDef]:
     async def startup(_: web.Request) -> web.Response:
         return answer(ok=life.was_ready)
 
-    return [
-        web.get("/health", ready),
-        web.get("/health/ready", ready),
-        web.get("/health/live", live),
-        web.get("/health/startup", startup),
-    ]
+    return {"/health": ready, "/health/ready": ready, "/health/live": live, "/health/startup": startup}

@@ -30,8 +30,10 @@ _PREFLIGHT_MAX_AGE_S = 600
 _LOOPBACK_NAMES = frozenset({"localhost", "::1"})
 _LOOPBACK_ADDRESS = re.compile(r"127(?:\.[0-9]{1,3}){3}")
 
+_SERVER = "orchestrator"
 # The page sets its own; for everything else there is nothing to load.
-_HEADERS: Mapping[str, str] = {
+SECURITY_HEADERS: Mapping[str, str] = {
+    "Server": _SERVER,
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
@@ -146,9 +148,11 @@ class Safety(msgspec.Struct, frozen=True):
     def set_headers(self, request: web.Request, response: web.StreamResponse) -> None:
         """What every answer carries, streams and errors included; what the answer set itself stays."""
         headers = response.headers
-        headers["Server"] = "orchestrator"
-        for name, value in _HEADERS.items():
-            headers.setdefault(name, value)
+        # Ours already: it was made with all of them, as the probes' answers are, which many ask for.
+        if headers.get("Server") != _SERVER:
+            headers["Server"] = _SERVER
+            for name, value in SECURITY_HEADERS.items():
+                headers.setdefault(name, value)
         if self.cors_origins:
             vary = headers.get("Vary")
             headers["Vary"] = f"{vary}, Origin" if vary else "Origin"

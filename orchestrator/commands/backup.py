@@ -235,7 +235,11 @@ def _restore(options: argparse.Namespace) -> int:
         settings = load(options)
         if options.file is None:
             raise ConfigurationError(
-                [Problem("FILE", "is not given", "a backup, as `orchestrator backup --list` shows them", "app-….dump")]
+                [
+                    Problem(
+                        "the file", "is not given", "a backup, as `orchestrator backup --list` shows them", "app-….dump"
+                    )
+                ]
             )
         chosen = read_backup(_resolved(options.file, settings))
         if not options.yes and not sys.stdin.isatty():

@@ -109,7 +109,7 @@ def run(
     from orchestrator import logs, signals
     from orchestrator.lifecycle import Lifecycle, Phase
 
-    life = Lifecycle(now=time.time, monotonic=time.monotonic)
+    life = Lifecycle(now=time.time, monotonic=time.monotonic, stop_within_s=settings.shutdown_timeout_s)
     on_terminal = sys.stderr.isatty() and settings.log_format != "json"
     stream: Any = sys.stderr
     end_progress: Callable[[], None] = _nothing

@@ -212,12 +212,15 @@ def _print(options: argparse.Namespace, outcome: dict[str, Any]) -> None:
 
 
 def _remarks(found: Generated, *, written: bool) -> list[str]:
+    from orchestrator.terminal import counted
+
     lines = []
     if written:
-        lines.append(f"{len(found.active)} statements; read them, then `orchestrator migrate` applies them.")
+        amount = counted(len(found.active), "statement")
+        lines.append(f"{amount} to be run: read the file, then `orchestrator migrate` applies it.")
     drops = sum(1 for step in found.withheld if step.drops)
     if drops and written:
-        lines.append(f"{drops} drops are commented out; --allow-drops writes them to be run.")
+        lines.append(f"{counted(drops, 'drop')} commented out; --allow-drops writes them to be run.")
     for group in found.unasked:
         options = ", ".join(f"--rename {one.spelled}" for one in group)
         lines.append(f"{group[0].new} may be a rename, and is commented out: {options}; or --no-renames.")

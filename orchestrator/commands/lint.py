@@ -88,7 +88,7 @@ def _folders(options: argparse.Namespace, settings: Settings) -> list[tuple[Lint
             files.setdefault(parent, []).append(path)
         else:
             raise ConfigurationError(
-                [Problem("PATH", "is no file and no folder", "what is there", "drizzle/0001_x.sql")]
+                [Problem(str(path), "is no file and no folder", "one that is there", "drizzle/0001_x.sql")]
             )
     for parent, paths in files.items():
         folder = read_lint_folder(parent)
@@ -176,6 +176,8 @@ def _print(findings: list[Finding], allowed: list[Finding], files: int, scope: s
     from rich.console import Console
     from rich.markup import escape
 
+    from orchestrator.terminal import counted
+
     console = Console(soft_wrap=True, highlight=False)
     shown = [f for f in findings if notes or f.level != "note"]
     last = ""
@@ -193,6 +195,6 @@ def _print(findings: list[Finding], allowed: list[Finding], files: int, scope: s
         console.print("  Meant as it is? A comment above the statement: [bold]-- lint: allow RULE because …[/]")
     counts = {level: sum(f.level == level for f in findings) for level in _GITHUB}
     hidden = "" if notes or not counts["note"] else " (--notes shows them)"
-    told = f"{counts['error']} errors, {counts['warning']} warnings, {counts['note']} notes{hidden}"
+    told = ", ".join(counted(counts[level], level) for level in ("error", "warning", "note")) + hidden
     kept = f", {len(allowed)} allowed" if allowed else ""
-    console.print(f"\n{files} files looked at ({escape(scope)}): {told}{kept}.")
+    console.print(f"\n{counted(files, 'file')} looked at ({escape(scope)}): {told}{kept}.")

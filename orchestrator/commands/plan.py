@@ -55,6 +55,8 @@ def show_plan(options: argparse.Namespace) -> int:
 def _print(found: dict[str, Any]) -> None:
     from rich.console import Console
 
+    from orchestrator.terminal import counted
+
     console = Console(soft_wrap=True)
     for source in found["sources"]:
         _print_source(console, source)
@@ -65,7 +67,8 @@ def _print(found: dict[str, Any]) -> None:
         console.print("\n[green]Nothing would run.[/]")
     else:
         statements = sum(s["count"] for f in found["sources"] for p in f["pending"] for s in p["statements"])
-        console.print(f"\n{found['pending']} migrations, {statements} statements would run.", highlight=False)
+        amount = f"{counted(found['pending'], 'migration')}, {counted(statements, 'statement')}"
+        console.print(f"\n{amount} would run.", highlight=False)
         if found["transaction"] == "all":
             console.print("[yellow]MIGRATION_TRANSACTION=all[/]: every lock above stays until the last one is done.")
         if hurting:

@@ -151,12 +151,14 @@ async def connect(
     began = time.monotonic()
     deadline = began + wait_timeout_s if wait_timeout_s else None
     last = Failure("none", "transient", "")
-    attempts = 0
+    attempts, cut_short = 0, False
 
     async def attempt_login() -> Any:
+        nonlocal cut_short
         timeout_s = dsn.connect_timeout_s or connect_timeout_s
         if deadline is not None:
-            timeout_s = max(0.05, min(timeout_s, deadline - time.monotonic()))
+            left_s = max(0.05, deadline - time.monotonic())
+            timeout_s, cut_short = min(timeout_s, left_s), left_s < timeout_s
         connection = await connect_once(dsn, timeout_s=timeout_s, application_name=application_name)
         try:
             await _greet(connection, dsn, life, attempt=attempts + 1, waited_s=time.monotonic() - began)
@@ -171,8 +173,11 @@ async def connect(
         ):
             return False
         nonlocal last, attempts
-        last, attempts = classify(error), attempts + 1
-        return last.outlook != "hopeless"
+        failure, attempts = classify(error), attempts + 1
+        # The deadline's own cut says nothing about the server: the cause that was known before it does.
+        if attempts == 1 or not (cut_short and failure.cause == "timeout"):
+            last = failure
+        return failure.outlook != "hopeless"
 
     def report(state: tenacity.RetryCallState) -> None:
         reporter.failed(last, state.attempt_number, retry_in_s=state.upcoming_sleep)
@@ -201,7 +206,7 @@ async def connect(
     try:
         return await retrying(attempt_login)
     except CONNECTION_ERRORS as error:
-        failure = classify(error)
+        failure = last
         facts = {"hosts": [f"{h}:{p}" for h, p in dsn.hosts], "cause": failure.cause, "sqlstate": failure.sqlstate}
         if failure.outlook == "hopeless":
             detail = f": {error}" if isinstance(error, asyncpg.PostgresError) else ""

@@ -99,12 +99,13 @@ class EmbeddedServer:
     def describe(self) -> str:
         """How to connect, a line for each way; names the password's file, never the password."""
         target = f"port={self.port} user={self.user} dbname={self.database}"
+        url = f"DATABASE_URL=postgresql://{self.user}@{self.host}:{self.port}/{self.database}"
         pgpass = f"PGPASSFILE={shlex.quote(str(self.password_file))}"
         return "\n".join(
             [
                 f'{pgpass} psql "host={self.host} {target}"',
                 f'{pgpass} psql "host={self.socket_dir} {target}"',
-                f"postgresql://{self.user}@{self.host}:{self.port}/{self.database}, password: {self.password_file}",
+                f"{pgpass} {url} orchestrator status",
             ]
         )
 
@@ -165,7 +166,7 @@ async def embedded_postgres(
         account = await asyncio.to_thread(_account, data_dir)
         binaries = await _runnable(source, data_dir, account)
         cluster = data_dir / f"postgres-{binaries.major}"
-        emit("embedded.starting", data_dir=str(data_dir), version=binaries.version, binaries=str(binaries.bin))
+        emit("embedded.starting", data_dir=str(data_dir), server_version=binaries.version, binaries=str(binaries.bin))
         await asyncio.to_thread(_remove_leftovers, data_dir)
         if not cluster.exists():
             others = sorted(path.name for path in data_dir.glob("postgres-[0-9][0-9]") if path.is_dir())
@@ -565,7 +566,7 @@ async def _running(
                     port=port,
                     database=_DATABASE,
                     user=_USER,
-                    version=version,
+                    server_version=version,
                     data_dir=str(cluster),
                     pid=process.pid,
                     connect=server.describe().splitlines(),

@@ -381,9 +381,9 @@ async def _schema_differences(backup: Backup, dsn: Dsn, emit: Emit, connect_time
 
 _ENTRY = re.compile(r"^-- Name: (?P<name>.*); Type: (?P<type>[^;]*); Schema: (?P<schema>[^;]*); Owner:", re.MULTILINE)
 
-
-# Some builds note at each column when it was made (schema_queries.py leaves it out, too): another number each time.
-_BOOKKEEPING = re.compile(r" ALTER COLUMN .+ SET \(pg_attver=\d+\);$")
+# Some builds number a column's versions in an option of its own, anew in each database, and the pg_dump of another
+# build writes it down.
+_BOOKKEEPING = re.compile(r"^ALTER .* SET \(pg_attver=\d+\);$|\bpg_attver=\d+, |, pg_attver=\d+\b")
 
 
 def statements_of(script: bytes) -> dict[str, str]:
@@ -399,7 +399,7 @@ def statements_of(script: bytes) -> dict[str, str]:
         lines = [
             s
             for line in body.splitlines()[1:]
-            if (s := line.rstrip()) and not s.startswith(("--", "\\", "SET default_")) and not _BOOKKEEPING.search(s)
+            if (s := _BOOKKEEPING.sub("", line.rstrip())) and not s.startswith(("--", "\\", "SET default_"))
         ]
         title = f"{mark['type']} {mark['schema']}.{mark['name']}"
         found[title] = found.get(title, "") + "\n".join(lines)

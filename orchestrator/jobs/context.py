@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from orchestrator.jobs.failures import cut, redacted_json, without_nul
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -84,14 +86,20 @@ class Run:
 class JobLog:
     """Lines that are kept with the job: an event, and facts as keys. The first thousand of an attempt are kept."""
 
-    __slots__ = ("_bound", "_run", "_write")
+    __slots__ = ("_bound", "_redact", "_run", "_write")
 
-    def __init__(self, run: Run, write: Callable[[Run, Level, str, bytes | None], None], bound: dict[str, Any]) -> None:
-        self._run, self._write, self._bound = run, write, bound
+    def __init__(
+        self,
+        run: Run,
+        write: Callable[[Run, Level, str, str | None], None],
+        redact: Callable[[str], str],
+        bound: dict[str, Any],
+    ) -> None:
+        self._run, self._write, self._redact, self._bound = run, write, redact, bound
 
     def bind(self, **facts: Any) -> JobLog:
         """A log whose lines all have these facts as well."""
-        return JobLog(self._run, self._write, {**self._bound, **facts})
+        return JobLog(self._run, self._write, self._redact, {**self._bound, **facts})
 
     def debug(self, event: str, **facts: Any) -> None:
         """Keep a line of this level; it is on the process's own log where that shows debug."""
@@ -117,18 +125,21 @@ class JobLog:
         run.lines += 1
         if self._bound:
             facts = {**self._bound, **facts}
-        self._write(run, level, str(event)[:_EVENT_LENGTH_MAX], encoded_facts(facts) if facts else None)
+        kept = encoded_facts(facts, self._redact) if facts else None
+        self._write(run, level, cut(str(event), _EVENT_LENGTH_MAX, self._redact), kept)
 
 
-def encoded_facts(facts: dict[str, Any]) -> bytes:
-    """JSON of the facts, whatever they are, cut to `LINE_BYTES_MAX`."""
+def encoded_facts(facts: dict[str, Any], redact: Callable[[str], str]) -> str:
+    """JSON of the facts, whatever they are, without secrets, and cut to `LINE_BYTES_MAX`."""
     try:
-        text = msgspec.json.encode(facts, enc_hook=str)
+        whole = without_nul(msgspec.json.encode(facts, enc_hook=str))
     except Exception as error:  # noqa: BLE001 a fact that cannot be shown must not fail the job that logs it
-        return msgspec.json.encode({"unshowable": type(error).__name__})
-    if len(text) > LINE_BYTES_MAX:
-        return msgspec.json.encode({"cut": text[: LINE_BYTES_MAX // 2].decode("utf-8", "replace")})
-    return text
+        return msgspec.json.encode({"unshowable": type(error).__name__}).decode()
+    if len(whole) > LINE_BYTES_MAX:
+        # Cut in the middle of a character, or of an escape: it is text from here on, not JSON.
+        text = whole[: LINE_BYTES_MAX * 4].decode("utf-8", "replace")
+        return msgspec.json.encode({"cut": cut(text, LINE_BYTES_MAX // 2, redact)}).decode()
+    return redacted_json(whole, redact)
 
 
 class Context:
@@ -138,19 +149,20 @@ class Context:
     the built-in handlers, None outside of `serve`.
     """
 
-    __slots__ = ("_report", "_run", "log", "pool", "service")
+    __slots__ = ("_redact", "_report", "_run", "log", "pool", "service")
 
     def __init__(
         self,
         run: Run,
         pool: Any,
-        write: Callable[[Run, Level, str, bytes | None], None],
+        write: Callable[[Run, Level, str, str | None], None],
         report: Callable[[Run, str], None],
+        redact: Callable[[str], str],
         service: Service | None = None,
     ) -> None:
-        self._run, self._report = run, report
+        self._run, self._report, self._redact = run, report, redact
         self.pool, self.service = pool, service
-        self.log = JobLog(run, write, {})
+        self.log = JobLog(run, write, redact, {})
 
     @property
     def job_id(self) -> int:
@@ -185,6 +197,6 @@ class Context:
 
         Gives other tasks a turn, so a loop that reports can be cancelled.
         """
-        facts = {"done": done, "total": total, "note": None if note is None else str(note)[:_NOTE_LENGTH_MAX]}
-        self._report(self._run, encoded_facts(facts).decode())
+        note = None if note is None else cut(str(note), _NOTE_LENGTH_MAX, self._redact)
+        self._report(self._run, encoded_facts({"done": done, "total": total, "note": note}, self._redact))
         await asyncio.sleep(0)

@@ -25,9 +25,37 @@ def type_name(error: BaseException) -> str:
 def message_of(error: BaseException) -> str:
     """Its text, whatever its own `str` does."""
     try:
-        return str(error)[:_MESSAGE_LENGTH_MAX]
+        return str(error)
     except BaseException as broken:  # noqa: BLE001 code of the handler's: it may raise anything
         return f"<{type(broken).__name__} in its str()>"
+
+
+_LOOKED_AT = 4  # times what is kept
+
+
+def cut(text: str, most: int, redact: Callable[[str], str]) -> str:
+    """The first `most` characters without secrets: taken out before, since half a secret is not known as one."""
+    return redact(text[: most * _LOOKED_AT])[:most]
+
+
+def redacted_json(text: bytes, redact: Callable[[str], str]) -> str:
+    """JSON text without secrets in its strings, each for itself: a pattern that spans two would break it."""
+    as_it_is = text.decode()
+    if redact(as_it_is) == as_it_is:
+        return as_it_is
+    return msgspec.json.encode(_redacted(msgspec.json.decode(text), redact)).decode()
+
+
+def _redacted(value: object, redact: Callable[[str], str]) -> object:
+    match value:
+        case str():
+            return redact(value)
+        case list():
+            return [_redacted(one, redact) for one in value]
+        case dict():
+            return {redact(key): _redacted(one, redact) for key, one in value.items()}
+        case _:
+            return value
 
 
 def error_record(error: BaseException, redact: Callable[[str], str]) -> str:
@@ -35,10 +63,10 @@ def error_record(error: BaseException, redact: Callable[[str], str]) -> str:
     inner = error.__traceback__.tb_next if error.__traceback__ is not None else None
     try:
         lines = traceback.format_exception(type(error), error, inner, limit=-_FRAMES_MAX)
-        trace = "".join(lines)[-_TRACE_LENGTH_MAX:]
+        trace = redact("".join(lines)[-_TRACE_LENGTH_MAX * _LOOKED_AT :])[-_TRACE_LENGTH_MAX:]
     except BaseException as broken:  # noqa: BLE001 as above: it calls the error's own str
         trace = f"<{type(broken).__name__} in its traceback>"
-    return stored(type_name(error), redact(message_of(error)), redact(trace))
+    return stored(type_name(error), cut(message_of(error), _MESSAGE_LENGTH_MAX, redact), trace)
 
 
 def stored(kind: str, message: str, trace: str | None = None) -> str:

@@ -183,8 +183,9 @@ _SUMMARY = f"""
 """
 _JOB = f"""
 SELECT {_SUMMARY}, j.payload::text AS payload, j.lease_until, j.error::text AS error,
-    CASE WHEN octet_length(j.output::text) <= {_OUTPUT_MAX_BYTES} THEN j.output::text
-        ELSE jsonb_build_object('left_out', 'the output is larger than 1 MiB')::text END AS output,
+    CASE WHEN octet_length(j.output::text) > {_OUTPUT_MAX_BYTES}
+        THEN jsonb_build_object('left_out', 'the output is larger than 1 MiB')::text
+        ELSE j.output::text END AS output,
     (SELECT coalesce(jsonb_agg(to_jsonb(a) - 'job_id' ORDER BY a.attempt), '[]'::jsonb)::text FROM (
         SELECT * FROM orchestrator.job_attempts WHERE job_id = j.id ORDER BY attempt DESC LIMIT {_ATTEMPTS_MAX}
     ) a) AS attempts

@@ -138,10 +138,21 @@ class JobServer:
 
     def _run(self) -> None:
         """The thread: the worker on its loop, until it has stopped. A stray SystemExit does not end it."""
-        error: BaseException | None = None
         asyncio.set_event_loop(self._loop)
-        work = self._loop.create_task(self._worker.run(self._stop, lambda: self._times))
         self._loop.call_soon(self._tick)
+        work = self._worked()
+        while work.cancelled() and not self._stop.is_set():
+            self._emit_from_afar(
+                "jobs.worker_restarted", level="error", hint="A handler has cancelled every task of its event loop."
+            )
+            work = self._worked()
+        error = None if work.cancelled() else work.exception()
+        with contextlib.suppress(RuntimeError):  # the loop of HTTP has ended before
+            self._main.call_soon_threadsafe(self._end, error)
+
+    def _worked(self) -> asyncio.Task[None]:
+        """The worker's task, when it has ended."""
+        work = self._loop.create_task(self._worker.run(self._stop, lambda: self._times))
         while not work.done():
             try:
                 self._loop.run_until_complete(work)
@@ -150,10 +161,7 @@ class JobServer:
                     break
                 # A task that a handler started raised SystemExit or KeyboardInterrupt: asyncio lets those through.
                 self._emit_from_afar("jobs.stray_exit_ignored", level="error", error=type(stray).__name__)
-        if not work.cancelled():
-            error = work.exception()
-        with contextlib.suppress(RuntimeError):  # the loop of HTTP has ended before
-            self._main.call_soon_threadsafe(self._end, error)
+        return work
 
     def _end(self, error: BaseException | None) -> None:
         if self._ended.done():

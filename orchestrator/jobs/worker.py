@@ -219,6 +219,9 @@ class Worker:
     async def run(self, until: asyncio.Event, times: Callable[[], StopTimes]) -> None:
         """Work until `until` is set. Then claim no more, wait, cancel, wait again, requeue the rest (`StopTimes`)."""
         self._pool = await self._open_pool()
+        for run in list(self.runs.values()):
+            if run.task is not None and run.task.done():  # cancelled with all of this loop, before it began
+                self._interrupted(run.id, run.attempt)
         try:
             async with asyncio.TaskGroup() as group:
                 claiming = group.create_task(self._session("worker", self._claim_on, listens=True))
@@ -331,7 +334,7 @@ class Worker:
             if run.reason is not None:
                 raise asyncio.CancelledError  # noqa: TRY301 told to end before it began
             payload = handler.decoder.decode(run.payload)
-            context = Context(run, self._pool, self._write, self._report, self._service)
+            context = Context(run, self._pool, self._write, self._report, self._redact, self._service)
             output = await handler.function(context, payload)
             text = None if output is None else _encoded(output)
         except BaseException as error:  # noqa: BLE001 SystemExit and its like are failures of the job, not of the server
@@ -346,7 +349,7 @@ class Worker:
         if run.timer is not None:
             run.timer.cancel()
         if run.dropped:
-            self._keep_line(run, "warning", "log.cut", msgspec.json.encode({"dropped": run.dropped}))
+            self._keep_line(run, "warning", "log.cut", msgspec.json.encode({"dropped": run.dropped}).decode())
         self._move(run)
         if run.reason == "lost":
             self._emit("job.lost", level="warning", job_id=run.id, job=run.handler.name, attempt=run.attempt)
@@ -443,7 +446,7 @@ class Worker:
 
     # ----------------------------------------------------------------------------------------------- lines and progress
 
-    def _write(self, run: Run, level: Level, event: str, facts: bytes | None) -> None:
+    def _write(self, run: Run, level: Level, event: str, facts: str | None) -> None:
         self._keep_line(run, level, event, facts)
         number = logging.getLevelNamesMapping()[level.upper()] if level in {"warning", "error"} else logging.DEBUG
         if self._logger.isEnabledFor(number) and self._lines_said.passes() is not None:
@@ -458,13 +461,12 @@ class Worker:
                 facts=None if facts is None else msgspec.json.decode(facts),
             )
 
-    def _keep_line(self, run: Run, level: str, event: str, facts: bytes | None) -> None:
+    def _keep_line(self, run: Run, level: str, event: str, facts: str | None) -> None:
         if len(self._lines) >= _LINES_MAX:
             run.dropped += 1
             return
-        kept = None if facts is None else self._redact(without_nul(facts).decode())
-        event = self._redact(event.replace("\0", "")).encode("utf-8", "backslashreplace").decode()
-        self._lines.append((run.id, run.attempt, datetime.now(UTC), level, event, kept))
+        event = event.replace("\0", "").encode("utf-8", "backslashreplace").decode()
+        self._lines.append((run.id, run.attempt, datetime.now(UTC), level, event, facts))
         if not self._lines_due:
             self._lines_due = True
             asyncio.get_running_loop().call_later(_LINES_EVERY_S, self._dirty.set)
@@ -537,7 +539,7 @@ class Worker:
     async def _flush_progress(self, session: Session) -> None:
         if self._moved:
             moved, self._moved = self._moved, {}
-            rows = [(*key, without_nul(text.encode()).decode()) for key, text in sorted(moved.items())]
+            rows = [(*key, text) for key, text in sorted(moved.items())]
             try:
                 await self._written(session, _PROGRESS, [self._id], rows)
             except CONNECTION_ERRORS:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
+import msgspec
 
 from orchestrator.database.connect import no_time_limits, on_notice
 from orchestrator.database.failure import CONNECTION_ERRORS, StandbyError, is_connection_loss
@@ -42,8 +42,7 @@ if TYPE_CHECKING:
     from orchestrator.migrator.watch import Watch
 
 
-@dataclass(frozen=True, slots=True)
-class AppliedMigration:
+class AppliedMigration(msgspec.Struct, frozen=True):
     """One migration that this run applied."""
 
     source: str

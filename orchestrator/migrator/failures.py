@@ -80,7 +80,7 @@ def failed_statement(
     facts |= {
         name: value
         for name, value in {
-            "error": message,
+            "reason": message,
             "detail": error.detail,
             "hint": error.hint,
             "context": error.context,

@@ -5,8 +5,9 @@ Both shapes: v0 (`id, hash, created_at`) and v1 (plus `name, applied_at`). Touch
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from orchestrator.database.quoting import identifier, literal
 from orchestrator.errors import MigrationError
@@ -17,8 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-@dataclass(frozen=True, slots=True)
-class LedgerTable:
+class LedgerTable(msgspec.Struct, frozen=True):
     """Where a ledger lives: Drizzle's `migrationsSchema` and `migrationsTable`."""
 
     schema: str

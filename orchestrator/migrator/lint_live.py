@@ -28,7 +28,8 @@ async def lint_with_ledger(connection: Any, source: Source, folder: LintFolder, 
         known = await known_for(connection, [one], tolerant=True)
         pending = frozenset(migration.name for migration in one.plan.pending)
         report = await asyncio.to_thread(lint, folder, pending=pending, known=known)
-        scope = f"the {len(pending)} pending files of {folder.path}; --all looks at every one"
+        files = "file" if len(pending) == 1 else "files"
+        scope = f"the {len(pending)} pending {files} of {folder.path}; --all looks at every one"
     paths = {file.name: str(file.path) for file in folder.files}
     for found in one.plan.findings:
         path = paths.get(found.name)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
+
+import msgspec
 
 if TYPE_CHECKING:
     from orchestrator.migrator.plan import Ahead, Policy
@@ -12,8 +13,7 @@ if TYPE_CHECKING:
 TransactionMode = Literal["each", "all"]
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
+class Options(msgspec.Struct, frozen=True):
     """What the person chose. A duration of 0 means: no limit."""
 
     policy: Policy = "drizzle"

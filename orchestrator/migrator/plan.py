@@ -7,9 +7,10 @@ The rules are Drizzle's, of the folder's generation (v0: `drizzle-orm` 0.45 `pg-
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Literal
+
+import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,8 +21,7 @@ Policy = Literal["drizzle", "strict"]
 Ahead = Literal["refuse", "warn"]
 
 
-@dataclass(frozen=True, slots=True)
-class LedgerRow:
+class LedgerRow(msgspec.Struct, frozen=True):
     """A row of `__drizzle_migrations`; `created_at` in ms, `name` None where the ledger has no such column."""
 
     id: int
@@ -30,8 +30,7 @@ class LedgerRow:
     name: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Ledger:
+class Ledger(msgspec.Struct, frozen=True):
     """The ledger as it is; `has_name` tells drizzle v1's columns from v0's."""
 
     exists: bool
@@ -50,8 +49,7 @@ class Kind(StrEnum):
     DAMAGED = "damaged"
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(msgspec.Struct, frozen=True):
     """One place where files and ledger disagree: what it is, what was decided, what the person can do.
 
     `refused` says that nothing runs because of it; `cosmetic` that only white space or comments changed. `applied_at`
@@ -69,16 +67,14 @@ class Finding:
     applied_at: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Applied:
+class Applied(msgspec.Struct, frozen=True):
     """A ledger row and the file that it stands for, None where no file matches."""
 
     row: LedgerRow
     migration: Migration | None
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True):
     """What a run does with one folder and one ledger, in order.
 
     `resumable` are pending migrations that Drizzle's rule would pass over if the run stopped before them: their names
@@ -98,12 +94,11 @@ class Plan:
         return tuple(f for f in self.findings if f.refused)
 
 
-@dataclass(slots=True)
-class _Matching:
+class _Matching(msgspec.Struct):
     """Which row stands for which file; each at most once, but for rows that are the same twice."""
 
-    row_of: dict[str, LedgerRow] = field(default_factory=dict)
-    file_of: dict[int, Migration] = field(default_factory=dict)
+    row_of: dict[str, LedgerRow] = msgspec.field(default_factory=dict)
+    file_of: dict[int, Migration] = msgspec.field(default_factory=dict)
 
     def match(self, migration: Migration, row: LedgerRow) -> None:
         self.row_of[migration.name] = row

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from orchestrator.database.quoting import literal
 
@@ -31,8 +32,7 @@ _PLAIN_LIMIT_BYTES = 1 << 20
 _COMPRESSION = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Unfinished:
+class Unfinished(msgspec.Struct, frozen=True):
     """How far an interrupted run came in one file: `done` statements, their text's hash, the one that ran.
 
     `known` are the oids of the indexes that its table had before that one: what else is there now, it has made.

@@ -8,7 +8,6 @@ from __future__ import annotations
 import codecs
 import hashlib
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
@@ -33,8 +32,7 @@ _SPACE = b" \t\n\r\f\v"
 _WIDTH_LIMIT = 120
 
 
-@dataclass(frozen=True, slots=True)
-class ConcurrentIndex:
+class ConcurrentIndex(msgspec.Struct, frozen=True):
     """What a CREATE INDEX, DROP INDEX or REINDEX CONCURRENTLY names, as the catalogue has it; None if not given.
 
     REINDEX TABLE names a `table`, REINDEX SCHEMA a `schema`, REINDEX DATABASE nothing. `schema` is the one written: for
@@ -256,8 +254,7 @@ def _window_end(raw: bytes, start: int, size: int, chunk_end: int) -> int:
 # --- What a statement is ---------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Kind:
+class _Kind(msgspec.Struct, frozen=True):
     words: str
     transactional: bool = True
     control: TransactionControl | None = None

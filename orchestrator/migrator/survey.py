@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
 
 from orchestrator.database.quoting import identifier
 from orchestrator.errors import MigrationError
@@ -17,8 +18,7 @@ if TYPE_CHECKING:
     from orchestrator.migrator.folder import Folder
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(msgspec.Struct, frozen=True):
     """A folder and the ledger that it is kept in: the service's own, or the user's."""
 
     label: Literal["service", "user"]
@@ -26,8 +26,7 @@ class Source:
     table: LedgerTable
 
 
-@dataclass(frozen=True, slots=True)
-class Survey:
+class Survey(msgspec.Struct, frozen=True):
     """What is, and what a run would do, for one source. `unfinished` tells how far interrupted runs came, by name."""
 
     source: Source
@@ -62,7 +61,7 @@ async def survey(connection: Any, source: Source, *, policy: Policy, ahead: Ahea
             unfinished=frozenset(unfinished),
             cosmetic=await _cosmetic_edits(connection, source, ledger, plan),
         )
-        plan = replace(plan, findings=tuple(_named(f, names) for f in plan.findings))
+        plan = msgspec.structs.replace(plan, findings=tuple(_named(f, names) for f in plan.findings))
         plan = await _dated(connection, source, plan, has_records=True)
     return Survey(source, ledger, plan, unfinished)
 
@@ -111,7 +110,11 @@ async def readable_surveys(
 
 def _named(finding: Finding, names: dict[int, str]) -> Finding:
     known = names.get(finding.row_id) if finding.row_id is not None else None
-    return replace(finding, name=known) if known and finding.kind in {Kind.ORPHANED, Kind.AHEAD} else finding
+    return (
+        msgspec.structs.replace(finding, name=known)
+        if known and finding.kind in {Kind.ORPHANED, Kind.AHEAD}
+        else finding
+    )
 
 
 async def _dated(connection: Any, source: Source, plan: Plan, *, has_records: bool) -> Plan:
@@ -127,10 +130,10 @@ async def _dated(connection: Any, source: Source, plan: Plan, *, has_records: bo
     )
     ours = await records.applied_times(connection, source.table.key) if has_records else {}
     times = {row_id: at or ours.get((created_at, row_hash)) for row_id, row_hash, created_at, at in rows}
-    return replace(
+    return msgspec.structs.replace(
         plan,
         findings=tuple(
-            replace(f, applied_at=at.isoformat(timespec="seconds"))
+            msgspec.structs.replace(f, applied_at=at.isoformat(timespec="seconds"))
             if f.row_id is not None and (at := times.get(f.row_id)) is not None
             else f
             for f in plan.findings

@@ -13,8 +13,9 @@ import contextlib
 import re
 import time
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from orchestrator.database.connect import close
 from orchestrator.database.failure import CONNECTION_ERRORS
@@ -82,8 +83,7 @@ def excerpt(query: str) -> str:
     return text if len(text) <= _EXCERPT_LENGTH else f"{text[: _EXCERPT_LENGTH - 1]}…"
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(msgspec.Struct, frozen=True):
     """What the server says of a session that migrates."""
 
     wait_event: str | None = None

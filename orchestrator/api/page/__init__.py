@@ -7,8 +7,14 @@ It is served from the first moment, needs no token, and asks for nothing from ou
 from __future__ import annotations
 
 from functools import cache
+from typing import TYPE_CHECKING
 
 from aiohttp import web
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from aiohttp.typedefs import Handler
 
 # The policy is the proof that nothing comes from outside, and that text from the database never becomes markup:
 # with trusted types a script that assigned a string to innerHTML would throw.
@@ -60,10 +66,10 @@ def index() -> web.Response:
     return _answer("page.html")
 
 
-def routes() -> list[web.RouteDef]:
-    """The page's own files. They are no secret and stand before the gate."""
+def files() -> Mapping[str, Handler]:
+    """The page's own files by path. They are no secret and stand before the gate."""
 
     async def file(request: web.Request) -> web.Response:
         return _answer(request.path.rpartition("/")[2], request)
 
-    return [web.get("/page/page.css", file), web.get("/page/page.js", file)]
+    return {"/page/page.css": file, "/page/page.js": file}

@@ -1139,7 +1139,7 @@ function listing(items) {
 // ---------------------------------------------------------------------------------------------------------- failure
 
 function failurePanel({ facts, history }) {
-  const message = facts.error_error ?? facts.error;
+  const message = facts.reason ?? facts.error;
   const where = [
     facts.file && h("code", null, facts.file),
     facts.line && h("span", null, `line ${facts.line}${facts.column ? `, column ${facts.column}` : ""}`),
@@ -1674,7 +1674,7 @@ function content(shown) {
             "summary",
             null,
             "The start before this one failed: ",
-            model.failure.facts.error_error ?? model.failure.facts.error,
+            model.failure.facts.reason ?? model.failure.facts.error,
           ),
           failurePanel(model.failure),
         )
@@ -1765,7 +1765,7 @@ function speak(shown, start) {
       ? `, ${start.migrations.applied} of ${start.migrations.total}`
       : "";
   const why =
-    shown.state === "bad" && model.failure ? `: ${model.failure.facts.error_error ?? model.failure.facts.error}` : "";
+    shown.state === "bad" && model.failure ? `: ${model.failure.facts.reason ?? model.failure.facts.error}` : "";
   if (shown.title === spoken.title && (!moves || Date.now() - spoken.at < 15000)) return;
   spoken = { title: shown.title, at: Date.now() };
   say(`${shown.title}${moves}${why}`);

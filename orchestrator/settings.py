@@ -71,6 +71,11 @@ class Settings(msgspec.Struct, frozen=True):
         return f"Settings({self.describe()})"
 
     @property
+    def command_wait_s(self) -> float:
+        """How long a command that looks or mends waits for the database: one try, unless DB_WAIT_TIMEOUT is set."""
+        return self.db_wait_timeout_s or self.db_connect_timeout_s
+
+    @property
     def secrets(self) -> tuple[str, ...]:
         """What must not be seen in any output; for `logs.configure`."""
         databases = [dsn for dsn in (self.database, self.migration_database) if dsn is not None]

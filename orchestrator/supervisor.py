@@ -121,7 +121,7 @@ async def gather_status(settings: Settings, life: Lifecycle, *, with_diff: bool 
 
     sources = await asyncio.to_thread(read_sources, settings)
     options = _connect_options(settings, "status")
-    options["wait_timeout_s"] = settings.db_wait_timeout_s or settings.db_connect_timeout_s
+    options["wait_timeout_s"] = settings.command_wait_s
     life.enter(Phase.CONNECTING)
     async with (
         connected(_given(settings.migration_database), life, **options) as connection,
@@ -152,7 +152,7 @@ async def gather_plan(settings: Settings, life: Lifecycle, *, embedded: bool = F
 
     sources = await asyncio.to_thread(read_sources, settings)
     options = _connect_options(settings, "plan")
-    options["wait_timeout_s"] = settings.db_wait_timeout_s or settings.db_connect_timeout_s
+    options["wait_timeout_s"] = settings.command_wait_s
     async with _database(settings, life, embedded=embedded) as (_, dsn):
         life.enter(Phase.CONNECTING)
         async with (
@@ -177,7 +177,7 @@ async def gather_lint(settings: Settings, life: Lifecycle, folder: LintFolder, *
 
     sources = await asyncio.to_thread(read_sources, settings)
     options = _connect_options(settings, "lint")
-    options["wait_timeout_s"] = settings.db_wait_timeout_s or settings.db_connect_timeout_s
+    options["wait_timeout_s"] = settings.command_wait_s
     life.enter(Phase.CONNECTING)
     async with (
         connected(_given(settings.migration_database), life, **options) as connection,

@@ -77,8 +77,8 @@ def _write_folder(folder: Path, *files: tuple[str, str] | tuple[str, str, int]) 
 
 
 @pytest.fixture(scope="session")
-def write_folder() -> Callable[..., Path]:
-    """`write_folder(path, (tag, SQL), (tag, SQL, when), …)`: a v0 folder, written (again); returns its path."""
+def write() -> Callable[..., Path]:
+    """`write(path, (tag, SQL), (tag, SQL, when), …)`: a v0 folder, written (again); returns its path."""
     return _write_folder
 
 

@@ -30,6 +30,7 @@ from orchestrator.database.backup import (
 from orchestrator.database.connect import close, connect_once
 from orchestrator.database.embedded import embedded_postgres
 from orchestrator.database.pgtools import PgToolMissingError, Tool
+from orchestrator.database.restore import statements_of
 from orchestrator.database.restore import test_backup as prove_backup
 
 ROOT = Path(__file__).parent.parent
@@ -429,6 +430,24 @@ async def test_a_restore_puts_the_backup_in_place_and_keeps_what_was_there(
         await admin.script(server.dsn(), statement)
     assert await admin.value(database_url, "SELECT to_regclass('later')") is not None
     assert await scratch_left(server, admin) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "is_same"),
+    [
+        ('ALTER TABLE ONLY public.t ALTER COLUMN "a b" SET (pg_attver=542312256);', True),
+        ("ALTER TABLE ONLY public.t ALTER COLUMN v SET (n_distinct=5);", False),
+        ("SET default_tablespace = '';", True),
+        ("-- a word", True),
+        ("ALTER TABLE public.t OWNER TO other;", False),
+    ],
+)
+def test_what_no_restore_can_keep_is_no_difference_of_two_schemas(line, is_same):
+    """pg_attver: when the column was made, which some builds of the server write into its options."""
+    script = "--\n-- Name: t; Type: TABLE; Schema: public; Owner: me\n--\n\nCREATE TABLE public.t (v int);\n{}\n"
+    plain, other = (statements_of(script.format(text).encode()) for text in ("", line))
+    assert list(plain) == ["TABLE public.t"]
+    assert (plain == other) is is_same
 
 
 async def test_sessions_on_the_database_refuse_a_restore_unless_they_are_to_be_terminated(

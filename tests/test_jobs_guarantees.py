@@ -346,8 +346,10 @@ async def test_work_goes_on_by_itself_when_the_server_crashes_and_restarts(serve
         await Look(connection, wait_until).until(made.id, "running")
         waits = await enqueue(connection, "nap", delay_s=1, registry=registry)
         await connection.fetch("CHECKPOINT")
+        witness = await asyncpg.connect(server.dsn)
         # One backend that dies takes them all with it: the server recovers and starts again.
         os.kill(connection.get_server_pid(), signal.SIGKILL)
+        await wait_until(witness.is_closed, what="the server has noticed, and ended every session")
 
         async def again():
             with contextlib.suppress(asyncpg.PostgresError, OSError):

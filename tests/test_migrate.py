@@ -11,20 +11,6 @@ BREAK = "\n--> statement-breakpoint\n"
 WHEN = 1716000000000
 
 
-def write(folder: Path, *files: tuple[str, str] | tuple[str, str, int]) -> Path:
-    """A v0 folder; a file is (tag, SQL) or (tag, SQL, when)."""
-    (folder / "meta").mkdir(parents=True, exist_ok=True)
-    entries = []
-    for number, (tag, sql, *when) in enumerate(files):
-        (folder / f"{tag}.sql").write_bytes(sql.encode())
-        entries.append(
-            {"idx": number, "version": "7", "when": when[0] if when else WHEN + number, "tag": tag, "breakpoints": True}
-        )
-    journal = {"version": "7", "dialect": "postgresql", "entries": entries}
-    (folder / "meta" / "_journal.json").write_text(json.dumps(journal))
-    return folder
-
-
 @pytest.fixture
 def migrate(orchestrator, database_url, tmp_path):
     async def run(folder: Path, *arguments: str, **env: str):
@@ -55,7 +41,9 @@ def sha256(folder: Path, tag: str) -> str:
     return hashlib.sha256((folder / f"{tag}.sql").read_bytes()).hexdigest()
 
 
-async def test_pending_files_are_applied_once_and_running_again_is_a_no_op(migrate, admin, database_url, tmp_path):
+async def test_pending_files_are_applied_once_and_running_again_is_a_no_op(
+    migrate, admin, database_url, tmp_path, write
+):
     folder = write(
         tmp_path / "m",
         ("0000_a", f"CREATE TABLE a (id int);{BREAK}INSERT INTO a VALUES (1);"),
@@ -71,7 +59,7 @@ async def test_pending_files_are_applied_once_and_running_again_is_a_no_op(migra
     assert await admin.value(database_url, "SELECT count(*) FROM a") == 1
 
 
-async def test_public_and_drizzle_hold_nothing_of_ours(migrate, admin, database_url, tmp_path):
+async def test_public_and_drizzle_hold_nothing_of_ours(migrate, admin, database_url, tmp_path, write):
     await migrate(write(tmp_path / "m", ("0000_a", "CREATE TABLE a ();")))
     tables = await admin(
         database_url,
@@ -80,7 +68,7 @@ async def test_public_and_drizzle_hold_nothing_of_ours(migrate, admin, database_
     assert [tuple(t) for t in tables] == [("drizzle", "__drizzle_migrations"), ("public", "a")]
 
 
-async def test_a_failing_statement_is_named_and_its_file_leaves_no_trace(migrate, admin, database_url, tmp_path):
+async def test_a_failing_statement_is_named_and_its_file_leaves_no_trace(migrate, admin, database_url, tmp_path, write):
     folder = write(
         tmp_path / "m",
         ("0000_a", "CREATE TABLE a (id int);"),
@@ -105,7 +93,9 @@ async def test_a_failing_statement_is_named_and_its_file_leaves_no_trace(migrate
     assert [tuple(s) for s in start] == [("failed", "42704")]
 
 
-async def test_a_typo_in_the_last_file_is_found_before_the_first_one_runs(migrate, admin, database_url, tmp_path):
+async def test_a_typo_in_the_last_file_is_found_before_the_first_one_runs(
+    migrate, admin, database_url, tmp_path, write
+):
     folder = write(
         tmp_path / "m",
         ("0000_a", "CREATE TABLE a ();"),
@@ -119,7 +109,7 @@ async def test_a_typo_in_the_last_file_is_found_before_the_first_one_runs(migrat
 
 
 async def test_a_deferred_constraint_that_fails_at_the_commit_is_the_files_failure(
-    migrate, admin, database_url, tmp_path
+    migrate, admin, database_url, tmp_path, write
 ):
     sql = (
         "CREATE TABLE p (id int PRIMARY KEY);"
@@ -132,7 +122,7 @@ async def test_a_deferred_constraint_that_fails_at_the_commit_is_the_files_failu
     assert await ledger(admin, database_url) == []
 
 
-async def test_one_of_many_small_inserts_is_named_when_it_fails(migrate, admin, database_url, tmp_path):
+async def test_one_of_many_small_inserts_is_named_when_it_fails(migrate, admin, database_url, tmp_path, write):
     inserts = "\n".join(f"INSERT INTO a VALUES ({i});" for i in [*range(300), 17, *range(300, 600)])
     result = await migrate(write(tmp_path / "m", ("0000_a", f"CREATE TABLE a (id int PRIMARY KEY);\n{inserts}")))
     told = failure(result)
@@ -143,15 +133,15 @@ async def test_one_of_many_small_inserts_is_named_when_it_fails(migrate, admin, 
 @pytest.mark.parametrize(
     ("break_it", "words"),
     [
-        (lambda f: (f / "0001_b.sql").unlink(), "there is no file 0001_b.sql"),
-        (lambda f: (f / "meta/_journal.json").write_text("{"), "not a Drizzle journal"),
-        (lambda f: write(f, ("0000_a", ""), ("0000_a", "")), "twice"),
+        (lambda f, _: (f / "0001_b.sql").unlink(), "there is no file 0001_b.sql"),
+        (lambda f, _: (f / "meta/_journal.json").write_text("{"), "not a Drizzle journal"),
+        (lambda f, write: write(f, ("0000_a", ""), ("0000_a", "")), "twice"),
     ],
     ids=["a missing file", "a broken journal", "a duplicate entry"],
 )
-async def test_a_broken_folder_fails_before_it_waits_for_anything(orchestrator, tmp_path, break_it, words):
+async def test_a_broken_folder_fails_before_it_waits_for_anything(orchestrator, tmp_path, break_it, words, write):
     folder = write(tmp_path / "m", ("0000_a", "CREATE TABLE a ();"), ("0001_b", "CREATE TABLE b ();"))
-    break_it(folder)
+    break_it(folder, write)
     nobody_listens = "postgresql://u:pw@127.0.0.1:1/db"
     result = await orchestrator("migrate", env={"DATABASE_URL": nobody_listens, "MIGRATIONS_DIR": str(folder)})
     assert result.returncode == 70
@@ -178,7 +168,7 @@ STARTS_WITH = {"redated": [("0000_a", "CREATE TABLE IF NOT EXISTS a ();")]}
 
 @pytest.mark.parametrize("case", HISTORIES)
 async def test_a_history_that_is_not_straight_is_told_by_drizzle_and_refused_by_strict(
-    migrate, orchestrator, admin, database_url, tmp_path, case
+    migrate, orchestrator, admin, database_url, tmp_path, case, write
 ):
     files, event = HISTORIES[case]
     first = write(tmp_path / "first", *STARTS_WITH.get(case, [("0000_a", "CREATE TABLE a ();")]))
@@ -199,7 +189,9 @@ async def test_a_history_that_is_not_straight_is_told_by_drizzle_and_refused_by_
     assert case.replace(" ", "_") in kinds or case == "redated"  # run again, its new row is in the ledger
 
 
-async def test_a_ledger_that_is_ahead_is_refused_unless_it_is_to_be_a_warning(migrate, admin, database_url, tmp_path):
+async def test_a_ledger_that_is_ahead_is_refused_unless_it_is_to_be_a_warning(
+    migrate, admin, database_url, tmp_path, write
+):
     await migrate(write(tmp_path / "new", ("0000_a", "CREATE TABLE a ();"), ("0001_b", "CREATE TABLE b ();")))
     old = write(tmp_path / "old", ("0000_a", "CREATE TABLE a ();"))
     refused = await migrate(old)
@@ -210,7 +202,7 @@ async def test_a_ledger_that_is_ahead_is_refused_unless_it_is_to_be_a_warning(mi
     assert [e["migration"] for e in warned.events if e["event"] == "migration.ahead"] == ["0001_b"]
 
 
-async def test_an_edit_of_white_space_alone_passes_strict(migrate, tmp_path):
+async def test_an_edit_of_white_space_alone_passes_strict(migrate, tmp_path, write):
     await migrate(write(tmp_path / "a", ("0000_a", "CREATE TABLE a (id int);")))
     result = await migrate(
         write(tmp_path / "b", ("0000_a", "-- said better\nCREATE TABLE a (\n  id int\n);\n")), MIGRATION_POLICY="strict"
@@ -218,7 +210,7 @@ async def test_an_edit_of_white_space_alone_passes_strict(migrate, tmp_path):
     assert result.returncode == 0, result.stderr
 
 
-async def test_one_transaction_for_all_is_all_or_nothing(migrate, admin, database_url, tmp_path):
+async def test_one_transaction_for_all_is_all_or_nothing(migrate, admin, database_url, tmp_path, write):
     folder = write(tmp_path / "m", ("0000_a", "CREATE TABLE a ();"), ("0001_b", "SELECT 1 / 0;"))
     result = await migrate(folder, MIGRATION_TRANSACTION="all")
     assert (result.returncode, applied(result)) == (70, [])
@@ -232,7 +224,7 @@ async def test_one_transaction_for_all_is_all_or_nothing(migrate, admin, databas
 
 @pytest.mark.parametrize("arguments", [(), ("--dry-run",)])
 async def test_concurrently_in_one_transaction_for_all_is_refused_by_name(
-    migrate, admin, database_url, tmp_path, arguments
+    migrate, admin, database_url, tmp_path, arguments, write
 ):
     """Of the file's two that say something about transactions, SAVEPOINT may stay."""
     sql = f"CREATE TABLE a (id int);{BREAK}SAVEPOINT s;{BREAK}CREATE INDEX CONCURRENTLY i ON a (id);"
@@ -241,7 +233,7 @@ async def test_concurrently_in_one_transaction_for_all_is_refused_by_name(
     assert await admin.value(database_url, "SELECT to_regclass('a') IS NULL")
 
 
-async def test_what_only_the_server_refuses_in_one_transaction_for_all_has_the_remedy(migrate, tmp_path):
+async def test_what_only_the_server_refuses_in_one_transaction_for_all_has_the_remedy(migrate, tmp_path, write):
     parted = "CREATE TABLE p (i int) PARTITION BY RANGE (i); CREATE INDEX ON p (i);"
     folder = write(tmp_path / "m", ("0000_p", parted), ("0001_r", "REINDEX TABLE p;"))
     result = await migrate(folder, MIGRATION_TRANSACTION="all")
@@ -255,7 +247,9 @@ CREATE INDEX CONCURRENTLY IF NOT EXISTS a_id ON a (id);{BREAK}ALTER TABLE a ADD 
 CREATE UNIQUE INDEX CONCURRENTLY a_b ON a (b);"""
 
 
-async def test_a_file_that_commits_and_builds_indexes_concurrently_is_applied(migrate, admin, database_url, tmp_path):
+async def test_a_file_that_commits_and_builds_indexes_concurrently_is_applied(
+    migrate, admin, database_url, tmp_path, write
+):
     result = await migrate(write(tmp_path / "m", ("0000_a", SELF_MANAGED), ("0001_b", "CREATE TABLE b ();")))
     assert (result.returncode, applied(result)) == (0, ["0000_a", "0001_b"]), result.stderr
     assert (
@@ -266,7 +260,7 @@ async def test_a_file_that_commits_and_builds_indexes_concurrently_is_applied(mi
 
 
 async def test_a_file_that_failed_half_way_goes_on_behind_the_last_finished_statement(
-    migrate, admin, database_url, tmp_path
+    migrate, admin, database_url, tmp_path, write
 ):
     broken = SELF_MANAGED + f"{BREAK}CREATE UNIQUE INDEX CONCURRENTLY dup ON a ((1));"
     folder = write(tmp_path / "m", ("0000_a", broken))
@@ -281,7 +275,9 @@ async def test_a_file_that_failed_half_way_goes_on_behind_the_last_finished_stat
     assert await admin.value(database_url, "SELECT indisvalid FROM pg_index WHERE indexrelid = 'dup'::regclass")
 
 
-async def test_a_half_applied_file_that_changed_in_the_applied_half_is_refused(migrate, admin, database_url, tmp_path):
+async def test_a_half_applied_file_that_changed_in_the_applied_half_is_refused(
+    migrate, admin, database_url, tmp_path, write
+):
     folder = write(tmp_path / "m", ("0000_a", SELF_MANAGED + f"{BREAK}SELECT 1 / 0;"))
     assert (await migrate(folder)).returncode == 70
     write(folder, ("0000_a", SELF_MANAGED.replace("1000", "999")))
@@ -296,7 +292,7 @@ async def test_a_half_applied_file_that_changed_in_the_applied_half_is_refused(m
 
 
 async def test_a_killed_run_leaves_ledger_and_schema_in_agreement(
-    orchestrator, migrate, admin, database_url, tmp_path, wait_until
+    orchestrator, migrate, admin, database_url, tmp_path, wait_until, write
 ):
     slow = ("0001_slow", f"CREATE TABLE slow ();{BREAK}SELECT pg_sleep(30);")
     folder = write(tmp_path / "m", ("0000_a", "CREATE TABLE a ();"), slow)
@@ -331,7 +327,9 @@ async def test_without_the_right_to_make_a_schema_the_owner_is_told_the_sql(
         await admin(database_url, f"DROP ROLE {name}")
 
 
-async def test_a_run_with_times_that_go_backwards_goes_on_where_it_stopped(migrate, admin, database_url, tmp_path):
+async def test_a_run_with_times_that_go_backwards_goes_on_where_it_stopped(
+    migrate, admin, database_url, tmp_path, write
+):
     files = [
         ("0000_a", "CREATE TABLE a ();"),
         ("0001_new", "CREATE TABLE n ();", WHEN + 90),
@@ -349,7 +347,7 @@ async def test_a_run_with_times_that_go_backwards_goes_on_where_it_stopped(migra
 
 @pytest.mark.parametrize("transaction", ["each", "all"])
 async def test_a_role_that_a_file_sets_holds_for_the_next_ones_and_not_for_our_records(
-    migrate, admin, database_url, tmp_path, transaction
+    migrate, admin, database_url, tmp_path, transaction, write
 ):
     """The last file is large: its text is kept in another way."""
     name = f"maker_{database_url.rsplit('_', 1)[1][:8]}"
@@ -366,7 +364,7 @@ async def test_a_role_that_a_file_sets_holds_for_the_next_ones_and_not_for_our_r
 
 
 async def test_a_role_of_our_schemas_name_makes_its_tables_where_drizzle_would(
-    orchestrator, make_database, admin, server, tmp_path, known
+    orchestrator, make_database, admin, server, tmp_path, known, write
 ):
     url = await make_database()
     made = await admin.value(url, "SELECT count(*) FROM pg_roles WHERE rolname = 'orchestrator'") == 0

@@ -19,21 +19,6 @@ FIRST = (
 )
 
 
-def write(folder: Path, *files: tuple[str, str]) -> Path:
-    """A v0 folder; a file is (tag, SQL)."""
-    (folder / "meta").mkdir(parents=True, exist_ok=True)
-    for tag, sql in files:
-        (folder / f"{tag}.sql").write_text(sql)
-    entries = [
-        {"idx": n, "version": "7", "when": WHEN + n, "tag": tag, "breakpoints": True}
-        for n, (tag, _) in enumerate(files)
-    ]
-    (folder / "meta" / "_journal.json").write_text(
-        json.dumps({"version": "7", "dialect": "postgresql", "entries": entries})
-    )
-    return folder
-
-
 @pytest.fixture
 def run(orchestrator, database_url, tmp_path):
     async def run(command: str, *arguments: str, url: str = database_url, **env: str):
@@ -62,7 +47,7 @@ async def state(admin, url: str) -> tuple:
     )
 
 
-async def test_what_is_pending_runs_on_a_copy_with_rows_and_tells_its_locks(run, admin, database_url, tmp_path):
+async def test_what_is_pending_runs_on_a_copy_with_rows_and_tells_its_locks(run, admin, database_url, tmp_path, write):
     write(tmp_path / "m", FIRST)
     assert (await run("migrate")).returncode == 0
     # Drift: the file that comes needs it, so only a copy of the real schema can run it.
@@ -105,7 +90,9 @@ async def test_what_is_pending_runs_on_a_copy_with_rows_and_tells_its_locks(run,
     assert (await state(admin, database_url), await scratches(admin, database_url)) == (before, [])
 
 
-async def test_a_migration_that_fails_there_fails_with_the_words_of_the_real_run(run, admin, database_url, tmp_path):
+async def test_a_migration_that_fails_there_fails_with_the_words_of_the_real_run(
+    run, admin, database_url, tmp_path, write
+):
     write(tmp_path / "m", FIRST)
     assert (await run("migrate")).returncode == 0
     bad = ("0001_bad", f"CREATE TABLE half ();{BREAK}CREATE UNIQUE INDEX ON a (b);")
@@ -123,7 +110,7 @@ async def test_a_migration_that_fails_there_fails_with_the_words_of_the_real_run
     assert (shown.returncode, "It would fail." in shown.stdout) == (70, True)
 
 
-async def test_what_a_migration_leaves_half_done_is_a_finding(run, admin, database_url, tmp_path):
+async def test_what_a_migration_leaves_half_done_is_a_finding(run, admin, database_url, tmp_path, write):
     write(tmp_path / "m", FIRST)
     assert (await run("migrate")).returncode == 0
     await admin.script(database_url, "ALTER TABLE other ADD CONSTRAINT old CHECK (n > 1) NOT VALID")
@@ -135,7 +122,7 @@ async def test_what_a_migration_leaves_half_done_is_a_finding(run, admin, databa
     assert [(f["kind"], f["name"]) for f in found["before_already"]] == [("constraint", "other.old")]
 
 
-async def test_a_database_that_was_never_migrated_is_rehearsed_whole(run, admin, database_url, tmp_path):
+async def test_a_database_that_was_never_migrated_is_rehearsed_whole(run, admin, database_url, tmp_path, write):
     write(tmp_path / "m", FIRST)
     done = await run("rehearse", "--json")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -147,7 +134,7 @@ async def test_a_database_that_was_never_migrated_is_rehearsed_whole(run, admin,
 
 
 async def test_without_pg_dump_the_version_that_is_needed_is_named_and_the_files_are_a_way(
-    orchestrator, run, admin, database_url, tmp_path, server
+    orchestrator, run, admin, database_url, tmp_path, server, write
 ):
     write(tmp_path / "m", FIRST)
     assert (await run("migrate")).returncode == 0
@@ -170,7 +157,9 @@ async def test_without_pg_dump_the_version_that_is_needed_is_named_and_the_files
     assert "public.a" in {held["relation"] for held in found["applied"][0]["locks"]}
 
 
-async def test_a_user_that_may_make_databases_rehearses_what_is_its_own(run, admin, database_url, tmp_path, server):
+async def test_a_user_that_may_make_databases_rehearses_what_is_its_own(
+    run, admin, database_url, tmp_path, server, write
+):
     role = f"owner_{secrets.token_hex(4)}"
     url = database_url.replace(f"//{server.user}:", f"//{role}:")
     name = database_url.rpartition("/")[2]
@@ -195,7 +184,7 @@ async def test_a_user_that_may_make_databases_rehearses_what_is_its_own(run, adm
 
 
 async def test_an_interrupt_in_mid_rehearsal_drops_the_copy(
-    orchestrator, run, admin, database_url, tmp_path, wait_until
+    orchestrator, run, admin, database_url, tmp_path, wait_until, write
 ):
     write(tmp_path / "m", FIRST)
     assert (await run("migrate")).returncode == 0

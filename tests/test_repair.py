@@ -236,6 +236,27 @@ async def test_the_services_own_ledger_is_mended_where_its_tables_are_there(run,
     assert (await run("migrate")).returncode == 0
 
 
+@pytest.mark.parametrize("command", [("repair", "upgrade", "--yes"), ("verify",), ("rehearse",), ("status",)])
+async def test_a_database_that_comes_late_is_waited_for_as_long_as_is_set(
+    orchestrator, tcp_proxy, database_url, tmp_path, command
+):
+    write(tmp_path / "m", A)
+    env = {
+        "DATABASE_URL": tcp_proxy.dsn(database_url),
+        "MIGRATIONS_DIR": str(tmp_path / "m"),
+        "DB_CONNECT_TIMEOUT": "1s",
+    }
+    await tcp_proxy.refuse()
+    refused = await orchestrator(*command, env=env)
+    assert refused.returncode == 69
+    assert "DB_WAIT_TIMEOUT" in refused.events[-1]["remedy"]
+    async with orchestrator.running(*command, "-v", env={**env, "DB_WAIT_TIMEOUT": "60s"}) as process:
+        await process.phase("connecting")
+        await asyncio.sleep(1.5)  # the time itself: longer than without the setting
+        await tcp_proxy.accept()
+        assert await process.wait() in {0, 1}, process.output
+
+
 async def test_another_migrator_is_waited_for(orchestrator, run, admin, database_url, tmp_path):
     write(tmp_path / "m", A)
     async with admin.connection(database_url) as holder:

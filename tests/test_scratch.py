@@ -1,7 +1,6 @@
 """Scratch databases and what is replayed into them: they live as long as the work, whatever ends it."""
 
 import asyncio
-import json
 import secrets
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,20 +22,6 @@ BREAK = "\n--> statement-breakpoint\n"
 WHEN = 1716000000000
 
 
-def write(folder: Path, *files: tuple[str, str]) -> Path:
-    """A v0 folder; a file is (tag, SQL)."""
-    (folder / "meta").mkdir(parents=True, exist_ok=True)
-    for tag, sql in files:
-        (folder / f"{tag}.sql").write_text(sql)
-    entries = [
-        {"idx": n, "version": "7", "when": WHEN + n, "tag": tag, "breakpoints": True}
-        for n, (tag, _) in enumerate(files)
-    ]
-    journal = {"version": "7", "dialect": "postgresql", "entries": entries}
-    (folder / "meta" / "_journal.json").write_text(json.dumps(journal))
-    return folder
-
-
 def sources(folder: Path) -> list[Source]:
     return [
         Source("service", read_folder(service_folder()), LedgerTable("orchestrator", "__drizzle_migrations")),
@@ -44,7 +29,7 @@ def sources(folder: Path) -> list[Source]:
     ]
 
 
-async def test_a_replay_applies_every_source_and_says_how_long_each_file_took(database_url, admin, tmp_path):
+async def test_a_replay_applies_every_source_and_says_how_long_each_file_took(database_url, admin, tmp_path, write):
     folder = write(tmp_path / "m", ("0000_a", "CREATE TABLE a (id int);"), ("0001_b", "SELECT pg_sleep(0.05);"))
     events = []
     applied = await replay(dsns.parse(database_url), sources(folder), on_event=events.append)
@@ -56,7 +41,7 @@ async def test_a_replay_applies_every_source_and_says_how_long_each_file_took(da
     assert await replay(dsns.parse(database_url), sources(folder)) == []
 
 
-async def test_a_replay_fails_with_the_words_of_a_start(database_url, tmp_path):
+async def test_a_replay_fails_with_the_words_of_a_start(database_url, tmp_path, write):
     folder = write(tmp_path / "m", ("0000_bad", f"CREATE TABLE a (id int);{BREAK}SELECT 1 / 0;"))
     with pytest.raises(MigrationError, match=r"0000_bad\.sql:3:1: division by zero \(SQLSTATE 22012\)"):
         await replay(dsns.parse(database_url), sources(folder))

@@ -28,8 +28,8 @@ async def hurried(server, admin, database_url):
     )
 
 
-async def test_long_migrations_are_applied_rehearsed_and_verified(orchestrator, hurried, tmp_path, write_folder):
-    env = {"DATABASE_URL": hurried, "MIGRATIONS_DIR": str(write_folder(tmp_path / "m", ("0000_a", SLOW)))}
+async def test_long_migrations_are_applied_rehearsed_and_verified(orchestrator, hurried, tmp_path, write):
+    env = {"DATABASE_URL": hurried, "MIGRATIONS_DIR": str(write(tmp_path / "m", ("0000_a", SLOW)))}
     rehearsed = await orchestrator("rehearse", env=env)
     assert rehearsed.returncode == 0, rehearsed.stderr
     migrated = await orchestrator("migrate", env=env)
@@ -40,13 +40,13 @@ async def test_long_migrations_are_applied_rehearsed_and_verified(orchestrator, 
 
 
 async def test_the_lock_is_held_for_as_long_as_a_backup_takes_and_a_restore_ends(
-    orchestrator, hurried, admin, database_url, tmp_path, write_folder, wait_until
+    orchestrator, hurried, admin, database_url, tmp_path, write, wait_until
 ):
     await admin.script(database_url, "CREATE TABLE held ()")
     backups = tmp_path / "backups"
     env = {
         "DATABASE_URL": hurried,
-        "MIGRATIONS_DIR": str(write_folder(tmp_path / "m", ("0000_a", "CREATE TABLE a ();"))),
+        "MIGRATIONS_DIR": str(write(tmp_path / "m", ("0000_a", "CREATE TABLE a ();"))),
         "BACKUP_DIR": str(backups),
         "BACKUP_BEFORE_MIGRATE": "pending",
     }

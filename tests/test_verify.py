@@ -12,21 +12,6 @@ WHEN = 1716000000000
 RICH = (Path(__file__).parent / "schema_rich.sql").read_text()
 
 
-def write(folder: Path, *files: tuple[str, str]) -> Path:
-    """A v0 folder; a file is (tag, SQL)."""
-    (folder / "meta").mkdir(parents=True, exist_ok=True)
-    for tag, sql in files:
-        (folder / f"{tag}.sql").write_text(sql)
-    entries = [
-        {"idx": n, "version": "7", "when": WHEN + n, "tag": tag, "breakpoints": True}
-        for n, (tag, _) in enumerate(files)
-    ]
-    (folder / "meta" / "_journal.json").write_text(
-        json.dumps({"version": "7", "dialect": "postgresql", "entries": entries})
-    )
-    return folder
-
-
 @pytest.fixture
 def run(orchestrator, database_url, tmp_path):
     """`await run("verify", …)` on the folder `m`; JSON of stdout is in `.found`."""
@@ -43,7 +28,7 @@ async def no_scratch_left(admin, url: str) -> bool:
     return not await admin(url, "SELECT datname FROM pg_database WHERE datname ~ '^orchestrator_scratch_'")
 
 
-async def test_a_migrated_database_is_what_its_files_make(run, admin, database_url, tmp_path):
+async def test_a_migrated_database_is_what_its_files_make(run, admin, database_url, tmp_path, write):
     write(tmp_path / "m", ("0000_rich", RICH), ("0001_more", "ALTER TABLE users ADD COLUMN more int;"))
     assert (await run("migrate")).returncode == 0
     done = await run("verify", "--json", "--privileges")
@@ -56,7 +41,7 @@ async def test_a_migrated_database_is_what_its_files_make(run, admin, database_u
     assert await no_scratch_left(admin, database_url)
 
 
-async def test_drift_is_named_with_what_the_files_say_and_the_way_back(run, admin, database_url, tmp_path):
+async def test_drift_is_named_with_what_the_files_say_and_the_way_back(run, admin, database_url, tmp_path, write):
     write(tmp_path / "m", ("0000_a", "CREATE TABLE a (id int DEFAULT 1, b text); CREATE INDEX a_b ON a (b);"))
     assert (await run("migrate")).returncode == 0
     await admin.script(
@@ -87,7 +72,7 @@ async def test_drift_is_named_with_what_the_files_say_and_the_way_back(run, admi
 
 
 async def test_pending_edited_and_lost_files_are_differences_of_the_ledger_and_not_of_the_catalogue(
-    run, admin, database_url, tmp_path
+    run, admin, database_url, tmp_path, write
 ):
     write(
         tmp_path / "m",
@@ -115,7 +100,9 @@ async def test_pending_edited_and_lost_files_are_differences_of_the_ledger_and_n
     assert "+CREATE TABLE b (id bigint);" in told.stdout
 
 
-async def test_a_role_that_can_only_read_and_make_databases_can_verify(run, admin, database_url, tmp_path, server):
+async def test_a_role_that_can_only_read_and_make_databases_can_verify(
+    run, admin, database_url, tmp_path, server, write
+):
     write(tmp_path / "m", ("0000_a", "CREATE TABLE a (id serial PRIMARY KEY);"))
     assert (await run("migrate")).returncode == 0
     role = f"reader_{secrets.token_hex(4)}"
@@ -138,7 +125,9 @@ async def test_a_role_that_can_only_read_and_make_databases_can_verify(run, admi
         await admin.script(database_url, f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 
-async def test_files_that_do_not_run_on_an_empty_database_fail_as_a_start_would(run, admin, database_url, tmp_path):
+async def test_files_that_do_not_run_on_an_empty_database_fail_as_a_start_would(
+    run, admin, database_url, tmp_path, write
+):
     write(tmp_path / "m", ("0000_a", "CREATE TABLE IF NOT EXISTS a (id int);"), ("0001_b", "SELECT 1;"))
     assert (await run("migrate")).returncode == 0
     write(tmp_path / "m", ("0000_a", "CREATE TABLE a (id nothing);"), ("0001_b", "SELECT 1;"))
@@ -148,8 +137,10 @@ async def test_files_that_do_not_run_on_an_empty_database_fail_as_a_start_would(
     assert await no_scratch_left(admin, database_url)
 
 
-async def test_sigterm_in_mid_work_drops_the_scratch_database(orchestrator, admin, database_url, tmp_path, wait_until):
-    folder = await slow_folder(orchestrator, admin, database_url, tmp_path)
+async def test_sigterm_in_mid_work_drops_the_scratch_database(
+    orchestrator, admin, database_url, tmp_path, write, wait_until
+):
+    folder = await slow_folder(orchestrator, admin, database_url, tmp_path, write)
     async with orchestrator.running(
         "verify", env={"DATABASE_URL": database_url, "MIGRATIONS_DIR": str(folder)}
     ) as process:
@@ -160,9 +151,9 @@ async def test_sigterm_in_mid_work_drops_the_scratch_database(orchestrator, admi
 
 
 async def test_what_a_kill_leaves_behind_is_dropped_by_the_next_run(
-    orchestrator, admin, database_url, tmp_path, wait_until
+    orchestrator, admin, database_url, tmp_path, write, wait_until
 ):
-    folder = await slow_folder(orchestrator, admin, database_url, tmp_path)
+    folder = await slow_folder(orchestrator, admin, database_url, tmp_path, write)
     env = {"DATABASE_URL": database_url, "MIGRATIONS_DIR": str(folder)}
     async with orchestrator.running("verify", env=env) as process:
         left = await asleep(admin, database_url, wait_until)
@@ -176,7 +167,7 @@ async def test_what_a_kill_leaves_behind_is_dropped_by_the_next_run(
     assert await no_scratch_left(admin, database_url)
 
 
-async def slow_folder(orchestrator, admin, url: str, tmp_path: Path) -> Path:
+async def slow_folder(orchestrator, admin, url: str, tmp_path: Path, write) -> Path:
     """A folder whose file, once applied, takes a minute to replay."""
     folder = write(tmp_path / "slow", ("0000_slow", "SELECT 1;"))
     done = await orchestrator("migrate", env={"DATABASE_URL": url, "MIGRATIONS_DIR": str(folder)})

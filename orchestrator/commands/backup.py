@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from orchestrator.commands.edge import failed_early, load, print_json, run, with_folder, with_json
+from orchestrator.commands.edge import failed_early, load, prepared, print_json, run, with_folder, with_json
 
 TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
 if TYPE_CHECKING:
@@ -108,24 +108,18 @@ async def _test(backup_: Backup, dsn: Dsn, settings: Settings, life: Lifecycle) 
 
 def _session(settings: Settings, life: Lifecycle) -> AbstractAsyncContextManager[tuple[Any, Dsn, list[Source]]]:
     """A session on the database, its DSN, and the sources whose ledgers are read. One try, no waiting for ever."""
-    import asyncio
     from contextlib import asynccontextmanager
 
     from orchestrator.database.connect import connected
-    from orchestrator.lifecycle import Phase
-    from orchestrator.supervisor import read_sources
 
     @asynccontextmanager
     async def session() -> AsyncIterator[tuple[Any, Dsn, list[Source]]]:
-        dsn = settings.migration_database
-        assert dsn is not None, "load() demands a database"  # noqa: S101
-        sources = await asyncio.to_thread(read_sources, settings)
-        life.enter(Phase.CONNECTING)
+        sources, dsn = await prepared(settings, life)
         timeout_s = settings.db_connect_timeout_s
         async with connected(
             dsn,
             life,
-            wait_timeout_s=settings.db_wait_timeout_s or timeout_s,
+            wait_timeout_s=settings.command_wait_s,
             connect_timeout_s=timeout_s,
             application_name="orchestrator backup",
         ) as connection:

@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from typing import Any
 
+    from orchestrator.dsn import Dsn
     from orchestrator.errors import OrchestratorError
     from orchestrator.lifecycle import Lifecycle
+    from orchestrator.migrator.survey import Source
     from orchestrator.settings import Settings
 
 _OVERRIDES = {
@@ -48,6 +50,23 @@ def print_json(value: object) -> None:
     import msgspec
 
     print(msgspec.json.format(msgspec.json.encode(value, enc_hook=str)).decode())
+
+
+async def prepared(settings: Settings, life: Lifecycle) -> tuple[list[Source], Dsn]:
+    """What a command on the database begins with: the folders, read, and where to log in; CONNECTING is entered.
+
+    Raises:
+        FolderError: a folder is not what Drizzle would accept.
+    """
+    import asyncio
+
+    from orchestrator import supervisor
+    from orchestrator.lifecycle import Phase
+
+    sources = await asyncio.to_thread(supervisor.read_sources, settings)
+    assert settings.migration_database is not None, "load() demands a database"  # noqa: S101
+    life.enter(Phase.CONNECTING)
+    return sources, settings.migration_database
 
 
 def load(options: argparse.Namespace, *, needs_database: bool = True) -> Settings:

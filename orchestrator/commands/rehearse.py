@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orchestrator.commands.edge import print_json, run, with_folder, with_json
+from orchestrator.commands.edge import prepared, print_json, run, with_folder, with_json
 from orchestrator.commands.verify import scratch_server, with_scratch
 
 TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
@@ -35,18 +35,12 @@ def _rehearse(options: argparse.Namespace) -> int:
     found: list[Report] = []
 
     async def work(settings: Settings, life: Lifecycle) -> None:
-        import asyncio
-
-        from orchestrator import supervisor
         from orchestrator.lifecycle import Phase
         from orchestrator.migrator.options import Options
         from orchestrator.migrator.rehearse import Rehearsal
         from orchestrator.migrator.rehearse import rehearse as try_it
 
-        sources = await asyncio.to_thread(supervisor.read_sources, settings)
-        dsn = settings.migration_database
-        assert dsn is not None, "settings.load() demands a database"  # noqa: S101
-        life.enter(Phase.CONNECTING)
+        sources, dsn = await prepared(settings, life)
         how = Rehearsal(
             scratch_server(options, dsn),
             Options.of(settings),
@@ -54,6 +48,7 @@ def _rehearse(options: argparse.Namespace) -> int:
             with_data=options.with_data,
             from_files=options.from_files,
             connect_timeout_s=settings.db_connect_timeout_s,
+            wait_timeout_s=settings.command_wait_s,
         )
         found.append(await try_it(dsn, sources, how, life.emit))
         life.enter(Phase.STOPPED)

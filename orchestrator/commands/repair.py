@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from orchestrator.commands.edge import print_json, run, with_folder, with_json
+from orchestrator.commands.edge import prepared, print_json, run, with_folder, with_json
 from orchestrator.commands.verify import print_differences, print_edit, scratch_server, with_scratch
 
 TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
@@ -53,17 +53,12 @@ def _repair(options: argparse.Namespace) -> int:
     found: list[tuple[Proposal, bool]] = []
 
     async def work(settings: Settings, life: Lifecycle) -> None:
-        import asyncio
-
-        from orchestrator import supervisor
         from orchestrator.lifecycle import Phase
         from orchestrator.migrator.repair import Wish
         from orchestrator.migrator.repair import repair as mend
         from orchestrator.migrator.verify import Scope
 
-        sources = await asyncio.to_thread(supervisor.read_sources, settings)
-        dsn = settings.migration_database
-        assert dsn is not None, "settings.load() demands a database"  # noqa: S101
+        sources, dsn = await prepared(settings, life)
         is_baseline = options.action == "baseline"
         names = ([options.to] if options.to else []) if is_baseline else getattr(options, "names", [])
         wish = Wish(
@@ -76,8 +71,8 @@ def _repair(options: argparse.Namespace) -> int:
             scope=Scope(tuple(options.schemas), tuple(options.exclude_schema)) if is_baseline else Scope(),
             lock_timeout_s=settings.migration_lock_timeout_s,
             connect_timeout_s=settings.db_connect_timeout_s,
+            wait_timeout_s=settings.command_wait_s,
         )
-        life.enter(Phase.CONNECTING)
 
         async def confirm(proposal: Proposal) -> bool:
             if not options.json:

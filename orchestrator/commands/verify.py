@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orchestrator.commands.edge import print_json, run, with_folder, with_json
+from orchestrator.commands.edge import prepared, print_json, run, with_folder, with_json
 
 TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
 if TYPE_CHECKING:
@@ -57,17 +57,11 @@ def _verify(options: argparse.Namespace) -> int:
     found: list[Verdict] = []
 
     async def work(settings: Settings, life: Lifecycle) -> None:
-        import asyncio
-
-        from orchestrator import supervisor
         from orchestrator.lifecycle import Phase
         from orchestrator.migrator.verify import Scope
         from orchestrator.migrator.verify import verify as compare
 
-        sources = await asyncio.to_thread(supervisor.read_sources, settings)
-        dsn = settings.migration_database
-        assert dsn is not None, "settings.load() demands a database"  # noqa: S101
-        life.enter(Phase.CONNECTING)
+        sources, dsn = await prepared(settings, life)
         found.append(
             await compare(
                 dsn,
@@ -76,6 +70,7 @@ def _verify(options: argparse.Namespace) -> int:
                 extensions=settings.extensions,
                 scope=Scope(tuple(options.schemas), tuple(options.exclude_schema), options.privileges),
                 connect_timeout_s=settings.db_connect_timeout_s,
+                wait_timeout_s=settings.command_wait_s,
             )
         )
         life.enter(Phase.STOPPED)

@@ -215,7 +215,7 @@ async def connect(
             ) from error
         raise DatabaseUnavailableError(
             f"no usable database at {dsn.redacted()} within {wait_timeout_s:g} s (last: {failure.cause})",
-            remedy=f"{failure.hint} Or raise DB_WAIT_TIMEOUT (0 waits for ever).",
+            remedy=f"{failure.hint} Or raise DB_WAIT_TIMEOUT.",
             facts=facts,
         ) from error
 

@@ -371,7 +371,7 @@ async def _schema_differences(backup: Backup, dsn: Dsn, emit: Emit, connect_time
     )
     ours = pgtools.Run(reader, ["--schema-only", "--file=-", str(backup.path)], environment, dsn.secrets, emit)
     theirs = pgtools.Run(tool, ["--schema-only", "--no-password"], environment, dsn.secrets, emit)
-    expected, found = [_statements(await pgtools.output(run)) for run in (ours, theirs)]
+    expected, found = [statements_of(await pgtools.output(run)) for run in (ours, theirs)]
     lines = [f"schema: {name} is not as in the backup" for name in sorted(expected.keys() - found.keys())]
     lines += [f"schema: {name} is not in the backup" for name in sorted(found.keys() - expected.keys())]
     return lines + [
@@ -386,7 +386,7 @@ _ENTRY = re.compile(r"^-- Name: (?P<name>.*); Type: (?P<type>[^;]*); Schema: (?P
 _BOOKKEEPING = re.compile(r"^ALTER .* SET \(pg_attver=\d+\);$|\bpg_attver=\d+, |, pg_attver=\d+\b")
 
 
-def _statements(script: bytes) -> dict[str, str]:
+def statements_of(script: bytes) -> dict[str, str]:
     """The entries of a script of pg_dump by their titles: `TABLE public.people` → its text, without comments."""
     text = script.decode(errors="replace")
     marks = list(_ENTRY.finditer(text))

@@ -237,7 +237,7 @@ async def verify_migrations(ctx: Context, payload: VerifyPayload) -> dict[str, A
     settings, found, refused = service.settings, [], []
     for done, source in enumerate(service.sources):
         await ctx.progress(done, len(service.sources), str(source.folder.path))
-        read = replace(source, folder=await asyncio.to_thread(read_folder, source.folder.path))
+        read = msgspec.structs.replace(source, folder=await asyncio.to_thread(read_folder, source.folder.path))
         async with ctx.pool.acquire() as connection:
             one = await survey(connection, read, policy=settings.migration_policy, ahead=settings.migration_ahead)
         findings = [

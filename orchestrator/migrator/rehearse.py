@@ -147,6 +147,7 @@ class Rehearsal(msgspec.Struct, frozen=True):
     with_data: bool = False
     from_files: bool = False
     connect_timeout_s: float = 5.0
+    wait_timeout_s: float = 5.0
 
 
 async def rehearse(dsn: Dsn, sources: Sequence[Source], how: Rehearsal, emit: Emit) -> Report:
@@ -383,7 +384,7 @@ def _strength(held: Held) -> int:
 def _session(dsn: Dsn, how: Rehearsal) -> Any:
     return own_session(
         dsn,
-        wait_timeout_s=how.connect_timeout_s,
+        wait_timeout_s=how.wait_timeout_s,
         connect_timeout_s=how.connect_timeout_s,
         application_name="orchestrator rehearse",
     )

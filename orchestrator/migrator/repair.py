@@ -113,6 +113,7 @@ class Wish(msgspec.Struct, frozen=True):
     scope: Scope = Scope()
     lock_timeout_s: float = 0.0
     connect_timeout_s: float = 5.0
+    wait_timeout_s: float = 5.0
 
 
 async def repair(
@@ -165,7 +166,7 @@ async def _locked(dsn: Dsn, wish: Wish, life: Lifecycle) -> AsyncIterator[Any]:
         connected(
             dsn,
             life,
-            wait_timeout_s=wish.connect_timeout_s,
+            wait_timeout_s=wish.wait_timeout_s,
             connect_timeout_s=wish.connect_timeout_s,
             application_name="orchestrator repair",
         ) as connection,

@@ -61,6 +61,7 @@ class Schema(msgspec.Struct, frozen=True):
 _SESSION = (
     "SET LOCAL search_path = ''; SET LOCAL TimeZone = 'UTC'; SET LOCAL DateStyle = 'ISO, YMD';"
     " SET LOCAL IntervalStyle = 'postgres'; SET LOCAL extra_float_digits = 3; SET LOCAL quote_all_identifiers = off;"
+    " SET LOCAL standard_conforming_strings = on;"
     # Compiling each query would cost more than running it.
     " SET LOCAL bytea_output = 'hex'; SET LOCAL jit = off"
 )

@@ -83,6 +83,7 @@ async def verify(
     extensions: Sequence[str] = (),
     scope: Scope | None = None,
     connect_timeout_s: float = 5.0,
+    wait_timeout_s: float = 5.0,
 ) -> Verdict:
     """Replay what the ledger says is applied, in the folder's order, and compare catalogue and ledger.
 
@@ -96,7 +97,7 @@ async def verify(
         DatabaseUnavailableError: a server is not to be reached.
     """
     scope = scope or Scope()
-    surveys, edited, live = await _read_live(dsn, sources, scope, connect_timeout_s)
+    surveys, edited, live = await _read_live(dsn, sources, scope, connect_timeout_s, wait_timeout_s)
     wanted, notes = await made_by(
         on or dsn,
         [applied_part(one) for one in surveys],
@@ -169,10 +170,10 @@ def source_part(source: Source, names: Collection[str]) -> Source:
 
 
 async def _read_live(
-    dsn: Dsn, sources: Sequence[Source], scope: Scope, connect_timeout_s: float
+    dsn: Dsn, sources: Sequence[Source], scope: Scope, connect_timeout_s: float, wait_timeout_s: float
 ) -> tuple[list[Survey], list[Edit], Schema]:
     with server_errors_explained(dsn, doing="reading the database"):
-        async with _session(dsn, connect_timeout_s) as connection:
+        async with _session(dsn, connect_timeout_s, wait_timeout_s) as connection:
             surveys = await readable_surveys(connection, sources)
             edited = [edit for one in surveys for edit in await edits(connection, one)]
             return surveys, edited, await read_schema(connection, privileges=scope.privileges)
@@ -180,14 +181,14 @@ async def _read_live(
 
 async def _schema_of(dsn: Dsn, scope: Scope, connect_timeout_s: float) -> Schema:
     with server_errors_explained(dsn, doing="reading the scratch database"):
-        async with _session(dsn, connect_timeout_s) as connection:
+        async with _session(dsn, connect_timeout_s, connect_timeout_s) as connection:
             return await read_schema(connection, privileges=scope.privileges)
 
 
-def _session(dsn: Dsn, connect_timeout_s: float) -> Any:
+def _session(dsn: Dsn, connect_timeout_s: float, wait_timeout_s: float) -> Any:
     return own_session(
         dsn,
-        wait_timeout_s=connect_timeout_s,
+        wait_timeout_s=wait_timeout_s,
         connect_timeout_s=connect_timeout_s,
         application_name="orchestrator verify",
     )

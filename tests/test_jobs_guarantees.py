@@ -295,7 +295,7 @@ async def test_a_stop_is_in_time_whatever_is_in_flight(
                 tcp_proxy.stall()
             began = time.monotonic()
             run.send_signal(signal.SIGTERM)
-            assert await run.wait(timeout_s=10) == 0
+            assert await run.wait(timeout_s=10) == 0, run.output
             assert time.monotonic() - began < 3.5
     if not is_stalled:
         assert (await look.job(job.id))["state"] == "queued"

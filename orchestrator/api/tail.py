@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.api import streams
 from orchestrator.api.positions import GAPS_MAX, Cursor, Position, between
-from orchestrator.database.connect import close, connect_once
+from orchestrator.database.connect import PARTING_S, close, connect_once, cut_when_cancelled
 from orchestrator.database.failure import CONNECTION_ERRORS, classify
 from orchestrator.jobs.reading import EventRow, read_events, read_newest_position
 
@@ -134,7 +134,7 @@ class Tail:
             finally:
                 if connection is not None:
                     with suppress(asyncio.CancelledError):
-                        await close(connection)
+                        await close(connection, timeout_s=PARTING_S)
 
     def _hinted(self, *_: object) -> None:
         self._hint.set()
@@ -147,7 +147,7 @@ class Tail:
             self._begun += 1
             began = self._begun
             async with asyncio.timeout(_TIMEOUT_S):
-                await self._look(connection)
+                await cut_when_cancelled(connection, self._look(connection))
             async with self._looked:
                 self._done = began
                 self._looked.notify_all()

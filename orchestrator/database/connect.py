@@ -24,7 +24,7 @@ from orchestrator.errors import ConnectionRefusedForeverError, DatabaseUnavailab
 from orchestrator.lifecycle import Lifecycle
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from orchestrator.dsn import Dsn
 
@@ -35,6 +35,8 @@ _PROBE_TIMEOUT_S = 0.5
 _RESOLVE_EVERY_S = 1.0
 _RESOLVE_AGAIN_S = 0.1  # a look-up that fails is a thread and two packets: rarer than a probe
 _CLOSE_TIMEOUT_S = 2.0
+# For a session that only reads: at a stop, with the server out of reach, each of them counts.
+PARTING_S = 0.2
 _FIRST_WITH_TRANSACTION_TIMEOUT = 17
 
 
@@ -77,12 +79,12 @@ def no_time_limits(connection: Any) -> str:
     return "; ".join(f"SET {name} = 0" for name in names)
 
 
-async def close(connection: Any) -> None:
-    """Close politely within two seconds, else cut. Never raises but for cancellation."""
+async def close(connection: Any, *, timeout_s: float = _CLOSE_TIMEOUT_S) -> None:
+    """Close politely within `timeout_s`, else cut. Never raises but for cancellation."""
     if connection.is_closed():
         return
     try:
-        await connection.close(timeout=_CLOSE_TIMEOUT_S)
+        await connection.close(timeout=timeout_s)
     except CONNECTION_ERRORS:
         connection.terminate()
     except asyncio.CancelledError:
@@ -97,6 +99,23 @@ def next_try(life: Lifecycle, retry_in_s: float) -> dict[str, object]:
         "retry_in_s": round(retry_in_s, 2),
         "next_try_at": at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
     }
+
+
+async def cut_when_cancelled(connection: Any, work: Awaitable[None]) -> None:
+    """Do `work` on `connection`; a cancellation cuts the connection first.
+
+    What asyncpg does on a cancellation (a request to cancel, a ROLLBACK) waits without a bound for a server that may be
+    out of reach.
+    """
+    working = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait([working])
+    except asyncio.CancelledError:
+        connection.terminate()
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
+        raise
+    working.result()
 
 
 class _Reporter:

@@ -7,7 +7,7 @@ import contextlib
 import time
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.database.connect import close, connect_once, next_try
+from orchestrator.database.connect import PARTING_S, close, connect_once, next_try
 from orchestrator.database.failure import CONNECTION_ERRORS, classify
 from orchestrator.lifecycle import Phase
 
@@ -68,7 +68,7 @@ async def watch_database(dsn: Dsn, life: Lifecycle) -> None:
     finally:
         if connection is not None:
             with contextlib.suppress(asyncio.CancelledError):
-                await close(connection)
+                await close(connection, timeout_s=PARTING_S)
 
 
 def _pause_s(failures: int) -> float:

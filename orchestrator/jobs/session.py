@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from orchestrator.database.connect import close, connect_once
+from orchestrator.database.connect import close, connect_once, cut_when_cancelled
 from orchestrator.database.failure import CONNECTION_ERRORS, classify, is_connection_loss
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ async def keep_session(
                         await connection.execute("SET synchronous_commit = off")
                 if failures:
                     emit("jobs.connection_restored", level="info", purpose=purpose, failures=failures)
-                await _cut_when_cancelled(connection, asyncio.ensure_future(work(Session(connection, direct=direct))))
+                await cut_when_cancelled(connection, work(Session(connection, direct=direct)))
             except asyncio.CancelledError:
                 connection.terminate()
                 raise
@@ -117,19 +117,3 @@ async def keep_session(
             await asyncio.sleep(min(_WAIT_MOST_S, _WAIT_LEAST_S * 2 ** min(failures - 1, 10)))
         else:
             return
-
-
-async def _cut_when_cancelled(connection: Any, working: asyncio.Future[None]) -> None:
-    """Wait for `working`; a cancellation cuts the connection first.
-
-    What asyncpg does on a cancellation (a request to cancel, a ROLLBACK) waits without a bound for a server that may be
-    out of reach.
-    """
-    try:
-        await asyncio.wait([working])
-    except asyncio.CancelledError:
-        connection.terminate()
-        working.cancel()
-        await asyncio.gather(working, return_exceptions=True)
-        raise
-    working.result()

@@ -98,8 +98,11 @@ async def _failure_shown(life: Lifecycle) -> AsyncIterator[None]:
 async def migrate_once(settings: Settings, life: Lifecycle, *, embedded: bool = False) -> None:
     """The one-shot: wait, lock, extensions, migrate. Errors as in `serve`."""
     sources = await asyncio.to_thread(read_sources, settings)
+    # The login is mostly waiting: what comes after it is loaded meanwhile.
+    loading = asyncio.create_task(asyncio.to_thread(_import_what_migrates))
     async with _database(settings, life, embedded=embedded) as (_, migration_dsn):
         await _bring_up(settings, migration_dsn, sources, life, command="migrate")
+    await loading
     life.enter(Phase.STOPPED)
 
 
@@ -218,6 +221,13 @@ def _import_what_comes_next() -> None:
     import orchestrator.database.connect
     import orchestrator.database.monitor
     import orchestrator.migrator.apply  # noqa: F401
+
+
+def _import_what_migrates() -> None:
+    import orchestrator.database.extensions
+    import orchestrator.database.lock
+    import orchestrator.migrator.apply
+    import orchestrator.migrator.options  # noqa: F401
 
 
 def _given(dsn: Dsn | None) -> Dsn:

@@ -17,20 +17,21 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
-import tenacity
 
 from orchestrator.database.failure import CONNECTION_ERRORS, Failure, classify
-from orchestrator.errors import ConnectionRefusedForeverError, DatabaseUnavailableError
+from orchestrator.errors import ConnectionRefusedForeverError, DatabaseUnavailableError, OrchestratorError
 from orchestrator.lifecycle import Lifecycle
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
+    import tenacity
+
     from orchestrator.dsn import Dsn
 
 OLDEST_SERVER = 14
 _REPORT_EVERY_S = 30.0
-_PROBE_EVERY_S = 0.055
+_PROBE_EVERY_S = 0.047
 _PROBE_TIMEOUT_S = 0.5
 _RESOLVE_EVERY_S = 1.0
 _RESOLVE_AGAIN_S = 0.1  # a look-up that fails is a thread and two packets: rarer than a probe
@@ -165,78 +166,105 @@ async def connect(
         DatabaseUnavailableError: the time is over (exit 69).
         ConnectionRefusedForeverError: no retry can help: a refused parameter, a server older than 14 (exit 78).
     """
-    reporter = _Reporter(dsn, life)
-    prober = _Prober(dsn)
-    began = time.monotonic()
-    deadline = began + wait_timeout_s if wait_timeout_s else None
-    last = Failure("none", "transient", "")
-    attempts, cut_short = 0, False
+    login = _Login(dsn, life, wait_timeout_s, dsn.connect_timeout_s or connect_timeout_s, application_name)
+    try:
+        return await login.attempt()
+    except CONNECTION_ERRORS as error:
+        login.failed = error
+    import tenacity  # late: it costs 5 ms, and most logins succeed at once
 
-    async def attempt_login() -> Any:
-        nonlocal cut_short
-        timeout_s = dsn.connect_timeout_s or connect_timeout_s
-        if deadline is not None:
-            left_s = max(0.05, deadline - time.monotonic())
-            timeout_s, cut_short = min(timeout_s, left_s), left_s < timeout_s
-        connection = await connect_once(dsn, timeout_s=timeout_s, application_name=application_name)
+    retrying = tenacity.AsyncRetrying(
+        retry=tenacity.retry_if_exception(login.is_worth_retrying),
+        wait=login.wait_s,
+        stop=login.is_late,
+        sleep=login.wait,
+        before_sleep=login.report,
+        reraise=True,
+    )
+    try:
+        return await retrying(login.attempt)
+    except CONNECTION_ERRORS as error:
+        raise _given_up(error, login.last, dsn, wait_timeout_s) from error
+
+
+class _Login:
+    """The tries to log in: what the last failure was, how long is left. `failed` is told as the next attempt's end."""
+
+    def __init__(
+        self, dsn: Dsn, life: Lifecycle, wait_timeout_s: float, attempt_timeout_s: float, application_name: str
+    ) -> None:
+        self._dsn, self._life, self._application_name = dsn, life, application_name
+        self._attempt_timeout_s = attempt_timeout_s
+        self._reporter, self._prober = _Reporter(dsn, life), _Prober(dsn)
+        self._began = time.monotonic()
+        self._deadline = self._began + wait_timeout_s if wait_timeout_s else None
+        self._attempts, self._cut_short = 0, False
+        self.last = Failure("none", "transient", "")
+        self.failed: BaseException | None = None
+
+    async def attempt(self) -> Any:
+        """One login, and the proof that the server serves."""
+        if self.failed is not None:
+            error, self.failed = self.failed, None
+            raise error
+        timeout_s = self._attempt_timeout_s
+        if self._deadline is not None:
+            left_s = max(0.05, self._deadline - time.monotonic())
+            timeout_s, self._cut_short = min(timeout_s, left_s), left_s < timeout_s
+        connection = await connect_once(self._dsn, timeout_s=timeout_s, application_name=self._application_name)
         try:
-            await _greet(connection, dsn, life, attempt=attempts + 1, waited_s=time.monotonic() - began)
+            waited_s = time.monotonic() - self._began
+            await _greet(connection, self._dsn, self._life, attempt=self._attempts + 1, waited_s=waited_s)
         except BaseException:
             connection.terminate()
             raise
         return connection
 
-    def is_worth_retrying(error: BaseException) -> bool:
-        if not isinstance(
-            error, OSError | asyncpg.PostgresError | asyncpg.InterfaceError | asyncpg.InternalClientError
-        ):
+    def is_worth_retrying(self, error: BaseException) -> bool:
+        """Whether waiting can help; remembers the failure."""
+        if not isinstance(error, CONNECTION_ERRORS):
             return False
-        nonlocal last, attempts
-        failure, attempts = classify(error), attempts + 1
+        failure = classify(error)
+        self._attempts += 1
         # The deadline's own cut says nothing about the server: the cause that was known before it does.
-        if attempts == 1 or not (cut_short and failure.cause == "timeout"):
-            last = failure
+        if self._attempts == 1 or not (self._cut_short and failure.cause == "timeout"):
+            self.last = failure
         return failure.outlook != "hopeless"
 
-    def report(state: tenacity.RetryCallState) -> None:
-        reporter.failed(last, state.attempt_number, retry_in_s=state.upcoming_sleep)
+    def report(self, state: tenacity.RetryCallState) -> None:
+        """Say that it failed, where that is news."""
+        self._reporter.failed(self.last, state.attempt_number, retry_in_s=state.upcoming_sleep)
 
-    def wait_s(state: tenacity.RetryCallState) -> float:
-        wanted = _wait_s(last, state.attempt_number, time.monotonic() - began)
-        return wanted if deadline is None else max(0.0, min(wanted, deadline - time.monotonic()))
+    def wait_s(self, state: tenacity.RetryCallState) -> float:
+        """Seconds until the next login, the deadline in mind."""
+        wanted = _wait_s(self.last, state.attempt_number, time.monotonic() - self._began)
+        return wanted if self._deadline is None else max(0.0, min(wanted, self._deadline - time.monotonic()))
 
-    async def wait(seconds: float) -> None:
-        if last.cause in {"refused", "no_socket", "name_not_resolved", "unreachable"}:
-            await prober.wait_for_listener(seconds)
+    async def wait(self, seconds: float) -> None:
+        """Wait; where nothing listens, only until something does."""
+        if self.last.cause in {"refused", "no_socket", "name_not_resolved", "unreachable"}:
+            await self._prober.wait_for_listener(seconds)
         else:
             await asyncio.sleep(seconds)
 
-    def is_late(_: tenacity.RetryCallState) -> bool:
-        return deadline is not None and time.monotonic() >= deadline
+    def is_late(self, _: tenacity.RetryCallState) -> bool:
+        """Whether `DB_WAIT_TIMEOUT` is over."""
+        return self._deadline is not None and time.monotonic() >= self._deadline
 
-    retrying = tenacity.AsyncRetrying(
-        retry=tenacity.retry_if_exception(is_worth_retrying),
-        wait=wait_s,
-        stop=is_late,
-        sleep=wait,
-        before_sleep=report,
-        reraise=True,
+
+def _given_up(error: BaseException, failure: Failure, dsn: Dsn, wait_timeout_s: float) -> OrchestratorError:
+    """What `connect` ends with: no retry can help, or the time is over."""
+    facts = {"hosts": [f"{h}:{p}" for h, p in dsn.hosts], "cause": failure.cause, "sqlstate": failure.sqlstate}
+    if failure.outlook == "hopeless":
+        detail = f": {error}" if isinstance(error, asyncpg.PostgresError) else ""
+        return ConnectionRefusedForeverError(
+            f"the database refuses the connection ({failure.cause}){detail}", remedy=failure.hint, facts=facts
+        )
+    return DatabaseUnavailableError(
+        f"no usable database at {dsn.redacted()} within {wait_timeout_s:g} s (last: {failure.cause})",
+        remedy=f"{failure.hint} Or raise DB_WAIT_TIMEOUT.",
+        facts=facts,
     )
-    try:
-        return await retrying(attempt_login)
-    except CONNECTION_ERRORS as error:
-        failure = last
-        facts = {"hosts": [f"{h}:{p}" for h, p in dsn.hosts], "cause": failure.cause, "sqlstate": failure.sqlstate}
-        if failure.outlook == "hopeless":
-            detail = f": {error}" if isinstance(error, asyncpg.PostgresError) else ""
-            raise ConnectionRefusedForeverError(
-                f"the database refuses the connection ({failure.cause}){detail}", remedy=failure.hint, facts=facts
-            ) from error
-        raise DatabaseUnavailableError(
-            f"no usable database at {dsn.redacted()} within {wait_timeout_s:g} s (last: {failure.cause})",
-            remedy=f"{failure.hint} Or raise DB_WAIT_TIMEOUT.",
-            facts=facts,
-        ) from error
 
 
 async def _greet(connection: Any, dsn: Dsn, life: Lifecycle, *, attempt: int, waited_s: float) -> None:

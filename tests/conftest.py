@@ -36,6 +36,12 @@ _STREAM_LIMIT_BYTES = 64 * 1024 * 1024
 _SECRET_LENGTH_MIN = 8
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Embedded servers are one for each worker; a given one is shared, and some tests look at all of its databases."""
+    if os.environ.get("TEST_DATABASE_URL") and getattr(config.option, "numprocesses", None):
+        raise pytest.UsageError("TEST_DATABASE_URL is one server for all: run pytest without -n")
+
+
 # -------------------------------------------------------------------------------------------------- waiting for a state
 
 

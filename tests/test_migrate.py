@@ -302,7 +302,8 @@ async def test_a_killed_run_leaves_ledger_and_schema_in_agreement(
         await wait_until(
             lambda: admin.value(
                 database_url,
-                "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep%' AND state = 'active'",
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+                " AND query LIKE 'SELECT pg_sleep%' AND state = 'active'",
             )
         )
         run.send_signal(signal.SIGKILL)

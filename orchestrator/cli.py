@@ -31,7 +31,7 @@ COMMANDS = (
     Command("run", "migrate", "start", "wait for the database, apply what is pending, exit", "migrate"),
     Command("run", "wait", "start", "wait until a login and a query succeed, exit", "wait"),
     Command("run", "healthcheck", "start", "ask the running service whether it is ready; exit 0 or 1", "healthcheck"),
-    Command("look", "status", "look", "show what is applied, pending, and not straight", "status --exit-code"),
+    Command("look", "status", "look", "show what is applied, pending, and different", "status --exit-code"),
     Command("look", "plan", "plan", "show what would run, and what each statement locks, rewrites, scans", "plan"),
     Command("before", "lint", "lint", "say what will hurt in the files that are pending (or --all)", "lint --github"),
     Command(
@@ -45,6 +45,7 @@ COMMANDS = (
     ),
     Command("look", "config", "look", "show what would be used and where each value came from", "config"),
     Command("look", "studio", "studio", "open a database client in the terminal, read-only (harlequin)", "studio"),
+    Command("look", "help", "help", "list the pages of the manual, or show one", "help jobs"),
     Command("look", "completion", "completion", "print a shell's completion script", "completion bash"),
     Command("write", "generate", "generate", "write the migration that the code's tables need", "generate add_users"),
     Command("write", "new", "new", "make the next migration, empty, and print its path", "new add_users"),
@@ -70,6 +71,24 @@ _READS = {
     "new": "MIGRATIONS_DIR",
 }
 
+# The page of the manual that tells of a command; `start` for those that are not named.
+PAGES = {
+    "status": "drizzle",
+    "plan": "before-after",
+    "lint": "before-after",
+    "rehearse": "before-after",
+    "verify": "before-after",
+    "repair": "before-after",
+    "backup": "operations",
+    "restore": "operations",
+    "config": "variables",
+    "studio": "operations",
+    "help": "commands",
+    "completion": "operations",
+    "generate": "writing-migrations",
+    "new": "writing-migrations",
+}
+
 _EXIT_CODES = """\
 exit codes: 0 done or stopped as asked, 2 no such command or option, 69 no database in time, 70 a migration or a backup
 failed or history is refused, 75 the migration lock was not free in time, 78 configuration, 130/143 interrupted, 1 a bug
@@ -83,7 +102,7 @@ _GROUPS = {
     "write": "Write migrations",
 }
 _GC_THRESHOLD = 50_000
-_EXIT_USAGE = 2  # as argparse has it
+EXIT_USAGE = 2  # as argparse has it
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
@@ -102,7 +121,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     gc.set_threshold(_GC_THRESHOLD)
     if not arguments:
         parser().print_help(sys.stderr)
-        _leave(_EXIT_USAGE)
+        _leave(EXIT_USAGE)
     options = parser(arguments[0] if arguments else None).parse_args(arguments)
     _leave(options.run(options))
 
@@ -149,7 +168,10 @@ def parser(asked: str | None = None) -> argparse.ArgumentParser:
 def _epilog(command: Command) -> str:
     import textwrap
 
-    lines = [f"example: orchestrator {command.example}"]
+    lines = [
+        f"example: orchestrator {command.example}",
+        f"manual:  orchestrator help {PAGES.get(command.name, 'start')}",
+    ]
     if reads := _READS.get(command.name):
         lines += ["", *textwrap.wrap(f"reads: {', '.join(reads.split())}", 78, subsequent_indent="       ")]
         lines += ["`orchestrator config` shows what each is set to, `config --markdown` what it means."]
@@ -171,5 +193,5 @@ def _table() -> str:
     lines += [
         "`orchestrator <command> --help` shows a command's options and an example; every setting is a variable of"
     ]
-    lines += ["the environment: `orchestrator config` lists them."]
+    lines += ["the environment: `orchestrator config` lists them. `orchestrator help` lists the pages of the manual."]
     return "\n".join(lines)

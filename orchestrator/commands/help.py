@@ -29,8 +29,8 @@ def _help(options: argparse.Namespace) -> int:
     manual = pages()
     if options.topic is None:
         print("The pages of the manual; `orchestrator help TOPIC` shows one:\n")
-        for name, page in manual.items():
-            print(f"  {name:<20} {_title(page)}")
+        for name, file in manual.items():
+            print(f"  {name:<20} {_title(file)}")
         print("\n`orchestrator --help` lists the commands, `orchestrator COMMAND --help` shows the options of one.")
         return 0
     from orchestrator.cli import COMMANDS, EXIT_USAGE, PAGES

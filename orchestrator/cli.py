@@ -71,8 +71,12 @@ _READS = {
     "new": "MIGRATIONS_DIR",
 }
 
-# The page of the manual that tells of a command; `start` for those that are not named.
+# The page of the manual that tells of a command.
 PAGES = {
+    "serve": "start",
+    "migrate": "start",
+    "wait": "start",
+    "healthcheck": "start",
     "status": "drizzle",
     "plan": "before-after",
     "lint": "before-after",
@@ -102,7 +106,7 @@ _GROUPS = {
     "write": "Write migrations",
 }
 _GC_THRESHOLD = 50_000
-EXIT_USAGE = 2  # as argparse has it
+_EXIT_USAGE = 2  # as argparse has it
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
@@ -121,7 +125,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     gc.set_threshold(_GC_THRESHOLD)
     if not arguments:
         parser().print_help(sys.stderr)
-        _leave(EXIT_USAGE)
+        _leave(_EXIT_USAGE)
     options = parser(arguments[0] if arguments else None).parse_args(arguments)
     _leave(options.run(options))
 
@@ -159,7 +163,7 @@ def parser(asked: str | None = None) -> argparse.ArgumentParser:
             epilog=_epilog(command),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        added.set_defaults(command=command.name, whole_parser=parser)
+        added.set_defaults(command=command.name, whole_parser=parser, pages=PAGES)
         added.add_argument("-v", "--verbose", action="store_true", help="debug lines too (LOG_LEVEL=debug)")
         _module(command.module, command.name)(added)
     return whole
@@ -170,7 +174,7 @@ def _epilog(command: Command) -> str:
 
     lines = [
         f"example: orchestrator {command.example}",
-        f"manual:  orchestrator help {PAGES.get(command.name, 'start')}",
+        f"manual:  orchestrator help {PAGES[command.name]}",
     ]
     if reads := _READS.get(command.name):
         lines += ["", *textwrap.wrap(f"reads: {', '.join(reads.split())}", 78, subsequent_indent="       ")]

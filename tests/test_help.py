@@ -21,7 +21,7 @@ async def test_a_page_is_printed_as_it_is_where_no_terminal_reads_it(orchestrato
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
 def test_every_command_has_a_page_and_the_page_names_the_command(command):
-    assert command.name in pages()[PAGES.get(command.name, "start")].read_text()
+    assert command.name in pages()[PAGES[command.name]].read_text()
 
 
 async def test_a_command_leads_to_its_page(orchestrator):

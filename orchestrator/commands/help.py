@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     import argparse
     from importlib.resources.abc import Traversable
 
+_EXIT_USAGE = 2  # as argparse has it
+
 
 def help(parser: argparse.ArgumentParser) -> None:  # noqa: A001 the command's name
     """Add the options of `help`."""
@@ -33,20 +35,17 @@ def _help(options: argparse.Namespace) -> int:
             print(f"  {name:<20} {_title(file)}")
         print("\n`orchestrator --help` lists the commands, `orchestrator COMMAND --help` shows the options of one.")
         return 0
-    from orchestrator.cli import COMMANDS, EXIT_USAGE, PAGES
-
     topic = options.topic.removesuffix(".md")
-    by_command = {command.name: PAGES.get(command.name, "start") for command in COMMANDS}
-    page = manual.get(topic) or manual.get(by_command.get(topic, ""))
+    page = manual.get(topic) or manual.get(options.pages.get(topic, ""))
     if page is not None:
         _show(page.read_text(encoding="utf-8"), paged=not options.no_pager)
         return 0
     import difflib
 
-    near = difflib.get_close_matches(topic, [*manual, *by_command], n=1)
+    near = difflib.get_close_matches(topic, [*manual, *options.pages], n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     print(f"orchestrator help: there is no page {topic!r}.{hint} The pages: {', '.join(manual)}.", file=sys.stderr)
-    return EXIT_USAGE
+    return _EXIT_USAGE
 
 
 def _title(page: Traversable) -> str:

@@ -78,7 +78,13 @@ class Look:
 
 
 @pytest.fixture
-async def look(database_url, wait_until):
+def look_by(wait_until):
+    """`look_by(connection)`: a `Look` at another server than the tests' own."""
+    return lambda connection: Look(connection, wait_until)
+
+
+@pytest.fixture
+async def look(database_url, look_by):
     connection = await asyncpg.connect(database_url)
-    yield Look(connection, wait_until)
+    yield look_by(connection)
     await connection.close()

@@ -13,7 +13,6 @@ from datetime import UTC, datetime, timedelta
 
 import asyncpg
 import pytest
-from job_servers import Look
 
 from orchestrator.jobs.queue import NewJob, cancel, enqueue, enqueue_many
 from orchestrator.jobs.schedules import Schedule, put_schedule
@@ -263,7 +262,9 @@ async def test_work_goes_on_by_itself_when_the_listener_is_terminated_or_the_dat
         await look.until(after.id, "succeeded", timeout_s=2)
 
 
-async def test_work_goes_on_by_itself_when_the_server_crashes_and_restarts(serve, tmp_path, registry, wait_until):
+async def test_work_goes_on_by_itself_when_the_server_crashes_and_restarts(
+    serve, tmp_path, registry, look_by, wait_until
+):
     from orchestrator.database.embedded import embedded_postgres
 
     async with (
@@ -272,7 +273,7 @@ async def test_work_goes_on_by_itself_when_the_server_crashes_and_restarts(serve
     ):
         connection = await asyncpg.connect(server.dsn)
         made = await enqueue(connection, "nap", {"seconds": 2}, registry=registry)
-        await Look(connection, wait_until).until(made.id, "running")
+        await look_by(connection).until(made.id, "running")
         waits = await enqueue(connection, "nap", delay_s=1, registry=registry)
         await connection.fetch("CHECKPOINT")
         witness = await asyncpg.connect(server.dsn)
@@ -285,7 +286,7 @@ async def test_work_goes_on_by_itself_when_the_server_crashes_and_restarts(serve
                 return await asyncpg.connect(server.dsn, timeout=2)
 
         connection = await wait_until(again, 20)
-        look = Look(connection, wait_until)
+        look = look_by(connection)
         for one in (made, waits):
             await look.until(one.id, "succeeded")
         after = await enqueue(connection, "nap", registry=registry)

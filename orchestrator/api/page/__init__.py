@@ -1,4 +1,4 @@
-"""The status page at `/` for browsers: one HTML, one CSS, one ES module a part, out of the package. Reads its own files.
+"""The status page at `/` for browsers: one HTML, one CSS, and an ES module for each part. Reads its own files.
 
 It is served from the first moment, needs no token, and asks for nothing from outside: what it shows it gets from
 `/health/events` and from the API.

@@ -31,7 +31,7 @@ COMMANDS = (
     Command("run", "migrate", "start", "wait for the database, apply what is pending, exit", "migrate"),
     Command("run", "wait", "start", "wait until a login and a query succeed, exit", "wait"),
     Command("run", "healthcheck", "start", "ask the running service whether it is ready; exit 0 or 1", "healthcheck"),
-    Command("look", "status", "look", "show what is applied, pending, and not straight", "status --exit-code"),
+    Command("look", "status", "look", "show what is applied, pending, and different", "status --exit-code"),
     Command("look", "plan", "plan", "show what would run, and what each statement locks, rewrites, scans", "plan"),
     Command("before", "lint", "lint", "say what will hurt in the files that are pending (or --all)", "lint --github"),
     Command(
@@ -45,6 +45,7 @@ COMMANDS = (
     ),
     Command("look", "config", "look", "show what would be used and where each value came from", "config"),
     Command("look", "studio", "studio", "open a database client in the terminal, read-only (harlequin)", "studio"),
+    Command("look", "help", "help", "list the pages of the manual, or show one", "help jobs"),
     Command("look", "completion", "completion", "print a shell's completion script", "completion bash"),
     Command("write", "generate", "generate", "write the migration that the code's tables need", "generate add_users"),
     Command("write", "new", "new", "make the next migration, empty, and print its path", "new add_users"),
@@ -68,6 +69,28 @@ _READS = {
     "studio": "DATABASE_URL",
     "generate": f"SCHEMA {_SERVER} DATA_DIR",
     "new": "MIGRATIONS_DIR",
+}
+
+# The page of the manual that tells of a command.
+PAGES = {
+    "serve": "start",
+    "migrate": "start",
+    "wait": "start",
+    "healthcheck": "start",
+    "status": "drizzle",
+    "plan": "before-after",
+    "lint": "before-after",
+    "rehearse": "before-after",
+    "verify": "before-after",
+    "repair": "before-after",
+    "backup": "operations",
+    "restore": "operations",
+    "config": "variables",
+    "studio": "operations",
+    "help": "commands",
+    "completion": "operations",
+    "generate": "writing-migrations",
+    "new": "writing-migrations",
 }
 
 _EXIT_CODES = """\
@@ -140,7 +163,7 @@ def parser(asked: str | None = None) -> argparse.ArgumentParser:
             epilog=_epilog(command),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        added.set_defaults(command=command.name, whole_parser=parser)
+        added.set_defaults(command=command.name, whole_parser=parser, pages=PAGES)
         added.add_argument("-v", "--verbose", action="store_true", help="debug lines too (LOG_LEVEL=debug)")
         _module(command.module, command.name)(added)
     return whole
@@ -149,7 +172,10 @@ def parser(asked: str | None = None) -> argparse.ArgumentParser:
 def _epilog(command: Command) -> str:
     import textwrap
 
-    lines = [f"example: orchestrator {command.example}"]
+    lines = [
+        f"example: orchestrator {command.example}",
+        f"manual:  orchestrator help {PAGES[command.name]}",
+    ]
     if reads := _READS.get(command.name):
         lines += ["", *textwrap.wrap(f"reads: {', '.join(reads.split())}", 78, subsequent_indent="       ")]
         lines += ["`orchestrator config` shows what each is set to, `config --markdown` what it means."]
@@ -171,5 +197,5 @@ def _table() -> str:
     lines += [
         "`orchestrator <command> --help` shows a command's options and an example; every setting is a variable of"
     ]
-    lines += ["the environment: `orchestrator config` lists them."]
+    lines += ["the environment: `orchestrator config` lists them. `orchestrator help` lists the pages of the manual."]
     return "\n".join(lines)

@@ -29,7 +29,10 @@ from orchestrator.variables import VARIABLES, markdown_table
 
 ROOT = Path(__file__).parent.parent
 PROJECT = ROOT / "tests" / "example_project"
-README = (ROOT / "README.md").read_text()
+DOCS = ROOT / "orchestrator" / "docs"
+# README first, then the pages of the manual; a reader may begin with any of them.
+PAGES = {page: page.read_text() for page in [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]}
+README = "\n".join(PAGES.values())
 WIDTH = 120
 TOKEN = "a-long-random-text"
 
@@ -104,17 +107,25 @@ def test_every_command_that_the_text_names_is_one_that_parses():
 
 
 def test_links_lead_somewhere():
-    anchors = {
-        re.sub(r"[^\w\- ]", "", heading[2].lower()).replace(" ", "-")
-        for line in README.splitlines()
-        if (heading := _HEADING.match(line))
-    }
-    targets = set(re.findall(r"\]\(([^)]+)\)|(?:src|srcset)=\"([^\"]+)\"", README))
-    for target in {one or other for one, other in targets}:
-        if target.startswith("#"):
-            assert target[1:] in anchors, target
-        elif not target.startswith("https://"):
-            assert (ROOT / target).exists(), target
+    for page, text in PAGES.items():
+        anchors = {
+            re.sub(r"[^\w\- ]", "", heading[2].lower()).replace(" ", "-")
+            for line in text.splitlines()
+            if (heading := _HEADING.match(line))
+        }
+        targets = set(re.findall(r"\]\(([^)]+)\)|(?:src|srcset)=\"([^\"]+)\"", text))
+        for target in {one or other for one, other in targets}:
+            if target.startswith("#"):
+                assert target[1:] in anchors, (page, target)
+            elif not target.startswith("https://"):
+                assert (page.parent / target).exists(), (page, target)
+
+
+def test_readme_can_be_read_in_one_sitting_and_names_every_page():
+    readme = PAGES[ROOT / "README.md"]
+    assert len(readme.splitlines()) <= 200
+    for page in set(PAGES) - {ROOT / "README.md"}:
+        assert f"(orchestrator/docs/{page.name})" in readme
 
 
 def test_lines_are_wrapped_where_they_can_be():
@@ -136,6 +147,8 @@ def test_there_is_one_command_that_runs_it_and_one_that_tests_it():
 def test_the_files_that_are_shown_are_those_of_the_example_project():
     (jobs,) = [text for _, text in blocks("python") if text.startswith("# my_app/jobs.py\n")]
     assert (PROJECT / "my_app" / "jobs.py").read_text().endswith(jobs.removeprefix("# my_app/jobs.py\n"))
+    (handler,) = [text for under, text in blocks("python") if under == "A job handler"]
+    assert handler in jobs
     assert [text for _, text in blocks("dockerfile")] == [(PROJECT / "Dockerfile").read_text()]
 
 
@@ -247,7 +260,9 @@ async def tour(tmp_path, database_url, orchestrator, _python_path) -> Tour:
 PARTS = {
     "Run it",
     "Test it",
+    "Developing",
     "Jobs, in your own project",
+    "In a container",
     "The API",
     "Move a Drizzle deployment over, and back",
     "Write and ship a migration",
@@ -255,7 +270,7 @@ PARTS = {
     "What will hurt: `lint`",
     "Try it: `rehearse`",
     "Is the database what its files make? `verify`",
-    "Mend the ledger: `repair`",
+    "Correct the ledger: `repair`",
     "Backups, and the way back: `backup`, `restore`",
     "Look into the database: `studio`",
     "Completion",
@@ -339,7 +354,7 @@ async def test_run_it(tour):
 
 
 async def test_test_it(tour):
-    for line in part("Test it"):
+    for line in [*part("Test it"), *part("Developing")]:
         if line.startswith("python3 -m venv .venv && .venv/bin/pip"):
             _check_install(line)
         elif match := re.fullmatch(r"([A-Z_]+)=\d+ pytest (tests/\w+\.py)", line):
@@ -352,7 +367,7 @@ async def test_test_it(tour):
 
 
 async def test_jobs_in_your_own_project_and_the_api(tour, wait_until):
-    lines, compose, exported = part("Jobs, in your own project"), [], {}
+    lines, compose, exported = [*part("Jobs, in your own project"), *part("In a container")], [], {}
     (enqueuing,) = [text for _, text in blocks("python") if text.startswith("await enqueue(")]
     async with contextlib.AsyncExitStack() as open_:
         url = ""
@@ -474,7 +489,7 @@ async def test_verify_studio_and_completion(tour):
 
 
 async def test_repair(tour, admin):
-    lines = part("Mend the ledger: `repair`")
+    lines = part("Correct the ledger: `repair`")
     file = tour.write("0007_x", "CREATE TABLE x (id int);")
     await tour.shell("orchestrator migrate")
     for line in lines:

@@ -19,7 +19,7 @@ import asyncpg
 
 from orchestrator.database import pgtools
 from orchestrator.database.backup import BackupError, check, count_rows
-from orchestrator.database.connect import close, connect_once, no_time_limits
+from orchestrator.database.connect import close, connect_once
 from orchestrator.database.failure import CONNECTION_ERRORS, classify
 from orchestrator.database.quoting import identifier, literal
 from orchestrator.database.scratch import options_like, scratch_database, server_errors_explained
@@ -219,7 +219,6 @@ async def _fill(backup: Backup, into: Dsn, emit: Emit, connect_timeout_s: float)
     """Restore the archive into an empty database; the first error ends it."""
     connection = await connect_once(into, timeout_s=connect_timeout_s, application_name="orchestrator restore")
     try:
-        await connection.execute(no_time_limits(connection))
         async with _progress_reported(connection, emit):
             await _fill_it(backup, into, connection.get_server_version().major, emit, connect_timeout_s)
     finally:
@@ -329,7 +328,7 @@ async def _differences(backup: Backup, dsn: Dsn, read_ledgers: ReadLedgers, conn
     """Where rows or ledgers of the database are not what the manifest says, as lines."""
     connection = await connect_once(dsn, timeout_s=connect_timeout_s, application_name="orchestrator restore")
     try:
-        await connection.execute(f"{no_time_limits(connection)}; SET row_security = off")
+        await connection.execute("SET row_security = off")
         found = await count_rows(connection)
         ledgers = {state.ledger: state for state in await read_ledgers(connection)}
     finally:
@@ -410,7 +409,6 @@ async def _analyze(dsn: Dsn, connect_timeout_s: float) -> None:
     """Statistics, before anyone plans a query: without them the first hours after a restore are slow ones."""
     connection = await connect_once(dsn, timeout_s=connect_timeout_s, application_name="orchestrator restore")
     try:
-        await connection.execute(no_time_limits(connection))
         await connection.execute("ANALYZE")
     finally:
         await close(connection)
@@ -444,7 +442,6 @@ async def _maintenance(dsn: Dsn, connect_timeout_s: float) -> AsyncIterator[Any]
             failed = failed or error
             continue
         try:
-            await connection.execute(no_time_limits(connection))
             yield connection
         finally:
             await close(connection)

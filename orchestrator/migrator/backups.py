@@ -9,16 +9,10 @@ import asyncio
 import shlex
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.database.backup import (
-    Backup,
-    LedgerState,
-    Order,
-    is_same_place,
-    read_backups,
-    remove_superfluous,
-    take_backup,
-)
+from orchestrator.database.backup import Order, remove_superfluous, take_backup
 from orchestrator.database.connect import close, connect_once
+from orchestrator.database.manifest import Backup, LedgerState, is_same_place, read_backups
+from orchestrator.database.vouching import recorded
 from orchestrator.errors import MigrationError, OrchestratorError
 from orchestrator.migrator.ledger import LedgerTable, read_ledger
 from orchestrator.migrator.plan import Kind
@@ -28,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
     from pathlib import Path
 
-    from orchestrator.database.backup import Manifest, Reason
+    from orchestrator.database.manifest import Manifest, Reason
     from orchestrator.database.pgtools import Emit
     from orchestrator.dsn import Dsn
     from orchestrator.lifecycle import Lifecycle
@@ -80,7 +74,7 @@ async def back_up(
     Returns the backup and what was removed. Errors as in `take_backup`; and those of a failed login.
     """
     timeout_s = settings.db_connect_timeout_s
-    order = Order(directory, reason, ledger_reader(sources), pending, timeout_s)
+    order = Order(directory, reason, ledger_reader(sources), pending, timeout_s, settings.backup_key)
     own = connection is None
     if own:
         connection = await connect_once(
@@ -88,6 +82,7 @@ async def back_up(
         )
     try:
         backup = await take_backup(connection, dsn, order, emit, on_progress=on_progress)
+        await recorded(connection, backup, emit)
     finally:
         if own:
             await close(connection)

@@ -17,6 +17,7 @@ import msgspec
 from aiohttp import web
 
 from orchestrator.api.problems import problem
+from orchestrator.database.failure import CONNECTION_ERRORS
 from orchestrator.jobs.errors import (
     IdempotencyError,
     JobError,
@@ -159,7 +160,7 @@ async def perform(
         return problem(refusal.status, refusal.detail, instance=request.path, **refusal.members)
     except JobError as error:
         return _job_problem(error, request)
-    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except (*CONNECTION_ERRORS, TimeoutError) as error:
         return _database_problem(error, request)
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from orchestrator.database import pgtools
-from orchestrator.database.connect import close, connect_once, no_time_limits
+from orchestrator.database.connect import close, connect_once
 from orchestrator.database.manifest import BackupError
 from orchestrator.database.psql_fill import fill_by_script
 from orchestrator.database.quoting import identifier
@@ -88,7 +88,6 @@ async def fill(
     """
     own = await connect_once(place.own, timeout_s=connect_timeout_s, application_name=application_name)
     try:
-        await own.execute(no_time_limits(own))
         major = own.get_server_version().major
         tool = await pgtools.find("pg_restore", at_least=max(major, archive.pg_dump_major), purpose=archive.name)
         environment = pgtools.environment(
@@ -127,7 +126,6 @@ async def hand_over(archive: Archive, filled: Filled, place: Place, emit: Emit, 
     name = identifier(str(place.dsn.user))
     own = await connect_once(place.own, timeout_s=connect_timeout_s, application_name="orchestrator restore")
     try:
-        await own.execute(f"{no_time_limits(own)}; SET search_path = pg_catalog, pg_temp")
         major = own.get_server_version().major
         tool = await pgtools.find("pg_restore", at_least=max(major, archive.pg_dump_major), purpose=archive.name)
         environment = pgtools.environment(
@@ -300,7 +298,6 @@ async def _make_extensions(own: Any, reader: _Reader, entries: Sequence[str], pl
         return ()
     role = identifier(str(place.dsn.user))
     made = []
-    await own.execute("SET search_path = pg_catalog, pg_temp")
     for parsed in postgast.parse(await reader.script(wanted)).stmts:
         if parsed.stmt.WhichOneof("node") != "create_extension_stmt":
             continue

@@ -24,7 +24,6 @@ import msgspec
 
 from orchestrator import __version__
 from orchestrator.database import pgtools
-from orchestrator.database.connect import no_time_limits
 from orchestrator.database.manifest import (
     FORMAT,
     SUFFIX,
@@ -179,14 +178,14 @@ async def _snapshot(connection: Any, order: Order) -> Any:
     """A transaction whose snapshot others can use; yields its id and what the manifest says of the database."""
     version = connection.get_server_version()
     await connection.execute(
-        f"{no_time_limits(connection)}; SET lock_timeout = '{_LOCK_TIMEOUT_S}s'"
+        f"SET lock_timeout = '{_LOCK_TIMEOUT_S}s'"
         # As pg_dump has it: an error is better than a part of the rows.
         "; SET row_security = off"
     )
     identifier_of_server = None
     with contextlib.suppress(asyncpg.InsufficientPrivilegeError):
         identifier_of_server = await connection.fetchval(
-            "SELECT system_identifier::text FROM pg_catalog.pg_control_system()"
+            "SELECT system_identifier::pg_catalog.text FROM pg_catalog.pg_control_system()"
         )
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         row = await connection.fetchrow(

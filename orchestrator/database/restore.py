@@ -19,7 +19,7 @@ import asyncpg
 from orchestrator.database import pgtools
 from orchestrator.database.archive_fill import NO_OWNERS, Archive, fill, hand_over
 from orchestrator.database.backup import count_rows
-from orchestrator.database.connect import close, connect_once, no_time_limits
+from orchestrator.database.connect import close, connect_once
 from orchestrator.database.failure import CONNECTION_ERRORS, classify
 from orchestrator.database.manifest import BackupError, open_checked
 from orchestrator.database.quoting import identifier, literal
@@ -167,7 +167,7 @@ async def restore(backup: Backup, dsn: Dsn, demand: Demand, emit: Emit) -> Resto
         DatabaseUnavailableError: the server was lost on the way. ServerRefusedError: it refused a statement of ours.
     """
     began = time.monotonic()
-    stamp = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+    stamp = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}"[:-3].replace(".", "") + "Z"
     async with open_checked(backup) as fd:
         with server_errors_explained(dsn, doing="the restore"):
             name, kept_as, terminated = await _put_in_place(backup, fd, dsn, stamp, demand, emit)
@@ -276,9 +276,14 @@ async def _filled_and_compared(
 
 async def _analyze(dsn: Dsn, connect_timeout_s: float) -> None:
     """Statistics, before anyone plans a query: without them the first hours after a restore are slow ones."""
-    connection = await connect_once(dsn, timeout_s=connect_timeout_s, application_name="orchestrator restore")
+    connection = await connect_once(
+        # The functions in its indexes may need the path of the role.
+        dsn,
+        timeout_s=connect_timeout_s,
+        application_name="orchestrator restore",
+        kind="migration",
+    )
     try:
-        await connection.execute(no_time_limits(connection))
         await connection.execute("ANALYZE")
     finally:
         await close(connection)
@@ -295,7 +300,6 @@ _TABLESPACES = (
 async def _session(dsn: Dsn, timeout_s: float) -> AsyncIterator[Any]:
     connection = await connect_once(dsn, timeout_s=timeout_s, application_name="orchestrator restore")
     try:
-        await connection.execute(f"{no_time_limits(connection)}; SET search_path = pg_catalog, pg_temp")
         yield connection
     finally:
         await close(connection)
@@ -375,7 +379,6 @@ async def _progress_reported(own: Dsn, emit: Emit, timeout_s: float) -> AsyncIte
         began = time.monotonic()
         connection = await connect_once(own, timeout_s=timeout_s, application_name="orchestrator restore")
         try:
-            await connection.execute(no_time_limits(connection))
             while True:
                 await asyncio.sleep(_REPORT_EVERY_S)
                 size_bytes = await connection.fetchval(
@@ -400,7 +403,7 @@ async def _differences(backup: Backup, dsn: Dsn, read_ledgers: ReadLedgers, conn
     """Where rows or ledgers of the database are not what the manifest says, as lines."""
     connection = await connect_once(dsn, timeout_s=connect_timeout_s, application_name="orchestrator restore")
     try:
-        await connection.execute(f"{no_time_limits(connection)}; SET row_security = off")
+        await connection.execute("SET row_security = off")
         async with _row_security_lifted(connection):
             found = await count_rows(connection)
         ledgers = {state.ledger: state for state in await read_ledgers(connection)}
@@ -502,7 +505,7 @@ def statements_of(script: bytes) -> dict[str, str]:
     text = script.decode(errors="replace")
     marks = list(_ENTRY.finditer(text))
     found: dict[str, str] = {}
-    for mark, following in zip(marks, [*marks[1:], None], strict=True):
+    for mark, following in zip(marks, [*marks[1:], None], strict=bool(marks)):
         if mark["type"].endswith("DATA"):  # of a materialised view: the archive names it, pg_dump does not
             continue
         body = text[mark.end() : following.start() if following else len(text)]
@@ -547,7 +550,6 @@ async def _maintenance(dsn: Dsn, connect_timeout_s: float) -> AsyncIterator[Any]
             failed = failed or error
             continue
         try:
-            await connection.execute(no_time_limits(connection))
             yield connection
         finally:
             await close(connection)

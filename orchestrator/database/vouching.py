@@ -10,8 +10,7 @@ from __future__ import annotations
 import hmac
 from typing import TYPE_CHECKING, Any, Literal
 
-import asyncpg
-
+from orchestrator.database.failure import CONNECTION_ERRORS
 from orchestrator.database.manifest import BackupError
 
 if TYPE_CHECKING:
@@ -98,18 +97,18 @@ def vouched_for(backup: Backup, records: Sequence[Any], key: str, *, unverified:
 
 async def recorded(connection: Any, backup: Backup, emit: Any) -> None:
     """`record`, after a backup was made: that it cannot be kept is told, and does not undo the backup."""
-    error: asyncpg.PostgresError | None = None
+    error: BaseException | None = None
     try:
         if await record(connection, backup):
             return
-    except asyncpg.PostgresError as refused:
+    except CONNECTION_ERRORS as refused:
         error = refused
     if error is not None or not backup.manifest.signature:
         emit(
             "backup.not_recorded",
             level="warning" if error is not None else "info",
             file=str(backup.path),
-            sqlstate=None if error is None else error.sqlstate,
+            sqlstate=getattr(error, "sqlstate", None),
             hint="The database does not keep this backup's checksum"
             + (" (it has no table for it yet)" if error is None else "")
             + (

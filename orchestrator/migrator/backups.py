@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.database.backup import Order, remove_superfluous, take_backup
 from orchestrator.database.connect import close, connect_once
 from orchestrator.database.manifest import Backup, LedgerState, is_same_place, read_backups
+from orchestrator.database.sessions import as_ours
 from orchestrator.database.vouching import recorded
 from orchestrator.errors import MigrationError, OrchestratorError
 from orchestrator.migrator.ledger import LedgerTable, read_ledger
@@ -82,7 +83,8 @@ async def back_up(
         )
     try:
         backup = await take_backup(connection, dsn, order, emit, on_progress=on_progress)
-        await recorded(connection, backup, emit)
+        if reason != "before_migrate":
+            await recorded(connection, backup, emit)
     finally:
         if own:
             await close(connection)
@@ -149,6 +151,13 @@ async def back_up_first(
         ) from error
     life.check("backup", "ok", file=str(backup.path), size_bytes=backup.manifest.size_bytes)
     return backup
+
+
+async def keep_record(connection: Any, backup: Backup | None, life: Lifecycle) -> None:
+    """Note in our table the backup from before the migrations: only they may have made the table."""
+    if backup is not None:
+        async with as_ours(connection):
+            await recorded(connection, backup, life.emit)
 
 
 async def offer_way_back(error: MigrationError, connection: Any, settings: Settings, sources: Sequence[Source]) -> None:

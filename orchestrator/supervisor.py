@@ -334,21 +334,27 @@ async def _under_the_lock(
         connection, life, timeout_s=settings.migration_lock_timeout_s, connect_second=connect_second
     ):
         life.enter(Phase.EXTENSIONS)
+        backup = None
         try:
             if settings.backup_before_migrate != "never":
                 from orchestrator.migrator.backups import back_up_first  # late: few starts make one
 
-                await back_up_first(connection, dsn, settings, sources, life)
+                backup = await back_up_first(connection, dsn, settings, sources, life)
             await ensure_extensions(connection, settings.extensions, life)
             life.enter(Phase.MIGRATING)
             await migrate(connection, sources, options, life, connect_second=connect_second)
         except MigrationError as error:
             if settings.backup_dir is not None:
-                from orchestrator.migrator.backups import offer_way_back  # late: for a start that fails
+                from orchestrator.migrator.backups import keep_record, offer_way_back  # late: for a start that fails
 
+                await keep_record(connection, backup, life)
                 await offer_way_back(error, connection, settings, sources)
             await _record(connection, life, command=command, outcome="failed", error=error)
             raise
+        if backup is not None:
+            from orchestrator.migrator.backups import keep_record
+
+            await keep_record(connection, backup, life)
         life.emit("migrations.completed", applied=life.migrations.applied_now, total=life.migrations.total)
         if command == "migrate":
             await _record(connection, life, command=command, outcome="migrated")

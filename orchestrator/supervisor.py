@@ -151,7 +151,6 @@ async def gather_plan(settings: Settings, life: Lifecycle, *, embedded: bool = F
     from orchestrator.database.catalogue import server_status
     from orchestrator.database.connect import connected
     from orchestrator.migrator.preview import preview
-    from orchestrator.migrator.records import OUT_OF_OUR_SCHEMA
 
     sources = await asyncio.to_thread(read_sources, settings)
     options = _connect_options(settings, "plan")
@@ -162,7 +161,6 @@ async def gather_plan(settings: Settings, life: Lifecycle, *, embedded: bool = F
             connected(dsn, life, **options) as connection,
             connection.transaction(readonly=True, isolation="repeatable_read"),
         ):
-            await connection.execute(OUT_OF_OUR_SCHEMA)
             found = await preview(
                 connection,
                 sources,
@@ -285,7 +283,7 @@ async def _bring_up(settings: Settings, dsn: Dsn, sources: Sequence[Source], lif
     while True:
         life.enter(Phase.CONNECTING)
         try:
-            async with connected(dsn, life, **_connect_options(settings, command)) as connection:
+            async with connected(dsn, life, **_connect_options(settings, command), kind="migration") as connection:
                 await _under_the_lock(connection, settings, dsn, sources, life, command=command)
         except StandbyError:
             # Waits for a primary from here on, among all hosts of the DSN, or for this one to be promoted.
@@ -336,21 +334,27 @@ async def _under_the_lock(
         connection, life, timeout_s=settings.migration_lock_timeout_s, connect_second=connect_second
     ):
         life.enter(Phase.EXTENSIONS)
+        backup = None
         try:
             if settings.backup_before_migrate != "never":
                 from orchestrator.migrator.backups import back_up_first  # late: few starts make one
 
-                await back_up_first(connection, dsn, settings, sources, life)
+                backup = await back_up_first(connection, dsn, settings, sources, life)
             await ensure_extensions(connection, settings.extensions, life)
             life.enter(Phase.MIGRATING)
             await migrate(connection, sources, options, life, connect_second=connect_second)
         except MigrationError as error:
             if settings.backup_dir is not None:
-                from orchestrator.migrator.backups import offer_way_back  # late: for a start that fails
+                from orchestrator.migrator.backups import keep_record, offer_way_back  # late: for a start that fails
 
+                await keep_record(connection, backup, life)
                 await offer_way_back(error, connection, settings, sources)
             await _record(connection, life, command=command, outcome="failed", error=error)
             raise
+        if backup is not None:
+            from orchestrator.migrator.backups import keep_record
+
+            await keep_record(connection, backup, life)
         life.emit("migrations.completed", applied=life.migrations.applied_now, total=life.migrations.total)
         if command == "migrate":
             await _record(connection, life, command=command, outcome="migrated")
@@ -410,16 +414,14 @@ async def _other_way(settings: Settings, dsn: Dsn, life: Lifecycle) -> Dsn:
 @asynccontextmanager
 async def _pool(dsn: Dsn, settings: Settings, life: Lifecycle) -> AsyncIterator[Any]:
     """Connections for requests, made as they are needed: a database that blinks here does not end the start."""
-    import asyncpg
+    from orchestrator.database.connect import open_pool
 
-    arguments = dsn.connect_arguments()
-    server_settings = {"application_name": "orchestrator", **arguments.pop("server_settings", {})}
-    pool = await asyncpg.create_pool(
-        **arguments,
-        min_size=0,
+    pool = await open_pool(
+        dsn,
+        kind="ours",
         max_size=_POOL_SIZE,
-        timeout=dsn.connect_timeout_s or settings.db_connect_timeout_s,
-        server_settings=server_settings,
+        connect_timeout_s=settings.db_connect_timeout_s,
+        application_name="orchestrator",
     )
     try:
         yield pool

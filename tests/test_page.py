@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 from contextlib import asynccontextmanager
+from importlib import resources
 from pathlib import Path
 
 import aiohttp
@@ -15,6 +16,7 @@ import pytest
 from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import async_playwright, expect
 
+from orchestrator.api.page import MODULES
 from orchestrator.api.safety import Safety
 
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
@@ -288,7 +290,7 @@ async def test_it_loads_nothing_from_outside_and_serves_keyboards_and_who_wants_
         await page.goto(run.url)
         await expect(heading(page, "Waiting for the database")).to_be_visible()
         assert {url.removeprefix(run.url) for url in asked if not url.startswith("data:")} == {
-            "/", "/page/page.css", "/page/page.js", "/health/events",
+            "/", "/page/page.css", "/health/events", *(f"/page/{name}" for name in MODULES),
         }  # fmt: skip
         await page.keyboard.press("Tab")
         await expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
@@ -296,6 +298,15 @@ async def test_it_loads_nothing_from_outside_and_serves_keyboards_and_who_wants_
         await expect(page.get_by_role("main")).to_be_focused()
         assert await page.evaluate("document.getAnimations().length") == 0
         assert await page.get_by_role("banner").count() == await page.get_by_role("contentinfo").count() == 1
+
+
+def test_every_module_of_the_page_is_served_and_is_short():
+    folder = resources.files("orchestrator.api.page")
+    assert sorted(MODULES) == sorted(file.name for file in folder.iterdir() if file.name.endswith(".js"))
+    html = (folder / "page.html").read_text()
+    for name in MODULES:
+        assert f'"page/{name}"' in html
+        assert len((folder / name).read_text().splitlines()) < 350, name
 
 
 HANDLERS = f"""

@@ -10,6 +10,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from orchestrator import dsn as dsns
+from orchestrator.database.connect import close, connect_once
+from orchestrator.database.sessions import OUR_PATH
+
 pytestmark = pytest.mark.skipif(
     shutil.which("pgbouncer") is None and not os.environ.get("CI"), reason="needs pgbouncer (Debian's package)"
 )
@@ -169,3 +173,27 @@ async def test_through_a_pooler_in_session_mode_it_works(
         assert result.returncode == 0, result.stderr
         assert len([e for e in result.named("migration.applied") if e["source"] == "user"]) == applied
     assert await admin.value(database_url, "SELECT count(*) FROM drizzle.__drizzle_migrations") == 4
+
+
+async def test_our_settings_are_in_each_transaction_through_one_in_transaction_mode_and_leak_into_no_session(
+    pgbouncer, database_url, admin
+):
+    """Everybody shares the one server connection, with those who know nothing of us."""
+    through = (await pgbouncer("transaction", default_pool_size=1))(database_url)
+    ours = await connect_once(dsns.parse(through), timeout_s=5, application_name="test")
+    try:
+        assert ours.is_shared
+        for _ in range(2):
+            assert await ours.fetchval("SELECT pg_catalog.current_setting('search_path')") == OUR_PATH
+            assert await ours.execute("SELECT 1 WHERE pg_catalog.current_setting('search_path') = $1", OUR_PATH)
+            assert await ours.execute(f"SELECT 1 WHERE current_setting('search_path') = '{OUR_PATH}'") == "SELECT 1"
+            async with ours.transaction(readonly=True):
+                assert await ours.fetchval("SHOW search_path") == OUR_PATH
+                assert await ours.fetchval("SHOW statement_timeout") == "0"
+            async with admin.connection(through) as other:
+                for statement in ("SHOW search_path", "SHOW transform_null_equals", "SHOW tcp_keepalives_idle"):
+                    assert await other.fetchval(statement) == await admin.value(database_url, statement)
+        await ours.execute("CREATE DATABASE made_through_a_pooler")
+        await ours.execute("DROP DATABASE made_through_a_pooler")
+    finally:
+        await close(ours)

@@ -262,6 +262,7 @@ PARTS = {
     "Test it",
     "Developing",
     "Jobs, in your own project",
+    "In a container",
     "The API",
     "Move a Drizzle deployment over, and back",
     "Write and ship a migration",
@@ -269,7 +270,7 @@ PARTS = {
     "What will hurt: `lint`",
     "Try it: `rehearse`",
     "Is the database what its files make? `verify`",
-    "Mend the ledger: `repair`",
+    "Correct the ledger: `repair`",
     "Backups, and the way back: `backup`, `restore`",
     "Look into the database: `studio`",
     "Completion",
@@ -366,7 +367,7 @@ async def test_test_it(tour):
 
 
 async def test_jobs_in_your_own_project_and_the_api(tour, wait_until):
-    lines, compose, exported = part("Jobs, in your own project"), [], {}
+    lines, compose, exported = [*part("Jobs, in your own project"), *part("In a container")], [], {}
     (enqueuing,) = [text for _, text in blocks("python") if text.startswith("await enqueue(")]
     async with contextlib.AsyncExitStack() as open_:
         url = ""
@@ -488,7 +489,7 @@ async def test_verify_studio_and_completion(tour):
 
 
 async def test_repair(tour, admin):
-    lines = part("Mend the ledger: `repair`")
+    lines = part("Correct the ledger: `repair`")
     file = tour.write("0007_x", "CREATE TABLE x (id int);")
     await tour.shell("orchestrator migrate")
     for line in lines:

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from orchestrator.lifecycle import Lifecycle
 
 _HEADER_LIMIT_BYTES = 16 * 1024
+# A body that nobody has asked for yet waits in the kernel, but for twice this much.
+_READ_BUFFER_BYTES = 32 * 1024
+# For this long the rest of a refused body is taken in and thrown away: a connection that is closed at once is reset,
+# and the client may never see why.
+_LINGER_S = 1.0
 
 
 class _NoClientErrors(logging.Filter):
@@ -53,6 +58,10 @@ async def listening(
         shutdown_timeout=shutdown_timeout_s,
         max_line_size=_HEADER_LIMIT_BYTES,
         max_field_size=_HEADER_LIMIT_BYTES,
+        # Nothing is ever expanded: a compressed body is refused, and what is left of it thrown away as it came.
+        auto_decompress=False,
+        read_bufsize=_READ_BUFFER_BYTES,
+        lingering_time=_LINGER_S,
     )
     await runner.setup()
     try:

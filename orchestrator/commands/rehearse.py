@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from orchestrator.commands.backup import with_own_rights
 from orchestrator.commands.edge import prepared, print_json, run, with_folder, with_json
 from orchestrator.commands.verify import scratch_server, with_scratch
 
@@ -22,6 +23,7 @@ def rehearse(parser: argparse.ArgumentParser) -> None:
     with_scratch(parser)
     parser.add_argument("--with-data", action="store_true", help="copy the rows, too: durations are then real")
     parser.add_argument("--from-files", action="store_true", help="make the schema from the applied files: no pg_dump")
+    with_own_rights(parser)
     parser.set_defaults(run=_rehearse)
 
 
@@ -47,6 +49,7 @@ def _rehearse(options: argparse.Namespace) -> int:
             settings.extensions,
             with_data=options.with_data,
             from_files=options.from_files,
+            with_own_rights=options.with_own_rights,
             connect_timeout_s=settings.db_connect_timeout_s,
             wait_timeout_s=settings.command_wait_s,
         )

@@ -11,38 +11,48 @@ import asyncio
 import contextlib
 import errno
 import fcntl
-import hashlib
 import os
 import re
 import secrets
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import msgspec
 
 from orchestrator import __version__
 from orchestrator.database import pgtools
-from orchestrator.database.connect import no_time_limits
+from orchestrator.database.manifest import (
+    FORMAT,
+    SUFFIX,
+    Backup,
+    BackupError,
+    Manifest,
+    digest_of,
+    is_same_database,
+    manifest_path,
+    opened,
+    read_backups,
+    read_manifest,
+    sha256_of,
+    uninterrupted,
+)
 from orchestrator.database.quoting import identifier
-from orchestrator.errors import EXIT_MIGRATION, OrchestratorError
+from orchestrator.database.vouching import signature
+from orchestrator.errors import OrchestratorError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
     from pathlib import Path
 
+    from orchestrator.database.manifest import LedgerState, Reason
     from orchestrator.database.pgtools import Emit
     from orchestrator.dsn import Dsn
 
-Reason = Literal["command", "before_migrate", "job"]
-
-FORMAT: Literal["orchestrator.backup/1"] = "orchestrator.backup/1"
-_SUFFIX = ".dump"
 _REPORT_EVERY_S = 10.0
 _LOOK_EVERY_S = 1.0
-_HASH_CHUNK_BYTES = 8 << 20
 _FULL_BELOW_BYTES = 1 << 20
 # A table that somebody holds for longer would keep a backup, and the start behind it, waiting without end.
 _LOCK_TIMEOUT_S = 300
@@ -61,69 +71,16 @@ _SERVER_ERRORS = (
 )
 
 
-class BackupError(OrchestratorError):
-    """No backup was made, or the one that is named cannot be used."""
-
-    exit_code = EXIT_MIGRATION
-
-
-class LedgerState(msgspec.Struct, frozen=True):
-    """A ledger as it was: how many rows, and its newest one (by id); `created_at` in ms since 1970."""
-
-    ledger: str
-    rows: int
-    newest_id: int | None = None
-    newest_name: str | None = None
-    newest_hash: str | None = None
-    newest_created_at: int | None = None
-
-
-class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a backup. All of it is of one snapshot, the archive's own; `taken_at` is the snapshot's time.
-
-    `tables` are rows by table, `large_objects` their number. `pending` counts the migrations that were to run after it.
-    """
-
-    format: Literal["orchestrator.backup/1"]
-    file: str
-    size_bytes: int
-    sha256: str
-    taken_at: datetime
-    duration_s: float
-    reason: Reason
-    database: str
-    system_identifier: str | None
-    server_version: str
-    server_major: int
-    pg_dump_version: str
-    orchestrator_version: str
-    ledgers: list[LedgerState]
-    tables: dict[str, int]
-    large_objects: int = 0
-    pending: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Backup:
-    """A whole backup: its archive and its manifest."""
-
-    path: Path
-    manifest: Manifest
-
-    def described(self) -> dict[str, Any]:
-        """All that is known of it, as plain data."""
-        return {"path": str(self.path), **msgspec.to_builtins(self.manifest)}
-
-
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What a backup is taken for: where to, why, and how the ledgers are read (the migrator knows that)."""
+    """What a backup is taken for: where to, why, how the ledgers are read (the migrator knows that). `key` signs it."""
 
     directory: Path
     reason: Reason
     read_ledgers: Callable[[Any], Awaitable[Sequence[LedgerState]]]
     pending: int = 0
     connect_timeout_s: float = 5.0
+    key: str = ""
 
 
 # ------------------------------------------------------------------------------------------------------------- taking
@@ -148,7 +105,7 @@ async def take_backup(
     await asyncio.to_thread(_prepare_directory, order.directory)
     try:
         async with _snapshot(connection, order) as (snapshot, facts):
-            name = f"{_slug(facts['database'])}-{facts['taken_at']:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}{_SUFFIX}"
+            name = f"{_slug(facts['database'])}-{facts['taken_at']:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}{SUFFIX}"
             with _partial(order.directory / name) as fd:
                 emit("backup.started", file=str(order.directory / name), reason=order.reason, pg_dump=tool.version)
                 run = pgtools.Run(
@@ -168,12 +125,12 @@ async def take_backup(
                         _, counted = await _both(pgtools.run(run), count_rows(connection))
                     except pgtools.PgToolError as error:
                         raise _dump_failed(error, order.directory, fd) from error
-                    size_bytes, digest = await _uninterrupted(_settle, fd)
+                    size_bytes, sha256 = await uninterrupted(_settle, fd)
                 manifest = Manifest(
                     format=FORMAT,
                     file=name,
                     size_bytes=size_bytes,
-                    sha256=digest,
+                    sha256=sha256,
                     duration_s=round(time.monotonic() - began, 3),
                     reason=order.reason,
                     pg_dump_version=tool.version,
@@ -183,7 +140,10 @@ async def take_backup(
                     large_objects=counted.large_objects,
                     **facts,
                 )
-                await _uninterrupted(_publish, order.directory / name, manifest)
+                digest = digest_of(msgspec.json.encode(manifest))
+                if order.key:
+                    manifest = msgspec.structs.replace(manifest, signature=signature(digest, order.key))
+                await uninterrupted(_publish, order.directory / name, manifest)
     except _SERVER_ERRORS as error:  # before OSError, of which some of them are
         raise _server_failed(error) from error
     except OSError as error:
@@ -192,14 +152,14 @@ async def take_backup(
         "backup.completed",
         file=str(order.directory / name),
         size_bytes=size_bytes,
-        sha256=digest,
+        sha256=sha256,
         duration_s=manifest.duration_s,
         tables=len(manifest.tables),
         rows=sum(manifest.tables.values()),
         server_version=manifest.server_version,
         pg_dump_version=tool.version,
     )
-    return Backup(order.directory / name, manifest)
+    return Backup(order.directory / name, manifest, digest)
 
 
 def _same_server(dsn: Dsn, connection: Any) -> Dsn:
@@ -218,14 +178,14 @@ async def _snapshot(connection: Any, order: Order) -> Any:
     """A transaction whose snapshot others can use; yields its id and what the manifest says of the database."""
     version = connection.get_server_version()
     await connection.execute(
-        f"{no_time_limits(connection)}; SET lock_timeout = '{_LOCK_TIMEOUT_S}s'"
+        f"SET lock_timeout = '{_LOCK_TIMEOUT_S}s'"
         # As pg_dump has it: an error is better than a part of the rows.
         "; SET row_security = off"
     )
     identifier_of_server = None
     with contextlib.suppress(asyncpg.InsufficientPrivilegeError):
         identifier_of_server = await connection.fetchval(
-            "SELECT system_identifier::text FROM pg_catalog.pg_control_system()"
+            "SELECT system_identifier::pg_catalog.text FROM pg_catalog.pg_control_system()"
         )
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         row = await connection.fetchrow(
@@ -258,19 +218,41 @@ async def count_rows(connection: Any) -> Counted:
 
     Leaves of partitioned tables count each for itself. Left out are the tables of extensions, which pg_dump leaves to
     them, and materialised views, which a restore makes anew.
+
+    A query on a table makes the planner compute what is constant in the table's index expressions, with the rights of
+    whoever asks. So the tables of others are not queried: their rows are counted as COPY, which plans nothing, sends
+    them.
     """
     names = await connection.fetch(
-        "SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_class c"
-        " JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'r'"
+        "SELECT n.nspname::text, c.relname::text, r.rolsuper OR r.rolname = current_user AS is_ours"
+        " FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+        " JOIN pg_catalog.pg_roles r ON r.oid = c.relowner WHERE c.relkind = 'r'"
         " AND n.nspname NOT LIKE 'pg\\_%' AND n.nspname <> 'information_schema' AND NOT EXISTS ("
         "SELECT 1 FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass"
         " AND d.objid = c.oid AND d.deptype = 'e') ORDER BY 1, 2"
     )
     tables = {}
-    for schema, table in names:
-        qualified = f"{identifier(schema)}.{identifier(table)}"
-        tables[f"{schema}.{table}"] = await connection.fetchval(f"SELECT count(*) FROM ONLY {qualified}")  # noqa: S608
-    return Counted(tables, await connection.fetchval("SELECT count(*) FROM pg_catalog.pg_largeobject_metadata"))
+    for schema, table, is_ours in names:
+        if is_ours:
+            qualified = f"{identifier(schema)}.{identifier(table)}"
+            rows = await connection.fetchval(f"SELECT pg_catalog.count(*) FROM ONLY {qualified}")  # noqa: S608
+        else:
+            rows = await _count_by_copy(connection, schema, table)
+        tables[f"{schema}.{table}"] = rows
+    return Counted(
+        tables, await connection.fetchval("SELECT pg_catalog.count(*) FROM pg_catalog.pg_largeobject_metadata")
+    )
+
+
+async def _count_by_copy(connection: Any, schema: str, table: str) -> int:
+    rows = 0
+
+    async def count(chunk: bytes) -> None:
+        nonlocal rows
+        rows += chunk.count(b"\n")  # a line break in a value is written as \n
+
+    await connection.copy_from_table(table, schema_name=schema, output=count)
+    return rows
 
 
 async def _both(first: Coroutine[Any, Any, Any], second: Coroutine[Any, Any, Any]) -> tuple[Any, Any]:
@@ -315,27 +297,12 @@ async def _progress_reported(
             raise error
 
 
-async def _uninterrupted(work: Callable[..., Any], *arguments: Any) -> Any:
-    """Run blocking `work` in a thread, and be there when it ends: cancelled, it would use what is closed by then."""
-    task = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        raise
-
-
 # -------------------------------------------------------------------------------------------------------------- files
 
 
 def _slug(database: str) -> str:
     """The database's name as a part of a file's name."""
     return re.sub(r"[^A-Za-z0-9_]+", "_", database)[:48] or "database"
-
-
-def manifest_path(path: Path) -> Path:
-    """Where the manifest of the archive `path` lies."""
-    return path.with_name(f"{path.name}.json")
 
 
 def _partial_path(path: Path) -> Path:
@@ -356,16 +323,18 @@ def _prepare_directory(directory: Path) -> None:
 
 
 def _remove_leftovers(directory: Path) -> None:
-    for partial in directory.glob(f".*{_SUFFIX}.partial"):
-        with contextlib.suppress(OSError), partial.open("rb") as file:
+    for partial in directory.glob(f".*{SUFFIX}.partial"):
+        with contextlib.suppress(OSError), opened(partial) as fd:
             # Held by whoever writes it, this process or its pg_dump; free when both are gone.
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             partial.unlink()
-    for path in directory.glob(f"*{_SUFFIX}.json"):
+    for path in directory.glob(f"*{SUFFIX}.json"):
         archive = path.with_name(path.name.removesuffix(".json"))
         # In this order: what is partial now has its name after the second look.
-        if not _partial_path(archive).exists() and not archive.exists() and _read_manifest(path) is not None:
-            path.unlink(missing_ok=True)
+        if not _partial_path(archive).exists() and not archive.exists():
+            with contextlib.suppress(OSError, msgspec.MsgspecError, UnicodeDecodeError):
+                read_manifest(path)  # of ours
+                path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -388,11 +357,7 @@ def _partial(path: Path) -> Any:
 def _settle(fd: int) -> tuple[int, str]:
     """The file on disk, its size and its checksum. Blocking."""
     os.fsync(fd)
-    digest, offset = hashlib.sha256(), 0
-    while chunk := os.pread(fd, _HASH_CHUNK_BYTES, offset):
-        digest.update(chunk)
-        offset += len(chunk)
-    return offset, digest.hexdigest()
+    return sha256_of(fd)
 
 
 def _publish(path: Path, manifest: Manifest) -> None:
@@ -413,81 +378,6 @@ def _sync_directory(directory: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-def _read_manifest(path: Path) -> Manifest | None:
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Manifest)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
-        return None
-
-
-def read_backups(directory: Path) -> list[Backup]:
-    """The whole backups of a directory, the newest first; [] where there is none. Blocking; reads no archive."""
-    found = []
-    for path in directory.glob(f"*{_SUFFIX}.json"):
-        manifest = _read_manifest(path)
-        archive = path.with_name(path.name.removesuffix(".json"))
-        if manifest is None or manifest.file != archive.name:
-            continue
-        with contextlib.suppress(OSError):
-            if archive.stat().st_size == manifest.size_bytes:
-                found.append(Backup(archive, manifest))
-    return sorted(found, key=lambda b: (b.manifest.taken_at, b.path.name), reverse=True)
-
-
-def read_backup(path: Path) -> Backup:
-    """One backup, whole by its size; `check` looks at every byte. Blocking.
-
-    Raises:
-        BackupError: there is no such file, or it is no whole backup of ours.
-    """
-    try:
-        size_bytes = path.stat().st_size
-    except OSError as error:
-        raise BackupError(
-            f"{path} cannot be read: {error.strerror}",
-            remedy="`orchestrator backup --list` shows the backups of BACKUP_DIR.",
-            facts={"file": str(path)},
-        ) from error
-    manifest = _read_manifest(manifest_path(path))
-    if manifest is None:
-        raise BackupError(
-            f"{path} has no manifest ({manifest_path(path).name}) beside it: it is no backup of orchestrator, or not"
-            " whole",
-            remedy="Copy both files. An archive of another program is restored by that program, or by pg_restore.",
-            facts={"file": str(path)},
-        )
-    if size_bytes != manifest.size_bytes:
-        raise _damaged(path, f"it has {size_bytes} bytes, and had {manifest.size_bytes}")
-    return Backup(path, manifest)
-
-
-async def check(backup: Backup) -> None:
-    """Read the whole archive and compare its checksum.
-
-    Raises:
-        BackupError: it is not what was written.
-    """
-
-    def digest() -> str:
-        with backup.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
-    try:
-        found = await _uninterrupted(digest)
-    except OSError as error:
-        raise _damaged(backup.path, f"it cannot be read: {error.strerror}") from error
-    if found != backup.manifest.sha256:
-        raise _damaged(backup.path, f"its SHA-256 is {found}, and was {backup.manifest.sha256}")
-
-
-def _damaged(path: Path, what: str) -> BackupError:
-    return BackupError(
-        f"{path} is damaged: {what}",
-        remedy="Use another copy or another backup (`orchestrator backup --list`); nothing was restored.",
-        facts={"file": str(path)},
-    )
 
 
 # ------------------------------------------------------------------------------------------------------------- errors
@@ -588,20 +478,10 @@ async def remove_superfluous(directory: Path, of: Manifest, emit: Emit, *, keep:
         return gone
 
     try:
-        gone: list[Backup] = await _uninterrupted(remove)
+        gone: list[Backup] = await uninterrupted(remove)
     except OSError as error:
         raise _directory_failed(error, directory) from error
     for backup in gone:
         taken_at = backup.manifest.taken_at.isoformat(timespec="seconds")
         emit("backup.removed", file=str(backup.path), taken_at=taken_at, size_bytes=backup.manifest.size_bytes)
     return gone
-
-
-def is_same_database(one: Manifest, other: Manifest) -> bool:
-    """Whether both are of one database of one server (by its system identifier, where the user may read it)."""
-    return (one.database, one.system_identifier) == (other.database, other.system_identifier)
-
-
-def is_same_place(manifest: Manifest, database: str) -> bool:
-    """Whether it is a backup of a database of that name, on whatever server: one may have moved since."""
-    return manifest.database == database

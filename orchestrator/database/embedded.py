@@ -688,6 +688,8 @@ async def _wait_for_login(
     """
     import asyncpg  # late: only a start with --embedded pays for it here
 
+    from orchestrator.database.sessions import OUR_PATH
+
     deadline = time.monotonic() + _START_TIMEOUT_S
     while True:
         if process.returncode is not None:
@@ -702,6 +704,7 @@ async def _wait_for_login(
                 timeout=5,
                 ssl=False,
                 target_session_attrs="any",  # else asyncpg takes PGTARGETSESSIONATTRS
+                server_settings={"search_path": OUR_PATH},
             )
         except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidPasswordError) as error:
             raise EmbeddedServerError(
@@ -715,7 +718,7 @@ async def _wait_for_login(
             continue
         try:
             await connection.execute("SELECT 1")
-            if not await connection.fetchval("SELECT 1 FROM pg_database WHERE datname = $1", _DATABASE):
+            if not await connection.fetchval("SELECT 1 FROM pg_catalog.pg_database WHERE datname = $1", _DATABASE):
                 await connection.execute(f"CREATE DATABASE {_DATABASE}")
             return str(await connection.fetchval("SHOW server_version")).split()[0]
         finally:

@@ -201,7 +201,7 @@ class _Said:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """How a program is run: `stdin` and `stdout` are descriptors, None for nothing."""
+    """How a program is run: `stdin` and `stdout` are descriptors, None for nothing; it has `fds` by their numbers."""
 
     tool: Tool
     arguments: Sequence[str]
@@ -210,6 +210,7 @@ class Run:
     emit: Emit
     stdin: int | None = None
     stdout: int | None = None
+    fds: Sequence[int] = ()
 
 
 async def run(run: Run) -> None:
@@ -232,6 +233,7 @@ async def run(run: Run) -> None:
         stdout=asyncio.subprocess.DEVNULL if run.stdout is None else run.stdout,
         stderr=asyncio.subprocess.PIPE,
         env=dict(run.environment),
+        pass_fds=tuple(run.fds),
         cwd="/",
         start_new_session=True,
     )

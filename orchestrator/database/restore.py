@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import re
 import secrets
 import time
@@ -18,19 +17,23 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from orchestrator.database import pgtools
-from orchestrator.database.backup import BackupError, check, count_rows
-from orchestrator.database.connect import close, connect_once, no_time_limits
+from orchestrator.database.archive_fill import NO_OWNERS, Archive, fill, hand_over
+from orchestrator.database.backup import count_rows
+from orchestrator.database.connect import close, connect_once
 from orchestrator.database.failure import CONNECTION_ERRORS, classify
+from orchestrator.database.manifest import BackupError, open_checked
 from orchestrator.database.quoting import identifier, literal
-from orchestrator.database.scratch import options_like, scratch_database, server_errors_explained
+from orchestrator.database.restricted_role import Place, admit, isolated_database, restricted_role
+from orchestrator.database.scratch import create_closed, options_like, server_errors_explained
+from orchestrator.database.vouching import copy_records, read_records, vouched_for
 from orchestrator.errors import DatabaseUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-    from pathlib import Path
 
-    from orchestrator.database.backup import Backup, LedgerState
-    from orchestrator.database.pgtools import Emit, Tool
+    from orchestrator.database.archive_fill import Filled
+    from orchestrator.database.manifest import Backup, LedgerState
+    from orchestrator.database.pgtools import Emit
     from orchestrator.dsn import Dsn
 
     ReadLedgers = Callable[[Any], Awaitable[Sequence[LedgerState]]]
@@ -40,11 +43,7 @@ _PREFIX = "orchestrator_restore_"
 _DROP_TIMEOUT_S = 30.0
 _TERMINATE_EVERY_S = 0.1
 _SHOWN_SESSIONS = 5
-_RESTORE_JOBS_MAX = 4
-_COPY_BYTES = 1 << 20
 _REPORT_EVERY_S = 10.0
-# From this major on pg_restore sends a setting that older servers refuse: SET transaction_timeout.
-_FIRST_WITH_TRANSACTION_TIMEOUT = 17
 
 
 class RestoreError(BackupError):
@@ -53,12 +52,17 @@ class RestoreError(BackupError):
 
 @dataclass(frozen=True, slots=True)
 class Tested:
-    """What a test found: `differences` is empty where the restored database is what the backup says."""
+    """What a test found: `differences` is empty where the restored database is what the backup says.
+
+    `isolated`: a role without rights restored it; `left_out` is what such a role cannot make.
+    """
 
     differences: tuple[str, ...]
     tables: int
     rows: int
     duration_s: float
+    isolated: bool = False
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,26 +78,48 @@ class Restored:
 
 
 async def test_backup(
-    backup: Backup, dsn: Dsn, *, read_ledgers: ReadLedgers, emit: Emit, connect_timeout_s: float
+    backup: Backup,
+    dsn: Dsn,
+    *,
+    read_ledgers: ReadLedgers,
+    emit: Emit,
+    connect_timeout_s: float,
+    with_own_rights: bool,
 ) -> Tested:
     """Restore `backup` into a scratch database on the server of `dsn`, compare, and drop it whatever happens.
 
     Compared are the schema (what pg_dump says of the scratch database, against the archive's own), every table's rows,
-    and the ledgers.
+    and the ledgers. A role without any other right restores it, where one can be made: owners, rights and what only a
+    superuser may make are then not tested (`left_out`), but for whether the owners are there.
 
     Raises:
         BackupError: the file is damaged. RestoreError: it cannot be restored at all. ScratchError: no CREATEDB.
+        IsolationError: the user is a superuser, and no role without rights can log in.
     """
     began = time.monotonic()
-    await check(backup)
-    async with scratch_database(dsn, purpose="backup test", connect_timeout_s=connect_timeout_s) as scratch:
-        emit("backup.test_started", file=str(backup.path), database=scratch.database)
-        with server_errors_explained(scratch, doing="the test of the backup"):
-            await _fill(backup, scratch, emit, connect_timeout_s)
-            differences = await _differences(backup, scratch, read_ledgers, connect_timeout_s)
-        differences += await _schema_differences(backup, scratch, emit, connect_timeout_s)
+    timeout_s = connect_timeout_s
+    async with (
+        open_checked(backup) as fd,
+        isolated_database(
+            dsn, purpose="backup test", with_own_rights=with_own_rights, emit=emit, connect_timeout_s=timeout_s
+        ) as place,
+    ):
+        emit("backup.test_started", file=str(backup.path), database=place.own.database, isolated=place.isolated)
+        with server_errors_explained(place.dsn, doing="the test of the backup"):
+            options = ("--no-tablespaces", "--no-subscriptions")
+            filled = await _fill(backup, fd, place, emit, timeout_s, options)
+            differences = await _differences(backup, place.dsn, read_ledgers, timeout_s)
+            differences += await _missing_owners(filled, place.own, timeout_s)
+        differences += await _schema_differences(backup, fd, place.dsn, filled, emit, timeout_s)
     rows = backup.manifest.tables
-    tested = Tested(tuple(differences), len(rows), sum(rows.values()), round(time.monotonic() - began, 3))
+    tested = Tested(
+        tuple(differences),
+        len(rows),
+        sum(rows.values()),
+        round(time.monotonic() - began, 3),
+        place.isolated,
+        filled.left_out,
+    )
     emit(
         "backup.tested",
         level="error" if differences else "info",
@@ -101,33 +127,50 @@ async def test_backup(
         differences=len(differences),
         tables=tested.tables,
         rows=tested.rows,
+        isolated=tested.isolated,
+        left_out=list(tested.left_out),
         duration_s=tested.duration_s,
     )
     return tested
 
 
-async def restore(
-    backup: Backup, dsn: Dsn, *, force: bool, read_ledgers: ReadLedgers, emit: Emit, connect_timeout_s: float
-) -> Restored:
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """How a backup is put in place: `force` ends the sessions on the old database; `key` is BACKUP_KEY.
+
+    `unverified` takes a backup that nobody vouches for. `with_own_rights` runs the code in it with the user's rights.
+    """
+
+    read_ledgers: ReadLedgers
+    force: bool = False
+    key: str = ""
+    unverified: bool = False
+    with_own_rights: bool = False
+    connect_timeout_s: float = 5.0
+
+
+async def restore(backup: Backup, dsn: Dsn, demand: Demand, emit: Emit) -> Restored:
     """Put `backup` in the place of the database of `dsn`; the old one is kept under a dated name.
 
     Everything that can fail is done in a new database beside it; the swap is one transaction of two renames, in which
     no new session can get in. Owner, rights, settings and comment of the old database are given to the new one. With
     `force` the old database's sessions are terminated at the swap. Cancelled or failed: the new database is dropped.
 
+    A superuser does not restore itself: a role without rights does, and what it made is then given to its owners. So no
+    code of the backup has a superuser's rights.
+
     Raises:
-        BackupError: the file is damaged.
+        BackupError: the file is damaged, or nobody vouches for it.
+        IsolationError: the user is a superuser, and no role without rights can log in.
         RestoreError: sessions are on the old database, a right is missing (42501), pg_restore failed, or what was
             restored is not what the backup says.
         DatabaseUnavailableError: the server was lost on the way. ServerRefusedError: it refused a statement of ours.
     """
     began = time.monotonic()
-    await check(backup)
-    stamp = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
-    with server_errors_explained(dsn, doing="the restore"):
-        name, kept_as, terminated = await _put_in_place(
-            backup, dsn, stamp, force=force, read_ledgers=read_ledgers, emit=emit, connect_timeout_s=connect_timeout_s
-        )
+    stamp = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}"[:-3].replace(".", "") + "Z"
+    async with open_checked(backup) as fd:
+        with server_errors_explained(dsn, doing="the restore"):
+            name, kept_as, terminated = await _put_in_place(backup, fd, dsn, stamp, demand, emit)
     restored = Restored(
         name,
         kept_as,
@@ -149,44 +192,125 @@ async def restore(
 
 
 async def _put_in_place(
-    backup: Backup,
-    dsn: Dsn,
-    stamp: str,
-    *,
-    force: bool,
-    read_ledgers: ReadLedgers,
-    emit: Emit,
-    connect_timeout_s: float,
+    backup: Backup, fd: int, dsn: Dsn, stamp: str, demand: Demand, emit: Emit
 ) -> tuple[str, str | None, int]:
     """The database's name, the old one's new name, and how many sessions were terminated. As `restore`."""
-    async with _maintenance(dsn, connect_timeout_s) as admin:
+    timeout_s = demand.connect_timeout_s
+    async with _maintenance(dsn, timeout_s) as admin:
         target = await _target(admin, dsn)
-        await _refuse_early(admin, target, force=force)
+        await _refuse_early(admin, target, force=demand.force)
+        records = await _records(dsn, target, timeout_s)
+        voucher = vouched_for(backup, records, demand.key, unverified=demand.unverified)
         await _name_leftovers(admin, emit)
         new = dsn.with_database(f"{_PREFIX}{stamp}_{secrets.token_hex(3)}".lower())
-        await _create(admin, new, target)
-        emit("restore.started", file=str(backup.path), into=new.database, replaces=target.name)
-        try:
-            await _fill(backup, new, emit, connect_timeout_s)
-            differences = await _differences(backup, new, read_ledgers, connect_timeout_s)
-            if differences:
-                raise _not_the_same(backup, differences)  # noqa: TRY301 dropped below, as after any error
-            await _analyze(new, connect_timeout_s)
-            if target.exists:
-                await _copy_properties(admin, target.name, str(new.database), emit)
-        except BaseException:
-            await _give_up(dsn, str(new.database), emit, connect_timeout_s)
-            raise
+        async with restricted_role(
+            dsn.with_database(target.beside),
+            purpose="restore",
+            # Who is no superuser restores with the own rights: it could not give the objects to their owners.
+            with_own_rights=demand.with_own_rights or not target.is_superuser,
+            emit=emit,
+            connect_timeout_s=timeout_s,
+        ) as role:
+            await _create(admin, new, target)
+            emit(
+                "restore.started",
+                file=str(backup.path),
+                into=new.database,
+                replaces=target.name,
+                vouched_for_by=voucher,
+                isolated=role is not None,
+            )
+            try:
+                await _filled_and_compared(backup, fd, new, role, records, demand, emit)
+                if target.exists:
+                    await _copy_properties(admin, target.name, str(new.database), emit)
+                else:
+                    await admin.execute(_open_to_all(identifier(str(new.database))))
+            except BaseException:
+                await _give_up(dsn, str(new.database), emit, timeout_s)
+                raise
         if not target.exists:
             await admin.execute(f"ALTER DATABASE {identifier(str(new.database))} RENAME TO {identifier(target.name)}")
             return target.name, None, 0
         kept_as = _dated(target.name, "before", stamp)
         names = (target.name, kept_as, str(new.database))
         try:
-            return target.name, kept_as, await _swap(admin, dsn, names, connect_timeout_s, force=force)
+            return target.name, kept_as, await _swap(admin, dsn, names, timeout_s, force=demand.force)
         except asyncio.CancelledError:
-            await _give_up(dsn, str(new.database), emit, connect_timeout_s)
+            await _give_up(dsn, str(new.database), emit, timeout_s)
             raise
+
+
+async def _filled_and_compared(
+    backup: Backup, fd: int, new: Dsn, role: Dsn | None, records: Sequence[Any], demand: Demand, emit: Emit
+) -> None:
+    """Fill the new database and see that it is what the backup says; then everything in it has its owner."""
+    timeout_s = demand.connect_timeout_s
+    place = Place(new, new, isolated=False)
+    if role is not None:
+        place = Place(role.with_database(str(new.database)), new, isolated=True)
+        async with _session(new, timeout_s) as own:
+            await admit(own, place.dsn, timeout_s)
+            await own.execute(
+                "\n".join([row[0] for row in await own.fetch(_TABLESPACES, str(role.user))]) or "SELECT 1"
+            )
+    filled = await _fill(backup, fd, place, emit, timeout_s, ())
+    differences = await _differences(backup, place.dsn, demand.read_ledgers, timeout_s)
+    if differences:
+        raise _not_the_same(backup, differences)
+    async with _session(place.dsn, timeout_s) as connection:
+        await copy_records(connection, records)
+    await _analyze(place.dsn, timeout_s)
+    if place.isolated:
+        try:
+            await hand_over(_archive(backup, fd), filled, place, emit, connect_timeout_s=timeout_s)
+        except asyncpg.PostgresError as error:
+            raise RestoreError(
+                f"what was restored from {backup.path} cannot be given to its owners: {error}"
+                f" (SQLSTATE {error.sqlstate})",
+                remedy="Create the roles that are missing (pg_dumpall --roles-only has them), then again. The database"
+                " is as it was.",
+                facts={"sqlstate": error.sqlstate, "file": str(backup.path)},
+            ) from error
+
+
+async def _analyze(dsn: Dsn, connect_timeout_s: float) -> None:
+    """Statistics, before anyone plans a query: without them the first hours after a restore are slow ones."""
+    connection = await connect_once(
+        # The functions in its indexes may need the path of the role.
+        dsn,
+        timeout_s=connect_timeout_s,
+        application_name="orchestrator restore",
+        kind="migration",
+    )
+    try:
+        await connection.execute("ANALYZE")
+    finally:
+        await close(connection)
+
+
+# Tables of the backup may be in them; the grants go away with the role.
+_TABLESPACES = (
+    "SELECT pg_catalog.format('GRANT CREATE ON TABLESPACE %I TO %I;', spcname, $1::text) FROM pg_catalog.pg_tablespace"
+    " WHERE spcname NOT IN ('pg_default', 'pg_global')"
+)
+
+
+@contextlib.asynccontextmanager
+async def _session(dsn: Dsn, timeout_s: float) -> AsyncIterator[Any]:
+    connection = await connect_once(dsn, timeout_s=timeout_s, application_name="orchestrator restore")
+    try:
+        yield connection
+    finally:
+        await close(connection)
+
+
+async def _records(dsn: Dsn, target: _Target, timeout_s: float) -> Sequence[Any]:
+    """What the database that is replaced knows of its backups."""
+    if not target.exists:
+        return ()
+    async with _session(dsn.with_database(target.name), timeout_s) as connection:
+        return await read_records(connection)
 
 
 def _dated(name: str, word: str, stamp: str) -> str:
@@ -215,27 +339,54 @@ def _not_the_same(backup: Backup, differences: list[str]) -> RestoreError:
 # ----------------------------------------------------------------------------------------------- filling and comparing
 
 
-async def _fill(backup: Backup, into: Dsn, emit: Emit, connect_timeout_s: float) -> None:
+async def _fill(backup: Backup, fd: int, place: Place, emit: Emit, timeout_s: float, options: Sequence[str]) -> Filled:
     """Restore the archive into an empty database; the first error ends it."""
-    connection = await connect_once(into, timeout_s=connect_timeout_s, application_name="orchestrator restore")
     try:
-        await connection.execute(no_time_limits(connection))
-        async with _progress_reported(connection, emit):
-            await _fill_it(backup, into, connection.get_server_version().major, emit, connect_timeout_s)
-    finally:
-        await close(connection)
+        async with _progress_reported(place.own, emit, timeout_s):
+            return await fill(
+                _archive(backup, fd),
+                place,
+                emit,
+                application_name="orchestrator restore",
+                connect_timeout_s=timeout_s,
+                options=options,
+            )
+    except pgtools.PgToolError as error:
+        raise RestoreError(
+            f"{backup.path} cannot be restored: {error.message}",
+            remedy="Mend what it names. "
+            + (
+                "It was restored by a role without rights; what only a superuser may make (functions in C or LEAKPROOF,"
+                " operator classes, casts) needs --with-own-rights, and trust in all that is in the backup."
+                if place.isolated
+                else "Where a right, a role or an extension is missing: restore as the owner of all that is in it, or"
+                " as a superuser (MIGRATION_DATABASE_URL), on a server that has them."
+            )
+            + " The database is as it was.",
+            facts={**error.facts, "file": str(backup.path)},
+        ) from error
+
+
+def _archive(backup: Backup, fd: int) -> Archive:
+    return Archive(fd, backup.path.name, backup.manifest.pg_dump_major)
 
 
 @contextlib.asynccontextmanager
-async def _progress_reported(connection: Any, emit: Emit) -> AsyncIterator[None]:
+async def _progress_reported(own: Dsn, emit: Emit, timeout_s: float) -> AsyncIterator[None]:
     """A line every ten seconds: how large the new database is by now."""
 
     async def report() -> None:
         began = time.monotonic()
-        while True:
-            await asyncio.sleep(_REPORT_EVERY_S)
-            size_bytes = await connection.fetchval("SELECT pg_catalog.pg_database_size(pg_catalog.current_database())")
-            emit("restore.progressed", size_bytes=size_bytes, elapsed_s=round(time.monotonic() - began, 1))
+        connection = await connect_once(own, timeout_s=timeout_s, application_name="orchestrator restore")
+        try:
+            while True:
+                await asyncio.sleep(_REPORT_EVERY_S)
+                size_bytes = await connection.fetchval(
+                    "SELECT pg_catalog.pg_database_size(pg_catalog.current_database())"
+                )
+                emit("restore.progressed", size_bytes=size_bytes, elapsed_s=round(time.monotonic() - began, 1))
+        finally:
+            await close(connection)
 
     task = asyncio.create_task(report())
     try:
@@ -244,93 +395,17 @@ async def _progress_reported(connection: Any, emit: Emit) -> AsyncIterator[None]
         task.cancel()
         await asyncio.wait([task])
         # Where its session is lost, pg_restore's is as well, and says so.
-        if not task.cancelled() and isinstance(error := task.exception(), asyncpg.PostgresError):
-            emit("restore.progress_unknown", level="debug", sqlstate=error.sqlstate)
-
-
-async def _fill_it(backup: Backup, into: Dsn, server_major: int, emit: Emit, connect_timeout_s: float) -> None:
-    at_least = max(server_major, _major(backup.manifest.pg_dump_version))
-    tool = await pgtools.find("pg_restore", at_least=at_least, purpose=f"{backup.path.name}")
-    environment = pgtools.environment(
-        into, application_name="orchestrator restore", connect_timeout_s=connect_timeout_s
-    )
-    try:
-        if tool.major >= _FIRST_WITH_TRANSACTION_TIMEOUT > server_major:
-            await _fill_by_script(tool, backup.path, into, environment, emit)
-            return
-        jobs = max(1, min(_RESTORE_JOBS_MAX, os.cpu_count() or 1))
-        options = ["--exit-on-error", "--no-password", "--verbose", f"--jobs={jobs}", "--dbname="]
-        await pgtools.run(pgtools.Run(tool, [*options, str(backup.path)], environment, into.secrets, emit))
-    except pgtools.PgToolError as error:
-        raise RestoreError(
-            f"{backup.path} cannot be restored: {error.message}",
-            remedy="Mend what it names. Where a right, a role or an extension is missing: restore as the owner of all"
-            " that is in it, or as a superuser (MIGRATION_DATABASE_URL), on a server that has them. The database is as"
-            " it was.",
-            facts={**error.facts, "file": str(backup.path)},
-        ) from error
-
-
-def _major(version: str) -> int:
-    return int(re.split(r"\D", version, maxsplit=1)[0])
-
-
-async def _fill_by_script(tool: Tool, path: Path, into: Dsn, environment: dict[str, str], emit: Emit) -> None:
-    """By way of psql, without the setting that this server does not know: it is in the first lines of the script."""
-    psql = await pgtools.find("psql", at_least=tool.major, purpose=path.name)
-    script_out, script_in = os.pipe()
-    psql_in, psql_feed = os.pipe()
-    open_ends = {script_in, psql_in}
-
-    def close_end(end: int) -> None:
-        if end in open_ends:
-            open_ends.discard(end)
-            os.close(end)
-
-    async def run_and_close(run: pgtools.Run, end: int) -> None:
-        try:
-            await pgtools.run(run)
-        finally:
-            close_end(end)  # the other side of the pipe sees its end
-
-    def copy() -> None:
-        with (
-            os.fdopen(script_out, "rb") as source,
-            os.fdopen(psql_feed, "wb") as sink,
-            contextlib.suppress(BrokenPipeError),
-        ):
-            head = source.read(_COPY_BYTES)
-            lines = head.split(b"\n")
-            lines = [line for i, line in enumerate(lines) if i > 50 or line != b"SET transaction_timeout = 0;"]  # noqa: PLR2004
-            sink.write(b"\n".join(lines))
-            while chunk := source.read(_COPY_BYTES):
-                sink.write(chunk)
-
-    secrets_of = into.secrets
-    run_restore = pgtools.Run(tool, ["--file=-", str(path)], environment, secrets_of, emit, stdout=script_in)
-    options = ["--no-psqlrc", "--quiet", "--no-password", "--set=ON_ERROR_STOP=1", "--file=-"]
-    run_psql = pgtools.Run(psql, options, environment, secrets_of, emit, stdin=psql_in)
-    copying = asyncio.ensure_future(asyncio.to_thread(copy))
-    try:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(run_and_close(run_restore, script_in))
-            group.create_task(run_and_close(run_psql, psql_in))
-    except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-    finally:
-        # Both programs have ended, and with the last ends of their pipes the thread does.
-        for end in tuple(open_ends):
-            close_end(end)
-        await asyncio.wait([copying])
-    copying.result()
+        if not task.cancelled() and isinstance(error := task.exception(), CONNECTION_ERRORS):
+            emit("restore.progress_unknown", level="debug", error=type(error).__name__)
 
 
 async def _differences(backup: Backup, dsn: Dsn, read_ledgers: ReadLedgers, connect_timeout_s: float) -> list[str]:
     """Where rows or ledgers of the database are not what the manifest says, as lines."""
     connection = await connect_once(dsn, timeout_s=connect_timeout_s, application_name="orchestrator restore")
     try:
-        await connection.execute(f"{no_time_limits(connection)}; SET row_security = off")
-        found = await count_rows(connection)
+        await connection.execute("SET row_security = off")
+        async with _row_security_lifted(connection):
+            found = await count_rows(connection)
         ledgers = {state.ledger: state for state in await read_ledgers(connection)}
     finally:
         await close(connection)
@@ -352,13 +427,47 @@ async def _differences(backup: Backup, dsn: Dsn, read_ledgers: ReadLedgers, conn
     return lines
 
 
+async def _missing_owners(filled: Filled, own: Dsn, connect_timeout_s: float) -> list[str]:
+    """The owners of which a restore would say that there is no such role."""
+    connection = await connect_once(own, timeout_s=connect_timeout_s, application_name="orchestrator restore")
+    try:
+        known = {row[0] for row in await connection.fetch("SELECT rolname::text FROM pg_catalog.pg_roles")}
+    finally:
+        await close(connection)
+    # Where names hold blanks, their end is enough: it is only a warning that is lost.
+    owners = {entry.rpartition(" ")[2] for entry in filled.entries} - {""}
+    ends = {name.rpartition(" ")[2] for name in known}
+    return [f"owner {owner}: there is no such role on this server" for owner in sorted(owners - ends)]
+
+
+@contextlib.asynccontextmanager
+async def _row_security_lifted(connection: Any) -> AsyncIterator[None]:
+    """Let the owner of tables see their rows also where row security is forced on them; nothing of it stays."""
+    transaction = connection.transaction()
+    await transaction.start()
+    try:
+        for schema, table in await connection.fetch(
+            "SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n"
+            " ON n.oid = c.relnamespace JOIN pg_catalog.pg_roles r ON r.oid = c.relowner"
+            " WHERE c.relforcerowsecurity AND r.rolname = current_user"
+        ):
+            await connection.execute(
+                f"ALTER TABLE {identifier(schema)}.{identifier(table)} NO FORCE ROW LEVEL SECURITY"
+            )
+        yield
+    finally:
+        await transaction.rollback()
+
+
 def _rows(count: int | None) -> str:
     return "is missing" if count is None else f"{count} rows"
 
 
-async def _schema_differences(backup: Backup, dsn: Dsn, emit: Emit, connect_timeout_s: float) -> list[str]:
+async def _schema_differences(
+    backup: Backup, fd: int, dsn: Dsn, filled: Filled, emit: Emit, connect_timeout_s: float
+) -> list[str]:
     """Where the schema as pg_dump writes it is not the one that the archive holds."""
-    tool = await pgtools.find("pg_dump", at_least=_major(backup.manifest.pg_dump_version), purpose="the comparison")
+    tool = await pgtools.find("pg_dump", at_least=backup.manifest.pg_dump_major, purpose="the comparison")
     reader = await pgtools.find("pg_restore", at_least=tool.major, purpose="the comparison")
     if tool.version != reader.version or tool.version != backup.manifest.pg_dump_version:
         # Another version writes the same schema in other words.
@@ -369,9 +478,14 @@ async def _schema_differences(backup: Backup, dsn: Dsn, emit: Emit, connect_time
     environment = pgtools.environment(
         dsn, application_name="orchestrator backup test", connect_timeout_s=connect_timeout_s
     )
-    ours = pgtools.Run(reader, ["--schema-only", "--file=-", str(backup.path)], environment, dsn.secrets, emit)
-    theirs = pgtools.Run(tool, ["--schema-only", "--no-password"], environment, dsn.secrets, emit)
-    expected, found = [statements_of(await pgtools.output(run)) for run in (ours, theirs)]
+    options = ["--schema-only", *(NO_OWNERS if filled.isolated else ())]
+    path = _archive(backup, fd).path
+    ours = pgtools.Run(reader, [*options, "--file=-", path], environment, dsn.secrets, emit, fds=(fd,))
+    theirs = pgtools.Run(tool, [*options, "--no-password"], environment, dsn.secrets, emit)
+    expected, found = [
+        {title: text for title, text in statements_of(await pgtools.output(run)).items() if filled.compares(title)}
+        for run in (ours, theirs)
+    ]
     lines = [f"schema: {name} is not as in the backup" for name in sorted(expected.keys() - found.keys())]
     lines += [f"schema: {name} is not in the backup" for name in sorted(found.keys() - expected.keys())]
     return lines + [
@@ -391,7 +505,7 @@ def statements_of(script: bytes) -> dict[str, str]:
     text = script.decode(errors="replace")
     marks = list(_ENTRY.finditer(text))
     found: dict[str, str] = {}
-    for mark, following in zip(marks, [*marks[1:], None], strict=True):
+    for mark, following in zip(marks, [*marks[1:], None], strict=bool(marks)):
         if mark["type"].endswith("DATA"):  # of a materialised view: the archive names it, pg_dump does not
             continue
         body = text[mark.end() : following.start() if following else len(text)]
@@ -406,26 +520,18 @@ def statements_of(script: bytes) -> dict[str, str]:
     return found
 
 
-async def _analyze(dsn: Dsn, connect_timeout_s: float) -> None:
-    """Statistics, before anyone plans a query: without them the first hours after a restore are slow ones."""
-    connection = await connect_once(dsn, timeout_s=connect_timeout_s, application_name="orchestrator restore")
-    try:
-        await connection.execute(no_time_limits(connection))
-        await connection.execute("ANALYZE")
-    finally:
-        await close(connection)
-
-
 # --------------------------------------------------------------------------------------------------------- databases
 
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """The database that is replaced; `options` make another one of its kind."""
+    """The database that is replaced; `options` make another one of its kind, `beside` is the one that we are on."""
 
     name: str
     exists: bool
     user: str
+    is_superuser: bool
+    beside: str
     options: str
 
 
@@ -444,7 +550,6 @@ async def _maintenance(dsn: Dsn, connect_timeout_s: float) -> AsyncIterator[Any]
             failed = failed or error
             continue
         try:
-            await connection.execute(no_time_limits(connection))
             yield connection
         finally:
             await close(connection)
@@ -458,11 +563,14 @@ async def _maintenance(dsn: Dsn, connect_timeout_s: float) -> AsyncIterator[Any]
 
 
 async def _target(admin: Any, dsn: Dsn) -> _Target:
-    user = await admin.fetchval("SELECT current_user::text")
+    user, is_superuser, beside = await admin.fetchrow(
+        "SELECT rolname::text, rolsuper, pg_catalog.current_database()::text FROM pg_catalog.pg_roles"
+        " WHERE rolname = current_user"
+    )
     name = dsn.database or dsn.user or user
-    if not await admin.fetchval("SELECT 1 FROM pg_catalog.pg_database WHERE datname = $1", name):
-        return _Target(name, exists=False, user=user, options="TEMPLATE template0")
-    return _Target(name, exists=True, user=user, options=await options_like(admin, name))
+    exists = bool(await admin.fetchval("SELECT 1 FROM pg_catalog.pg_database WHERE datname = $1", name))
+    options = await options_like(admin, name) if exists else "TEMPLATE template0"
+    return _Target(name, exists, user, is_superuser, beside, options)
 
 
 # Of others' sessions an ordinary user sees the pid and the user, and not what they are.
@@ -534,7 +642,7 @@ def _in_use(
 
 async def _create(admin: Any, new: Dsn, target: _Target) -> None:
     try:
-        await admin.execute(f"CREATE DATABASE {identifier(str(new.database))} {target.options}")
+        await create_closed(admin, str(new.database), target.options)
         comment = f"orchestrator restore of {target.name}: may be dropped"
         await admin.execute(f"COMMENT ON DATABASE {identifier(str(new.database))} IS {literal(comment)}")
     except asyncpg.InsufficientPrivilegeError as error:
@@ -583,6 +691,11 @@ async def _drop(dsn: Dsn, name: str, connect_timeout_s: float) -> None:
         await admin.execute(f"DROP DATABASE IF EXISTS {identifier(name)} WITH (FORCE)")
 
 
+def _open_to_all(name: str) -> str:
+    """The rights of a database that nobody has changed any of (PostgreSQL manual, 5.8)."""
+    return f"GRANT CONNECT, TEMPORARY ON DATABASE {name} TO PUBLIC"
+
+
 async def _copy_properties(admin: Any, old: str, new: str, emit: Emit) -> None:
     """Owner, rights, settings, limit and comment: pg_dump leaves them to whoever creates the database."""
     row = await admin.fetchrow(
@@ -596,8 +709,9 @@ async def _copy_properties(admin: Any, old: str, new: str, emit: Emit) -> None:
         f"ALTER DATABASE {name} CONNECTION LIMIT {row['datconnlimit']}",
         f"COMMENT ON DATABASE {name} IS {literal(row['comment'])}",
     ]
-    if row["has_acl"]:
-        statements.append(f"REVOKE ALL ON DATABASE {name} FROM PUBLIC")
+    if not row["has_acl"]:
+        statements.append(_open_to_all(name))
+    else:
         grants = await admin.fetch(
             "SELECT CASE WHEN a.grantee = 0 THEN NULL ELSE pg_catalog.pg_get_userbyid(a.grantee)::text END AS grantee,"
             " a.privilege_type::text AS privilege, a.is_grantable FROM pg_catalog.pg_database d,"

@@ -98,6 +98,7 @@ async def back_up_database(ctx: Context, payload: BackupPayload) -> dict[str, An
             read_ledgers=manifest_reader(manifest),
             emit=_emit(ctx),
             connect_timeout_s=service.settings.db_connect_timeout_s,
+            with_own_rights=False,  # whoever may add a job must not decide that
         )
         output["differences"] = list(tested.differences)
         if tested.differences:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import msgspec
 
+from orchestrator.database.connect import open_pool
 from orchestrator.database.failure import CONNECTION_ERRORS
 from orchestrator.jobs.context import Context, Run
 from orchestrator.jobs.failures import error_record, stored, type_name, without_nul
@@ -263,14 +264,12 @@ class Worker:
         )
 
     async def _open_pool(self) -> Any:
-        arguments = self._dsn.connect_arguments()
-        server_settings = {"application_name": "orchestrator jobs", **arguments.pop("server_settings", {})}
-        return await asyncpg.create_pool(
-            **arguments,
-            min_size=0,
+        return await open_pool(
+            self._dsn,
+            kind="handlers",
             max_size=_POOL_SIZE,
-            timeout=self._dsn.connect_timeout_s or self._connect_timeout_s,
-            server_settings=server_settings,
+            connect_timeout_s=self._connect_timeout_s,
+            application_name="orchestrator jobs",
         )
 
     async def _until_drained(self, limit_s: float) -> None:

@@ -9,16 +9,11 @@ import asyncio
 import shlex
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.database.backup import (
-    Backup,
-    LedgerState,
-    Order,
-    is_same_place,
-    read_backups,
-    remove_superfluous,
-    take_backup,
-)
+from orchestrator.database.backup import Order, remove_superfluous, take_backup
 from orchestrator.database.connect import close, connect_once
+from orchestrator.database.manifest import Backup, LedgerState, is_same_place, read_backups
+from orchestrator.database.sessions import as_ours
+from orchestrator.database.vouching import recorded
 from orchestrator.errors import MigrationError, OrchestratorError
 from orchestrator.migrator.ledger import LedgerTable, read_ledger
 from orchestrator.migrator.plan import Kind
@@ -28,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
     from pathlib import Path
 
-    from orchestrator.database.backup import Manifest, Reason
+    from orchestrator.database.manifest import Manifest, Reason
     from orchestrator.database.pgtools import Emit
     from orchestrator.dsn import Dsn
     from orchestrator.lifecycle import Lifecycle
@@ -80,7 +75,7 @@ async def back_up(
     Returns the backup and what was removed. Errors as in `take_backup`; and those of a failed login.
     """
     timeout_s = settings.db_connect_timeout_s
-    order = Order(directory, reason, ledger_reader(sources), pending, timeout_s)
+    order = Order(directory, reason, ledger_reader(sources), pending, timeout_s, settings.backup_key)
     own = connection is None
     if own:
         connection = await connect_once(
@@ -88,6 +83,8 @@ async def back_up(
         )
     try:
         backup = await take_backup(connection, dsn, order, emit, on_progress=on_progress)
+        if reason != "before_migrate":
+            await recorded(connection, backup, emit)
     finally:
         if own:
             await close(connection)
@@ -154,6 +151,13 @@ async def back_up_first(
         ) from error
     life.check("backup", "ok", file=str(backup.path), size_bytes=backup.manifest.size_bytes)
     return backup
+
+
+async def keep_record(connection: Any, backup: Backup | None, life: Lifecycle) -> None:
+    """Note in our table the backup from before the migrations: only they may have made the table."""
+    if backup is not None:
+        async with as_ours(connection):
+            await recorded(connection, backup, life.emit)
 
 
 async def offer_way_back(error: MigrationError, connection: Any, settings: Settings, sources: Sequence[Source]) -> None:

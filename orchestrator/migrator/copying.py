@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import tempfile
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.database import pgtools
+from orchestrator.database.archive_fill import Archive, fill
 from orchestrator.database.quoting import identifier, literal
 from orchestrator.errors import EXIT_MIGRATION, OrchestratorError
 from orchestrator.migrator.records import SERVICE_SCHEMA
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from orchestrator.database.pgtools import Emit
+    from orchestrator.database.restricted_role import Place
     from orchestrator.dsn import Dsn
     from orchestrator.migrator.ledger import LedgerTable
 
@@ -34,12 +35,12 @@ class CopyError(OrchestratorError):
 
 
 async def copy_database(
-    live: Any, dsn: Dsn, scratch: Any, scratch_dsn: Dsn, *, with_data: bool, emit: Emit, connect_timeout_s: float
+    live: Any, dsn: Dsn, scratch: Any, place: Place, *, with_data: bool, emit: Emit, connect_timeout_s: float
 ) -> list[str]:
-    """Fill the empty database `scratch` from `live`; returns what a person must know of the copy's limits.
+    """Fill the empty database of `place` from `live`; returns what a person must know of the copy's limits.
 
-    `live` and `scratch` are sessions of their own on the two DSNs. Without data the tables are empty; ledgers and
-    records are copied by `copy_rows`. Owners and privileges come along where a superuser copies on one server.
+    `live` and `scratch` are sessions of their own on the two. Without data the tables are empty; ledgers and records
+    are copied by `copy_rows`. Owners and privileges come along where a superuser's own rights fill it, on one server.
     Subscriptions never do: a copy would begin to replicate. Cancelled: the programs end first.
 
     Raises:
@@ -49,9 +50,11 @@ async def copy_database(
     major = live.get_server_version().major
     purpose = f"a copy of PostgreSQL {major} for a rehearsal"
     dump = await pgtools.find("pg_dump", at_least=major, purpose=purpose)
-    restore = await pgtools.find("pg_restore", at_least=dump.major, purpose=purpose)
-    keeps_owners = await _is_same_server(live, scratch) and bool(
-        await scratch.fetchval("SELECT usesuper FROM pg_catalog.pg_user WHERE usename = current_user")
+    await pgtools.find("pg_restore", at_least=dump.major, purpose=purpose)
+    keeps_owners = (
+        not place.isolated
+        and await _is_same_server(live, scratch)
+        and bool(await scratch.fetchval("SELECT usesuper FROM pg_catalog.pg_user WHERE usename = current_user"))
     )
     whose = [] if keeps_owners else ["--no-owner", "--no-privileges", "--no-comments"]
     common = ["--no-subscriptions", "--no-security-labels", "--no-tablespaces", *whose]
@@ -70,18 +73,13 @@ async def copy_database(
                     stdout=fd,
                 )
             )
-            os.lseek(fd, 0, os.SEEK_SET)
-            await pgtools.run(
-                pgtools.Run(
-                    restore,
-                    ["--exit-on-error", "--no-password", f"--dbname={scratch_dsn.database}", *common],
-                    pgtools.environment(
-                        scratch_dsn, application_name="orchestrator rehearse", connect_timeout_s=connect_timeout_s
-                    ),
-                    scratch_dsn.secrets,
-                    emit,
-                    stdin=fd,
-                )
+            filled = await fill(
+                Archive(fd, "the copy for a rehearsal", dump.major),
+                place,
+                emit,
+                application_name="orchestrator rehearse",
+                connect_timeout_s=connect_timeout_s,
+                options=common,
             )
         except pgtools.PgToolError as error:
             raise CopyError(
@@ -92,7 +90,13 @@ async def copy_database(
             ) from error
     if keeps_owners:
         return []
-    return ["everything in the copy belongs to one user: missing rights of the real one do not show"]
+    notes = ["everything in the copy belongs to one user: missing rights of the real one do not show"]
+    if place.isolated:
+        notes.append(
+            "that user has no other right, so that the code in the copied tables has none: a migration that needs more"
+            " (CREATE ROLE, an untrusted extension, ALTER … OWNER TO) fails here; --with-own-rights lets it"
+        )
+    return [*notes, *(f"the copy lacks {what}, which only a superuser can make" for what in filled.left_out)]
 
 
 async def _is_same_server(live: Any, scratch: Any) -> bool:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import asyncpg
 
+from orchestrator.database.sessions import role_schemas
 from orchestrator.migrator.known import Check, Column, ForeignKey, Known, RelationKind, Table, TypeFact
+from orchestrator.migrator.records import SERVICE_SCHEMA
 from orchestrator.migrator.tree import Name, Type, nodes, only, proves_not_null
 
 if TYPE_CHECKING:
@@ -90,13 +92,20 @@ _TYPES = f"""
      WHERE {_OURS} AND t.typtype IN ('e', 'd', 'b', 'r') AND t.typcategory <> 'A'"""  # noqa: S608 (constants)
 
 
+async def _path(connection: Any) -> list[str]:
+    """The schemas where a file's names are looked up; a run takes `"$user"` off the path of a role of our name."""
+    schemas = await role_schemas(connection)
+    is_namesake = await connection.fetchval("SELECT current_user::text") == SERVICE_SCHEMA
+    return [schema for schema in schemas if not (is_namesake and schema == SERVICE_SCHEMA)]
+
+
 async def read_known(connection: Any, named: Iterable[str], functions: Iterable[str]) -> Known:
     """What the catalogue says: every relation, and the columns of those whose name is in `named`.
 
     Call it in a transaction that reads the same snapshot throughout. Works for a role that owns nothing.
     """
     known = Known(live=True)
-    known.search_path = list(await connection.fetchval("SELECT pg_catalog.current_schemas(false)::text[]"))
+    known.search_path = await _path(connection)
     zone = await connection.fetchval("SELECT pg_catalog.current_setting('TimeZone')")
     known.timezone_is_utc = str(zone).upper() in {"UTC", "ETC/UTC", "GMT", "ETC/GMT", "UCT", "ZULU"}
     by_oid: dict[int, Table] = {}

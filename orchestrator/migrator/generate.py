@@ -126,7 +126,7 @@ async def _connected(ours: Dsn, theirs: Dsn, metadata: MetaData, without: frozen
     async with AsyncExitStack() as stack:
         connections = []
         for dsn in (ours, theirs):
-            one = await connect_once(dsn, timeout_s=5, application_name="orchestrator generate")
+            one = await connect_once(dsn, timeout_s=5, application_name="orchestrator generate", kind="migration")
             stack.push_async_callback(close, one)
             connections.append(one)
         path = await _copy_extensions(*connections)

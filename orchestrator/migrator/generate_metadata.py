@@ -160,7 +160,7 @@ def tables_of(metadata: MetaData) -> frozenset[Name]:
 @asynccontextmanager
 async def _engine(dsn: Dsn, path: str) -> AsyncIterator[AsyncEngine]:
     async def connect() -> Any:
-        connection = await connect_once(dsn, timeout_s=5, application_name="orchestrator generate")
+        connection = await connect_once(dsn, timeout_s=5, application_name="orchestrator generate", kind="migration")
         await connection.execute("SELECT pg_catalog.set_config('search_path', $1, false)", path)
         return connection
 

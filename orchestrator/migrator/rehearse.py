@@ -9,7 +9,8 @@ import msgspec
 
 from orchestrator.database.backup import count_rows
 from orchestrator.database.connect import own_session
-from orchestrator.database.scratch import scratch_database, server_errors_explained
+from orchestrator.database.restricted_role import isolated_database
+from orchestrator.database.scratch import server_errors_explained
 from orchestrator.errors import MigrationError
 from orchestrator.migrator.copying import RECORDS, copy_database, copy_rows
 from orchestrator.migrator.ledger import create_ledger
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from orchestrator.database.pgtools import Emit
+    from orchestrator.database.restricted_role import Place
     from orchestrator.dsn import Dsn
     from orchestrator.lifecycle import Event
     from orchestrator.migrator.folder import Migration
@@ -139,13 +141,17 @@ class Report(msgspec.Struct, frozen=True):
 
 
 class Rehearsal(msgspec.Struct, frozen=True):
-    """How it is rehearsed: `on` is the server of the copy, `from_files` replays instead of copying the schema."""
+    """How it is rehearsed: `on` is the server of the copy, `from_files` replays instead of copying the schema.
+
+    A copy is filled and migrated by a role without any other right, unless `with_own_rights` or `from_files`.
+    """
 
     on: Dsn
     options: Options
     extensions: tuple[str, ...] = ()
     with_data: bool = False
     from_files: bool = False
+    with_own_rights: bool = False
     connect_timeout_s: float = 5.0
     wait_timeout_s: float = 5.0
 
@@ -165,12 +171,19 @@ async def rehearse(dsn: Dsn, sources: Sequence[Source], how: Rehearsal, emit: Em
             surveys = await readable_surveys(live, sources, policy=how.options.policy, ahead=how.options.ahead)
             pending = tuple(m.name for one in surveys for m in one.plan.pending)
             planned = await _planned(live, surveys, how)
-            async with scratch_database(how.on, purpose="rehearse", connect_timeout_s=how.connect_timeout_s) as scratch:
-                return await _on(scratch, live, dsn, surveys, pending, planned, how, emit)
+            async with isolated_database(
+                how.on,
+                purpose="rehearse",
+                # The operator's own files alone run there, as they would in a start.
+                with_own_rights=how.with_own_rights or how.from_files,
+                emit=emit,
+                connect_timeout_s=how.connect_timeout_s,
+            ) as place:
+                return await _on(place, live, dsn, surveys, pending, planned, how, emit)
 
 
 async def _on(
-    scratch: Dsn,
+    place: Place,
     live: Any,
     dsn: Dsn,
     surveys: Sequence[Survey],
@@ -179,7 +192,7 @@ async def _on(
     how: Rehearsal,
     emit: Emit,
 ) -> Report:
-    began = time.monotonic()
+    began, scratch = time.monotonic(), place.dsn
     notes: list[str] = []
     emit("rehearsal.started", database=scratch.redacted(), pending=len(pending), with_data=how.with_data)
     if how.from_files:
@@ -193,7 +206,7 @@ async def _on(
                 live,
                 dsn,
                 copy,
-                scratch,
+                place,
                 with_data=how.with_data,
                 emit=emit,
                 connect_timeout_s=how.connect_timeout_s,

@@ -54,6 +54,7 @@ async def replay(
                 wait_timeout_s=_WAIT_TIMEOUT_S,
                 connect_timeout_s=connect_timeout_s,
                 application_name="orchestrator replay",
+                kind="migration",
             ) as connection,
             migration_lock(connection, life, timeout_s=_LOCK_TIMEOUT_S),
         ):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from orchestrator.database.quoting import identifier
+from orchestrator.database.sessions import as_ours
 from orchestrator.errors import MigrationError
 from orchestrator.migrator import records
 from orchestrator.migrator.ledger import LedgerTable, read_ledger
@@ -41,6 +42,11 @@ async def survey(connection: Any, source: Source, *, policy: Policy, ahead: Ahea
     Raises:
         MigrationError: the ledger's table is not a ledger.
     """
+    async with as_ours(connection):
+        return await _survey(connection, source, policy=policy, ahead=ahead)
+
+
+async def _survey(connection: Any, source: Source, *, policy: Policy, ahead: Ahead) -> Survey:
     key = source.table.key
     ledger = await read_ledger(connection, source.table)
     plan = make_plan(source.folder, ledger, policy=policy, ahead=ahead)

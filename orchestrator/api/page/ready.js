@@ -1,0 +1,73 @@
+// What is shown when the service is ready.
+
+import { askToken } from "./actions.js";
+import { h } from "./dom.js";
+import { failedPart, runningPart } from "./job_lists.js";
+import { sql } from "./migrations.js";
+import { model, token } from "./model.js";
+import { queuesPart } from "./queues.js";
+import { schedulesPart, startsPart } from "./schedules.js";
+import { sentence, words } from "./words.js";
+
+export function warnings(start) {
+  const shown = start.warnings.filter((one) => one.event !== "extension.missing" || start.phase === "ready");
+  if (!shown.length) return null;
+  const titles = { "extension.missing": (w) => `The extension ${w.extension} is missing` };
+  return h(
+    "ul",
+    { class: "notes", "aria-label": "Warnings", key: "warnings" },
+    shown.slice(0, 8).map((one, n) => {
+      const name = one.migration ?? one.files?.join?.(", ") ?? "";
+      const title = titles[one.event]?.(one) ?? [
+        sentence(words(one.event.split(".").at(-1))).slice(0, -1),
+        name ? ": " : "",
+        name,
+      ];
+      return h(
+        "li",
+        { key: n },
+        h("b", null, title),
+        one.decision ? h("p", null, sentence(one.decision)) : null,
+        h("p", null, one.remedy ?? one.hint ?? ""),
+        one.sql ? sql(one.sql) : null,
+      );
+    }),
+    shown.length > 8 ? h("li", { key: "more" }, `${shown.length - 8} more on /health`) : null,
+  );
+}
+
+const listOf = (body, name) => (Array.isArray(body) ? body : (body?.[name] ?? body?.items ?? []));
+
+export function ready(start) {
+  if ((start.access?.token && !token()) || model.wants_token) {
+    return h(
+      "section",
+      { class: "gate", key: "gate", "aria-label": "Jobs" },
+      h("p", null, "Queues, jobs and schedules are shown to those who have the server’s API token."),
+      h("button", { type: "button", class: "strong", on: { click: askToken } }, "Enter the token"),
+    );
+  }
+  const { queues, running: runs, failed, schedules, starts } = model.jobs;
+  if (!queues)
+    return model.jobs_error
+      ? h("p", { class: "note", key: "jobs-error" }, `The jobs cannot be read: ${model.jobs_error}`)
+      : null;
+  return [
+    model.jobs_error
+      ? h("p", { class: "note", key: "jobs-error" }, `The jobs are not up to date: ${model.jobs_error}`)
+      : null,
+    start.access?.actions === "refused"
+      ? h(
+          "p",
+          { class: "note", key: "refused" },
+          h("b", null, "To look at only. "),
+          "The port is open beyond this machine and no API_TOKEN is set: the server refuses what changes something.",
+        )
+      : null,
+    queuesPart(queues),
+    runningPart(listOf(runs, "jobs")),
+    failedPart(listOf(failed, "jobs")),
+    schedulesPart(listOf(schedules, "schedules")),
+    startsPart(listOf(starts, "starts")),
+  ];
+}

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
-from orchestrator.migrator import tree
-from orchestrator.migrator.blocks import block_statements
-from orchestrator.migrator.tree import Name, Type
+from orchestrator.analysis import ast
+from orchestrator.analysis.ast import Name, Type
+from orchestrator.analysis.do_blocks import block_statements
 
 RelationKind = Literal[
     "table", "partitioned", "index", "view", "materialized view", "sequence", "foreign table", "type"
@@ -228,7 +228,7 @@ class Known:
 
     def volatile_in(self, expression: object) -> str | None:
         """The first function in an expression that is, or may be, volatile."""
-        return next((name.name for name in tree.called(expression) if self.is_volatile(name)), None)
+        return next((name.name for name in ast.called(expression) if self.is_volatile(name)), None)
 
     # --- Learning ----------------------------------------------------------------------------------------------------
 
@@ -251,7 +251,7 @@ class Known:
             fact.added.clear()
             fact.fresh_in_transaction = False
 
-    def learn(self, node: str, fields: tree.Tree) -> None:
+    def learn(self, node: str, fields: ast.Tree) -> None:
         """Follow a statement: what is there after it."""
         if learn := _LEARNERS.get(node):
             learn(self, fields)
@@ -262,36 +262,36 @@ class Known:
         self.tables[full] = table
         return table
 
-    def _add_column(self, table: Table, definition: tree.Tree, *, fresh: bool) -> None:
-        written = tree.column_type(definition["typeName"]) if "typeName" in definition else None
+    def _add_column(self, table: Table, definition: ast.Tree, *, fresh: bool) -> None:
+        written = ast.column_type(definition["typeName"]) if "typeName" in definition else None
         if written and (base := serial_base(written)):
             column = Column(base, not_null=True, fresh=fresh)
         else:
             column = Column(written, fresh=fresh)
         table.columns[definition["colname"]] = column
-        for constraint in tree.constraints(definition):
+        for constraint in ast.constraints(definition):
             self._add_constraint(table, constraint, [definition["colname"]], validated_if_new=True)
 
     def _add_constraint(
-        self, table: Table, constraint: tree.Tree, columns: list[str], *, validated_if_new: bool = False
+        self, table: Table, constraint: ast.Tree, columns: list[str], *, validated_if_new: bool = False
     ) -> None:
         kind, name = constraint["contype"], constraint.get("conname")
         valid = validated_if_new or not constraint.get("skip_validation", False)
         if kind in {"CONSTR_NOTNULL", "CONSTR_PRIMARY", "CONSTR_IDENTITY"}:
-            for one in tree.strings(constraint.get("keys")) or columns:
+            for one in ast.strings(constraint.get("keys")) or columns:
                 if one in table.columns and valid:
                     table.columns[one].not_null = True
         if kind in {"CONSTR_PRIMARY", "CONSTR_UNIQUE", "CONSTR_EXCLUSION"}:
             table.indexes += 1
-            table.indexed |= set(tree.strings(constraint.get("keys")) or columns)
+            table.indexed |= set(ast.strings(constraint.get("keys")) or columns)
         if kind == "CONSTR_CHECK" and "raw_expr" in constraint:
             expression = constraint["raw_expr"]
-            check = Check(frozenset(tree.column_names(expression)), tree.proves_not_null(expression), valid)
+            check = Check(frozenset(ast.column_names(expression)), ast.proves_not_null(expression), valid)
             table.checks[name or f"{table.name.name}_check{len(table.checks) or ''}"] = check
         if kind == "CONSTR_FOREIGN":
-            names = frozenset(tree.strings(constraint.get("fk_attrs")) or columns)
-            referenced = frozenset(tree.strings(constraint.get("pk_attrs")))
-            key = ForeignKey(names, self.full(tree.relation(constraint["pktable"])), referenced, valid)
+            names = frozenset(ast.strings(constraint.get("fk_attrs")) or columns)
+            referenced = frozenset(ast.strings(constraint.get("pk_attrs")))
+            key = ForeignKey(names, self.full(ast.relation(constraint["pktable"])), referenced, valid)
             table.foreign_keys[name or f"{table.name.name}_{'_'.join(sorted(names))}_fkey"] = key
 
 
@@ -301,18 +301,18 @@ def serial_base(written: Type) -> Type | None:
     return Type(Name("pg_catalog", base)) if base else None
 
 
-def _create_table(known: Known, fields: tree.Tree) -> None:
-    name = tree.relation(fields["relation"])
+def _create_table(known: Known, fields: ast.Tree) -> None:
+    name = ast.relation(fields["relation"])
     if fields.get("if_not_exists") and known.find(name) is not None:
         return
     table = known._add(name, "partitioned" if "partspec" in fields else "table")  # noqa: SLF001 (its own file)
     table.unlogged = fields["relation"].get("relpersistence") == "u"
-    for definition in tree.columns(fields):
+    for definition in ast.columns(fields):
         known._add_column(table, definition, fresh=True)  # noqa: SLF001
-    for constraint in tree.table_constraints(fields):
+    for constraint in ast.table_constraints(fields):
         known._add_constraint(table, constraint, [], validated_if_new=True)  # noqa: SLF001
     for parent in fields.get("inhRelations", ()):
-        parent_name = known.full(tree.relation(parent["RangeVar"]))
+        parent_name = known.full(ast.relation(parent["RangeVar"]))
         table.parents.append(parent_name)
         if above := known.find(parent_name):
             table.columns = {
@@ -320,34 +320,34 @@ def _create_table(known: Known, fields: tree.Tree) -> None:
             } | table.columns
 
 
-def _create_foreign_table(known: Known, fields: tree.Tree) -> None:
-    known._add(tree.relation(fields["base"]["relation"]), "foreign table")  # noqa: SLF001
+def _create_foreign_table(known: Known, fields: ast.Tree) -> None:
+    known._add(ast.relation(fields["base"]["relation"]), "foreign table")  # noqa: SLF001
 
 
-def _create_as(known: Known, fields: tree.Tree) -> None:
+def _create_as(known: Known, fields: ast.Tree) -> None:
     kind: RelationKind = "materialized view" if fields.get("objtype") == "OBJECT_MATVIEW" else "table"
-    known._add(tree.relation(fields["into"]["rel"]), kind)  # noqa: SLF001
+    known._add(ast.relation(fields["into"]["rel"]), kind)  # noqa: SLF001
 
 
-def _select(known: Known, fields: tree.Tree) -> None:
+def _select(known: Known, fields: ast.Tree) -> None:
     if "intoClause" in fields:
-        known._add(tree.relation(fields["intoClause"]["rel"]))  # noqa: SLF001
+        known._add(ast.relation(fields["intoClause"]["rel"]))  # noqa: SLF001
 
 
-def _create_view(known: Known, fields: tree.Tree) -> None:
-    name = tree.relation(fields["view"])
+def _create_view(known: Known, fields: ast.Tree) -> None:
+    name = ast.relation(fields["view"])
     if known.find(name) is None:
         known._add(name, "view")  # noqa: SLF001
 
 
-def _create_sequence(known: Known, fields: tree.Tree) -> None:
-    name = tree.relation(fields["sequence"])
+def _create_sequence(known: Known, fields: ast.Tree) -> None:
+    name = ast.relation(fields["sequence"])
     if known.find(name) is None:
         known._add(name, "sequence")  # noqa: SLF001
 
 
-def _create_index(known: Known, fields: tree.Tree) -> None:
-    on = known.full(tree.relation(fields["relation"]))
+def _create_index(known: Known, fields: ast.Tree) -> None:
+    on = known.full(ast.relation(fields["relation"]))
     if table := known.find(on):
         table.indexes += 1
         table.indexed |= {e["IndexElem"]["name"] for e in fields.get("indexParams", ()) if "name" in e["IndexElem"]}
@@ -356,51 +356,51 @@ def _create_index(known: Known, fields: tree.Tree) -> None:
         known.tables.setdefault(full, Table(full, "index", fresh=True, on=on))
 
 
-def _create_statistics(known: Known, fields: tree.Tree) -> None:
-    relations = [tree.relation(one["RangeVar"]) for one in fields.get("relations", ()) if "RangeVar" in one]
+def _create_statistics(known: Known, fields: ast.Tree) -> None:
+    relations = [ast.relation(one["RangeVar"]) for one in fields.get("relations", ()) if "RangeVar" in one]
     if relations and "defnames" in fields:
-        known.statistics[known.full(tree.qualified(tree.strings(fields["defnames"])))] = known.full(relations[0])
+        known.statistics[known.full(ast.qualified(ast.strings(fields["defnames"])))] = known.full(relations[0])
 
 
-def _create_schema(known: Known, fields: tree.Tree) -> None:
+def _create_schema(known: Known, fields: ast.Tree) -> None:
     if name := fields.get("schemaname"):
         known.fresh_schemas.add(name)
     for element in fields.get("schemaElts", ()):
-        known.learn(*tree.only(element))
+        known.learn(*ast.only(element))
 
 
 def _created_type(known: Known, words: list[str], fact_kind: Literal["enum", "domain", "other"]) -> TypeFact:
-    name = tree.qualified(words)
+    name = ast.qualified(words)
     full = Name(name.schema or (known.search_path[0] if known.search_path else "public"), name.name)
     fact = TypeFact(full, fact_kind, fresh=True, fresh_in_transaction=True)
     known.types[full] = fact
     return fact
 
 
-def _create_enum(known: Known, fields: tree.Tree) -> None:
-    _created_type(known, tree.strings(fields["typeName"]), "enum")
+def _create_enum(known: Known, fields: ast.Tree) -> None:
+    _created_type(known, ast.strings(fields["typeName"]), "enum")
 
 
-def _create_composite(known: Known, fields: tree.Tree) -> None:
-    name = tree.relation(fields["typevar"])
+def _create_composite(known: Known, fields: ast.Tree) -> None:
+    name = ast.relation(fields["typevar"])
     _created_type(known, [*([name.schema] if name.schema else []), name.name], "other")
 
 
-def _create_domain(known: Known, fields: tree.Tree) -> None:
-    fact = _created_type(known, tree.strings(fields["domainname"]), "domain")
-    fact.base = tree.column_type(fields["typeName"])
-    kinds = {c["contype"] for c in tree.constraints(fields)}
+def _create_domain(known: Known, fields: ast.Tree) -> None:
+    fact = _created_type(known, ast.strings(fields["domainname"]), "domain")
+    fact.base = ast.column_type(fields["typeName"])
+    kinds = {c["contype"] for c in ast.constraints(fields)}
     fact.constrained = bool(kinds & {"CONSTR_CHECK", "CONSTR_NOTNULL"})
 
 
-def _alter_domain(known: Known, fields: tree.Tree) -> None:
-    fact = known.type_fact(tree.qualified(tree.strings(fields["typeName"])))
+def _alter_domain(known: Known, fields: ast.Tree) -> None:
+    fact = known.type_fact(ast.qualified(ast.strings(fields["typeName"])))
     if fact and fields["subtype"] in {"C", "O"}:
         fact.constrained = True
 
 
-def _alter_enum(known: Known, fields: tree.Tree) -> None:
-    name = tree.qualified(tree.strings(fields["typeName"]))
+def _alter_enum(known: Known, fields: ast.Tree) -> None:
+    name = ast.qualified(ast.strings(fields["typeName"]))
     fact = known.type_fact(name)
     if fact is None:
         full = Name(name.schema or (known.search_path[0] if known.search_path else "public"), name.name)
@@ -409,30 +409,30 @@ def _alter_enum(known: Known, fields: tree.Tree) -> None:
         fact.added.add(fields["newVal"])
 
 
-def _create_function(known: Known, fields: tree.Tree) -> None:
-    name = tree.strings(fields["funcname"])[-1]
-    volatility = tree.option(fields.get("options"), "volatility")
+def _create_function(known: Known, fields: ast.Tree) -> None:
+    name = ast.strings(fields["funcname"])[-1]
+    volatility = ast.option(fields.get("options"), "volatility")
     word = (volatility or {}).get("arg", {}).get("String", {}).get("sval", "volatile")
     known.functions[name] = word == "volatile"
     known.fresh_functions.add(name)
 
 
-def _create_trigger(known: Known, fields: tree.Tree) -> None:
+def _create_trigger(known: Known, fields: ast.Tree) -> None:
     known.fresh_triggers.add(fields["trigname"])
 
 
-def _set(known: Known, fields: tree.Tree) -> None:
+def _set(known: Known, fields: ast.Tree) -> None:
     if fields.get("name") == "search_path" and fields.get("kind") == "VAR_SET_VALUE":
         words = [a["A_Const"]["sval"].get("sval", "") for a in fields.get("args", ()) if "sval" in a.get("A_Const", {})]
         known.search_path = [word for word in words if word not in {"", "$user"}]
 
 
-def _drop(known: Known, fields: tree.Tree) -> None:
+def _drop(known: Known, fields: ast.Tree) -> None:
     kind = fields["removeType"]
     for item in fields.get("objects", ()):
-        words = tree.dropped_name(kind, item)
+        words = ast.dropped_name(kind, item)
         if kind in _RELATIONS:
-            full = known.full(tree.qualified(words))
+            full = known.full(ast.qualified(words))
             dropped = known.tables.pop(full, None)
             if dropped and dropped.on and (table := known.tables.get(dropped.on)):
                 table.indexes -= 1
@@ -440,7 +440,7 @@ def _drop(known: Known, fields: tree.Tree) -> None:
                 for other in known.referencing(full):
                     other.foreign_keys = {n: k for n, k in other.foreign_keys.items() if k.references != full}
         elif kind in {"OBJECT_TYPE", "OBJECT_DOMAIN"}:
-            fact = known.type_fact(tree.qualified(words))
+            fact = known.type_fact(ast.qualified(words))
             if fact:
                 known.types.pop(fact.name, None)
         elif kind == "OBJECT_SCHEMA":
@@ -453,22 +453,22 @@ _RELATIONS = frozenset(
 )
 
 
-def _do(known: Known, fields: tree.Tree) -> None:
+def _do(known: Known, fields: ast.Tree) -> None:
     for one in block_statements(fields)[0]:
         known.learn(one.node, one.fields)
 
 
-def _rename(known: Known, fields: tree.Tree) -> None:
+def _rename(known: Known, fields: ast.Tree) -> None:
     kind = fields["renameType"]
     if "relation" not in fields:
         if kind == "OBJECT_TYPE":
-            fact = known.type_fact(tree.qualified(tree.strings(fields["object"].get("List", {}).get("items"))))
+            fact = known.type_fact(ast.qualified(ast.strings(fields["object"].get("List", {}).get("items"))))
             if fact:
                 known.types.pop(fact.name, None)
                 fact.name = Name(fact.name.schema, fields["newname"])
                 known.types[fact.name] = fact
         return
-    table = known.find(tree.relation(fields["relation"]))
+    table = known.find(ast.relation(fields["relation"]))
     if table is None:
         return
     new = fields["newname"]
@@ -497,13 +497,13 @@ def _moved(known: Known, table: Table, full: Name) -> None:
                 key.references = full
 
 
-def _set_schema(known: Known, fields: tree.Tree) -> None:
-    if "relation" in fields and (table := known.find(tree.relation(fields["relation"]))):
+def _set_schema(known: Known, fields: ast.Tree) -> None:
+    if "relation" in fields and (table := known.find(ast.relation(fields["relation"]))):
         _moved(known, table, Name(fields["newschema"], table.name.name))
 
 
-def _alter_table(known: Known, fields: tree.Tree) -> None:
-    name = tree.relation(fields["relation"])
+def _alter_table(known: Known, fields: ast.Tree) -> None:
+    name = ast.relation(fields["relation"])
     table = known.find(name)
     if table is None:
         if known.live:
@@ -511,80 +511,80 @@ def _alter_table(known: Known, fields: tree.Tree) -> None:
         # Never heard of: it is there, made before the files that we see.
         full = known.full(name)
         table = known.tables.setdefault(full, Table(full))
-    for command in tree.commands(fields):
+    for command in ast.commands(fields):
         _alter(known, table, command)
 
 
-def _alter(known: Known, table: Table, command: tree.Tree) -> None:
+def _alter(known: Known, table: Table, command: ast.Tree) -> None:
     kind, name = command["subtype"].removeprefix("AT_"), command.get("name", "")
     if change := _ALTERATIONS.get(kind):
         change(known, table, name, command.get("def", {}))
 
 
-def _at_add_column(known: Known, table: Table, name: str, definition: tree.Tree) -> None:
+def _at_add_column(known: Known, table: Table, name: str, definition: ast.Tree) -> None:
     del name
     if definition["ColumnDef"]["colname"] not in table.columns:
         known._add_column(table, definition["ColumnDef"], fresh=True)  # noqa: SLF001
 
 
-def _at_drop_column(known: Known, table: Table, name: str, definition: tree.Tree) -> None:
+def _at_drop_column(known: Known, table: Table, name: str, definition: ast.Tree) -> None:
     del known, definition
     table.columns.pop(name, None)
     table.checks = {n: c for n, c in table.checks.items() if name not in c.columns}
     table.foreign_keys = {n: k for n, k in table.foreign_keys.items() if name not in k.columns}
 
 
-def _at_type(known: Known, table: Table, name: str, definition: tree.Tree) -> None:
+def _at_type(known: Known, table: Table, name: str, definition: ast.Tree) -> None:
     del known
-    table.columns.setdefault(name, Column()).type = tree.column_type(definition["ColumnDef"]["typeName"])
+    table.columns.setdefault(name, Column()).type = ast.column_type(definition["ColumnDef"]["typeName"])
 
 
-def _at_set_not_null(known: Known, table: Table, name: str, definition: tree.Tree) -> None:
+def _at_set_not_null(known: Known, table: Table, name: str, definition: ast.Tree) -> None:
     del known, definition
     table.columns.setdefault(name, Column()).not_null = True
 
 
-def _at_drop_not_null(known: Known, table: Table, name: str, definition: tree.Tree) -> None:
+def _at_drop_not_null(known: Known, table: Table, name: str, definition: ast.Tree) -> None:
     del known, definition
     table.columns.setdefault(name, Column()).not_null = False
 
 
-def _at_add_constraint(known: Known, table: Table, name: str, definition: tree.Tree) -> None:
+def _at_add_constraint(known: Known, table: Table, name: str, definition: ast.Tree) -> None:
     del name
     known._add_constraint(table, definition["Constraint"], [])  # noqa: SLF001
 
 
-def _at_validate(known: Known, table: Table, name: str, definition: tree.Tree) -> None:
+def _at_validate(known: Known, table: Table, name: str, definition: ast.Tree) -> None:
     del known, definition
     for named in (table.checks.get(name), table.foreign_keys.get(name)):
         if named:
             named.valid = True
 
 
-def _at_drop_constraint(known: Known, table: Table, name: str, definition: tree.Tree) -> None:
+def _at_drop_constraint(known: Known, table: Table, name: str, definition: ast.Tree) -> None:
     del known, definition
     table.checks.pop(name, None)
     table.foreign_keys.pop(name, None)
 
 
-def _at_attach(known: Known, table: Table, name: str, definition: tree.Tree) -> None:
+def _at_attach(known: Known, table: Table, name: str, definition: ast.Tree) -> None:
     del name
-    if child := known.find(tree.relation(definition["PartitionCmd"]["name"])):
+    if child := known.find(ast.relation(definition["PartitionCmd"]["name"])):
         child.parents.append(table.name)
 
 
-def _at_detach(known: Known, table: Table, name: str, definition: tree.Tree) -> None:
+def _at_detach(known: Known, table: Table, name: str, definition: ast.Tree) -> None:
     del name
-    if child := known.find(tree.relation(definition["PartitionCmd"]["name"])):
+    if child := known.find(ast.relation(definition["PartitionCmd"]["name"])):
         child.parents = [parent for parent in child.parents if parent != table.name]
 
 
-def _at_persistence(known: Known, table: Table, name: str, definition: tree.Tree, *, unlogged: bool) -> None:
+def _at_persistence(known: Known, table: Table, name: str, definition: ast.Tree, *, unlogged: bool) -> None:
     del known, name, definition
     table.unlogged = unlogged
 
 
-_ALTERATIONS: dict[str, Callable[[Known, Table, str, tree.Tree], None]] = {
+_ALTERATIONS: dict[str, Callable[[Known, Table, str, ast.Tree], None]] = {
     "AddColumn": _at_add_column,
     "AddConstraint": _at_add_constraint,
     "AlterColumnType": _at_type,
@@ -601,7 +601,7 @@ _ALTERATIONS: dict[str, Callable[[Known, Table, str, tree.Tree], None]] = {
 }
 
 
-_LEARNERS: dict[str, Callable[[Known, tree.Tree], None]] = {
+_LEARNERS: dict[str, Callable[[Known, ast.Tree], None]] = {
     "AlterDomainStmt": _alter_domain,
     "AlterEnumStmt": _alter_enum,
     "AlterObjectSchemaStmt": _set_schema,

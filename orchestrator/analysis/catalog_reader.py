@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import asyncpg
 
+from orchestrator.analysis.ast import Name, Type, nodes, only, proves_not_null
+from orchestrator.analysis.catalog import Check, Column, ForeignKey, Known, RelationKind, Table, TypeFact
 from orchestrator.database.sessions import role_schemas
-from orchestrator.migrator.known import Check, Column, ForeignKey, Known, RelationKind, Table, TypeFact
 from orchestrator.migrator.records import SERVICE_SCHEMA
-from orchestrator.migrator.tree import Name, Type, nodes, only, proves_not_null
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -171,7 +171,7 @@ async def _read_columns(connection: Any, known: Known, by_oid: dict[int, Table],
 
 
 async def _read_constraints(connection: Any, by_oid: dict[int, Table]) -> None:
-    from orchestrator.migrator import grammar
+    from orchestrator.migrator.sql import parser
 
     for row in await connection.fetch(_CONSTRAINTS):
         table, columns = by_oid.get(row["oid"]), frozenset(row["columns"])
@@ -184,7 +184,7 @@ async def _read_constraints(connection: Any, by_oid: dict[int, Table]) -> None:
                     columns, referenced.name, frozenset(row["referenced"]), row["valid"]
                 )
             continue
-        parsed = grammar.parse(f"SELECT {row['expression']}".encode())[0].fields()
+        parsed = parser.parse(f"SELECT {row['expression']}".encode())[0].fields()
         target = next((only(fields["val"]) for _, fields in nodes(parsed, "ResTarget")), None)
         proven = proves_not_null({target[0]: target[1]}) if target else frozenset()
         table.checks[row["name"]] = Check(columns, proven, row["valid"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.migrator import grammar
+from orchestrator.migrator.sql import parser
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,8 +34,8 @@ def block_statements(do: dict[str, Any]) -> tuple[list[Inner], bool]:
     if language.lower() != "plpgsql" or "$orchestrator$" in body:
         return [], False
     try:
-        parsed = grammar.plpgsql(f"DO $orchestrator${body}$orchestrator$".encode())
-    except grammar.GrammarError:
+        parsed = parser.plpgsql(f"DO $orchestrator${body}$orchestrator$".encode())
+    except parser.GrammarError:
         return [], False
     found: list[Inner] = []
     is_whole = True
@@ -44,8 +44,8 @@ def block_statements(do: dict[str, Any]) -> tuple[list[Inner], bool]:
             is_whole = False
             continue
         try:
-            found += [Inner(line, one.node, one.fields()) for one in grammar.parse(text.encode())]
-        except grammar.GrammarError:
+            found += [Inner(line, one.node, one.fields()) for one in parser.parse(text.encode())]
+        except parser.GrammarError:
             is_whole = False
     return found, is_whole
 

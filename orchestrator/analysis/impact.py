@@ -1,6 +1,6 @@
 """What a statement does to tables in use: the locks it takes, what it rewrites, scans, builds. Pure: no I/O.
 
-From the statement's parse tree and what is known of the database (`known.py`). The rules are PostgreSQL 18's:
+From the statement's parse tree and what is known of the database (`catalog.py`). The rules are PostgreSQL 18's:
 `AlterTableGetLockLevel` and `ATExec…` (tablecmds.c), `LockTableCommand`, the manual's chapter 13.3, and each is held
 against a real server by tests/test_impact.py (pg_locks, relation file nodes, sequential scans).
 """
@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
-from orchestrator.migrator import tree
-from orchestrator.migrator.blocks import block_statements
-from orchestrator.migrator.known import VOLATILE, serial_base
-from orchestrator.migrator.tree import Name, Tree, Type
+from orchestrator.analysis import ast as tree
+from orchestrator.analysis.ast import Name, Tree, Type
+from orchestrator.analysis.catalog import VOLATILE, serial_base
+from orchestrator.analysis.do_blocks import block_statements
 
 if TYPE_CHECKING:
-    from orchestrator.migrator.known import Known, Table
+    from orchestrator.analysis.catalog import Known, Table
 
 # Parsing and planning look at few names; a data file's VALUES are never walked further than this many lists.
 _WALKED_VALUES = 50

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from orchestrator.migrator import grammar
+from orchestrator.analysis.catalog import Known
+from orchestrator.analysis.impact import Holding, impact_of
+from orchestrator.analysis.lint_rules import RULES, Hit, Level, Statements, check, check_held
+from orchestrator.analysis.plan import trees
 from orchestrator.migrator.folder import as_node_reads
-from orchestrator.migrator.impact import Holding, impact_of
-from orchestrator.migrator.known import Known
-from orchestrator.migrator.lint_rules import RULES, Hit, Level, Statements, check, check_held
-from orchestrator.migrator.preview import trees
-from orchestrator.migrator.sql import SqlSyntaxError, Statement, statements
+from orchestrator.migrator.sql import parser
+from orchestrator.migrator.sql.statements import SqlSyntaxError, Statement, statements
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -279,8 +279,8 @@ def _placed(path: str, statement: Statement, hit: Hit) -> Finding:
 def _long_names(path: str, raw: bytes) -> Iterator[Finding]:
     """Names longer than Postgres keeps: by tokens, since the parser has cut them already."""
     try:
-        tokens = list(grammar.tokens(raw))
-    except grammar.GrammarError:
+        tokens = list(parser.tokens(raw))
+    except parser.GrammarError:
         return
     seen: set[bytes] = set()
     for start, end in tokens:
@@ -342,7 +342,7 @@ def _allows(raw: bytes, parsed: Sequence[Statement]) -> list[_Allow]:
     """Each allow, and the lines of the statement that it stands in, behind, or above."""
     ends = [raw.count(b"\n", 0, statement.byte_end) + 1 for statement in parsed]
     found = []
-    for start, end in grammar.comments(raw):
+    for start, end in parser.comments(raw):
         text = raw[start:end].decode(errors="replace").strip("-*/ \t\r\n")
         match = _ALLOW.match(text)
         if match is None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.migrator.lint import LintFolder, Report, finding, lint
-from orchestrator.migrator.plan import Kind
-from orchestrator.migrator.preview import known_for
-from orchestrator.migrator.survey import readable_surveys
+from orchestrator.analysis.lint import LintFolder, Report, finding, lint
+from orchestrator.analysis.plan import known_for
+from orchestrator.migrator.resolve import Kind
+from orchestrator.migrator.state import readable_surveys
 
 if TYPE_CHECKING:
-    from orchestrator.migrator.survey import Source
+    from orchestrator.migrator.state import Source
 
 
 async def lint_with_ledger(connection: Any, source: Source, folder: LintFolder, *, every: bool) -> tuple[Report, str]:

@@ -1,6 +1,6 @@
 """The rules of `lint`: what a statement will do to those who use the database meanwhile. Pure: no I/O.
 
-From the grammar and from what is known (`known.py`, `impact.py`). What the same file, or the same pending set, made is
+From the grammar and from what is known (`catalog`, `impact`). What the same file, or the same pending set, made is
 not in use, and nothing about it hurts. Each rule has one level: an **error** will fail or lose something, a **warning**
 hurts running code, a **note** is worth a look and fails nothing.
 
@@ -15,14 +15,14 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
-from orchestrator.migrator import tree
-from orchestrator.migrator.blocks import block_statements
-from orchestrator.migrator.impact import Impact, Lock, added_column_rewrites, impact_of
-from orchestrator.migrator.known import Known, serial_base
+from orchestrator.analysis import ast
+from orchestrator.analysis.catalog import Known, serial_base
+from orchestrator.analysis.do_blocks import block_statements
+from orchestrator.analysis.impact import Impact, Lock, added_column_rewrites, impact_of
 
 if TYPE_CHECKING:
-    from orchestrator.migrator.impact import Held
-    from orchestrator.migrator.tree import Name, Tree
+    from orchestrator.analysis.ast import Name, Tree
+    from orchestrator.analysis.impact import Held
 
 
 class Level(StrEnum):
@@ -289,10 +289,10 @@ def check_held(at: Statements, held: list[Held]) -> Iterator[Hit]:
 
 def _alter_table(at: Statements, fields: Tree, impact: Impact) -> Iterator[Hit]:
     del impact
-    name, known = tree.relation(fields["relation"]), at.known
+    name, known = ast.relation(fields["relation"]), at.known
     if fields["objtype"] not in {"OBJECT_TABLE", "OBJECT_FOREIGN_TABLE", "OBJECT_MATVIEW"}:
         return
-    for command in tree.commands(fields):
+    for command in ast.commands(fields):
         kind = command["subtype"].removeprefix("AT_")
         if kind == "AddColumn":
             yield from _doubled(known, name, command)
@@ -318,16 +318,16 @@ def _add_column(at: Statements, name: Name, command: Tree, impact: Impact) -> It
     column, place, known = definition["colname"], _offset(definition), at.known
     if command.get("missing_ok") and known.column(name, column) is not None:
         return
-    kinds = {constraint["contype"] for constraint in tree.constraints(definition)}
+    kinds = {constraint["contype"] for constraint in ast.constraints(definition)}
     filled = kinds & {"CONSTR_DEFAULT", "CONSTR_GENERATED", "CONSTR_IDENTITY"} or serial_base(
-        tree.column_type(definition["typeName"])
+        ast.column_type(definition["typeName"])
     )
     if kinds & {"CONSTR_NOTNULL", "CONSTR_PRIMARY"} and not filled:
         yield Hit("required-column", f"{column} is NOT NULL and has no default: it fails where {name} has a row", place)
     if reason := added_column_rewrites(definition, known):
         why = f"{reason}: {name} is rewritten, and reads and writes wait meanwhile"
         yield Hit("rewrites-table", why, place)
-    for constraint in tree.constraints(definition):
+    for constraint in ast.constraints(definition):
         kind, where = constraint["contype"], _offset(constraint) or place
         if kind in {"CONSTR_UNIQUE", "CONSTR_PRIMARY"}:
             words = "UNIQUE" if kind == "CONSTR_UNIQUE" else "PRIMARY KEY"
@@ -344,7 +344,7 @@ def _wait(name: Name, who: str = "reads and writes") -> str:
 
 
 def _foreign_key_why(name: Name, constraint: Tree) -> str:
-    referenced = tree.relation(constraint["pktable"])
+    referenced = ast.relation(constraint["pktable"])
     return f"each row of {name} is looked up in {referenced}: writes to both tables wait meanwhile"
 
 
@@ -362,7 +362,7 @@ def _add_constraint(at: Statements, name: Name, command: Tree, impact: Impact) -
     elif kind == "CONSTR_CHECK":
         yield Hit("constraint-not-valid", f"the CHECK is tested on each row: {_wait(name)}", place)
     elif kind == "CONSTR_NOTNULL":
-        yield from _set_not_null(at, name, {"name": tree.strings(constraint.get("keys"))[0]}, Impact())
+        yield from _set_not_null(at, name, {"name": ast.strings(constraint.get("keys"))[0]}, Impact())
     elif kind in {"CONSTR_UNIQUE", "CONSTR_PRIMARY", "CONSTR_EXCLUSION"} and "indexname" not in constraint:
         words = {"CONSTR_UNIQUE": "UNIQUE", "CONSTR_PRIMARY": "PRIMARY KEY"}.get(kind, "EXCLUDE")
         yield Hit("unique-builds-index", f"{words} builds an index: {_wait(name)}", place)
@@ -388,7 +388,7 @@ def _set_not_null(at: Statements, name: Name, command: Tree, impact: Impact) -> 
 
 def _alter_type(at: Statements, name: Name, command: Tree, impact: Impact) -> Iterator[Hit]:
     column, definition = command["name"], command["def"]["ColumnDef"]
-    new = tree.column_type(definition["typeName"])
+    new = ast.column_type(definition["typeName"])
     facts = at.known.column(name, column)
     full = at.known.full(name)
     touch = next((t for t in impact.touches if t.table == full), None)
@@ -448,7 +448,7 @@ def _detach(at: Statements, name: Name, command: Tree, impact: Impact) -> Iterat
 
 def _attach(at: Statements, name: Name, command: Tree, impact: Impact) -> Iterator[Hit]:
     del name, impact
-    partition = tree.relation(command["def"]["PartitionCmd"]["name"])
+    partition = ast.relation(command["def"]["PartitionCmd"]["name"])
     table = at.known.find(partition)
     if not (table and (table.fresh or any(check.valid for check in table.checks.values()))):
         yield Hit("attach-scans", f"each row of {partition} is tested against the bounds: {_wait(partition)}")
@@ -487,7 +487,7 @@ _COMMANDS: dict[str, Callable[[Statements, Name, Tree, Impact], Iterator[Hit]]] 
 
 def _create_index(at: Statements, fields: Tree, impact: Impact) -> Iterator[Hit]:
     del impact
-    name = tree.relation(fields["relation"])
+    name = ast.relation(fields["relation"])
     if fields.get("concurrent"):
         if at.begun:
             yield Hit("concurrently-in-transaction", "CREATE INDEX CONCURRENTLY refuses a transaction (25001)")
@@ -517,8 +517,8 @@ def _drop(at: Statements, fields: Tree, impact: Impact) -> Iterator[Hit]:
     del impact
     kind, known = fields["removeType"], at.known
     for item in fields.get("objects", ()):
-        words = tree.dropped_name(kind, item)
-        name = tree.qualified(words)
+        words = ast.dropped_name(kind, item)
+        name = ast.qualified(words)
         if kind == "OBJECT_INDEX":
             index = known.find(name)
             if fields.get("concurrent"):
@@ -535,7 +535,7 @@ def _drop(at: Statements, fields: Tree, impact: Impact) -> Iterator[Hit]:
 
 
 def _is_fresh_object(known: Known, kind: str, words: list[str]) -> bool:
-    name = tree.qualified(words)
+    name = ast.qualified(words)
     if kind in {"OBJECT_TYPE", "OBJECT_DOMAIN"}:
         fact = known.type_fact(name)
         return fact is not None and fact.fresh
@@ -544,7 +544,7 @@ def _is_fresh_object(known: Known, kind: str, words: list[str]) -> bool:
     if kind == "OBJECT_SCHEMA":
         return words[0] in known.fresh_schemas
     if kind == "OBJECT_TRIGGER":
-        return known.is_fresh(tree.qualified(words[:-1])) or words[-1] in known.fresh_triggers
+        return known.is_fresh(ast.qualified(words[:-1])) or words[-1] in known.fresh_triggers
     return known.is_fresh(name)
 
 
@@ -557,13 +557,13 @@ def _rename(at: Statements, fields: Tree, impact: Impact) -> Iterator[Hit]:
     if kind in _RENAMED_UNSEEN:
         return
     if "relation" in fields:
-        name = tree.relation(fields["relation"])
+        name = ast.relation(fields["relation"])
         facts = known.column(name, fields.get("subname", ""))
         if known.is_fresh(name) or (facts and facts.fresh):
             return
         what = f"{name}.{fields['subname']}" if kind in {"OBJECT_COLUMN", "OBJECT_ATTRIBUTE"} else str(name)
     elif "object" in fields:
-        words = tree.dropped_name(kind, fields["object"])
+        words = ast.dropped_name(kind, fields["object"])
         if _is_fresh_object(known, kind, words):
             return
         what = ".".join(words)
@@ -574,13 +574,13 @@ def _rename(at: Statements, fields: Tree, impact: Impact) -> Iterator[Hit]:
 
 def _set_schema(at: Statements, fields: Tree, impact: Impact) -> Iterator[Hit]:
     del impact
-    if "relation" in fields and not at.known.is_fresh(name := tree.relation(fields["relation"])):
+    if "relation" in fields and not at.known.is_fresh(name := ast.relation(fields["relation"])):
         yield Hit("rename", f"running code that uses {name} fails from here on: its schema is another")
 
 
 def _alter_enum(at: Statements, fields: Tree, impact: Impact) -> Iterator[Hit]:
     del impact
-    name = tree.qualified(tree.strings(fields["typeName"]))
+    name = ast.qualified(ast.strings(fields["typeName"]))
     fact = at.known.type_fact(name)
     if "oldVal" in fields:
         if not (fact and fact.fresh):
@@ -593,7 +593,7 @@ def _enum_values_used(at: Statements, node: str, fields: Tree) -> Iterator[Hit]:
     """ALTER TYPE … ADD VALUE, then its use before COMMIT: 55P04."""
     if not at.enum_values or node == "AlterEnumStmt":
         return
-    for _, constant in tree.nodes(fields, "A_Const"):
+    for _, constant in ast.nodes(fields, "A_Const"):
         value = constant.get("sval", {}).get("sval")
         name = at.enum_values.get(value) if value is not None else None
         if name is not None and _is_of_type(at.known, name, fields):
@@ -604,10 +604,10 @@ def _enum_values_used(at: Statements, node: str, fields: Tree) -> Iterator[Hit]:
 
 def _is_of_type(known: Known, name: Name, fields: Tree) -> bool:
     """Whether a statement has to do with that type: by a cast, a column's definition, or a table that has it."""
-    for _, written in tree.nodes(fields, "typeName"):
-        if tree.qualified(tree.strings(written.get("names")) or ["?"]).name == name.name:
+    for _, written in ast.nodes(fields, "typeName"):
+        if ast.qualified(ast.strings(written.get("names")) or ["?"]).name == name.name:
             return True
-    tables = tree.mentioned("", fields)
+    tables = ast.mentioned("", fields)
     return any(
         column.type and column.type.name.name == name.name
         for table in map(known.find, tables)
@@ -619,7 +619,7 @@ def _is_of_type(known: Known, name: Name, fields: Tree) -> bool:
 def _create_table(at: Statements, fields: Tree, impact: Impact) -> Iterator[Hit]:
     del at, impact
     seen: set[str] = set()
-    for definition in tree.columns(fields):
+    for definition in ast.columns(fields):
         if definition["colname"] in seen:
             yield Hit("duplicate-column", f"{definition['colname']} is defined twice", _offset(definition))
         seen.add(definition["colname"])
@@ -636,7 +636,7 @@ def _truncate(at: Statements, fields: Tree, impact: Impact) -> Iterator[Hit]:
 def _every_row(verb: str) -> Callable[[Statements, Tree, Impact], Iterator[Hit]]:
     def rule(at: Statements, fields: Tree, impact: Impact) -> Iterator[Hit]:
         del impact
-        name = tree.relation(fields["relation"])
+        name = ast.relation(fields["relation"])
         if verb == "UPDATE":
             yield from _assigned_twice([t["ResTarget"] for t in fields.get("targetList", ()) if "ResTarget" in t])
         if "whereClause" not in fields and "fromClause" not in fields and not at.known.is_fresh(name):
@@ -662,7 +662,7 @@ def _assigned_twice(targets: list[Tree]) -> Iterator[Hit]:
 
 def _reindex(at: Statements, fields: Tree, impact: Impact) -> Iterator[Hit]:
     del at, impact
-    if not tree.is_on(fields.get("params"), "concurrently"):
+    if not ast.is_on(fields.get("params"), "concurrently"):
         yield Hit("reindex-not-concurrent", "writes wait while the indexes are built again, and nearly every query too")
 
 
@@ -676,7 +676,7 @@ def _maintenance(at: Statements, fields: Tree, impact: Impact) -> Iterator[Hit]:
 
 
 def _vacuum(at: Statements, fields: Tree, impact: Impact) -> Iterator[Hit]:
-    if tree.is_on(fields.get("options"), "full"):
+    if ast.is_on(fields.get("options"), "full"):
         yield from _maintenance(at, fields, impact)
 
 
@@ -701,7 +701,7 @@ def _transaction(at: Statements, fields: Tree, impact: Impact) -> Iterator[Hit]:
 
 
 def _alter_domain(at: Statements, fields: Tree, impact: Impact) -> Iterator[Hit]:
-    fact = at.known.type_fact(tree.qualified(tree.strings(fields["typeName"])))
+    fact = at.known.type_fact(ast.qualified(ast.strings(fields["typeName"])))
     constraint = fields.get("def", {}).get("Constraint", {})
     validates = fields["subtype"] in {"C", "O"} and not constraint.get("skip_validation")
     if validates and not (fact and fact.fresh):

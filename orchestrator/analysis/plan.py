@@ -10,23 +10,24 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from orchestrator.migrator import grammar, tree
-from orchestrator.migrator.blocks import block_statements
-from orchestrator.migrator.facts import read_known
-from orchestrator.migrator.failures import refuse_in_single_transaction
-from orchestrator.migrator.impact import Holding, Impact, impact_of
-from orchestrator.migrator.sql import SqlSyntaxError, statements
+from orchestrator.analysis import ast
+from orchestrator.analysis.catalog_reader import read_known
+from orchestrator.analysis.do_blocks import block_statements
+from orchestrator.analysis.impact import Holding, Impact, impact_of
+from orchestrator.migrator.run.errors import refuse_in_single_transaction
+from orchestrator.migrator.sql import parser
+from orchestrator.migrator.sql.statements import SqlSyntaxError, statements
+from orchestrator.migrator.state import readable_surveys
 from orchestrator.migrator.status import described_findings
-from orchestrator.migrator.survey import readable_surveys
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from orchestrator.migrator.impact import Held, Touch
-    from orchestrator.migrator.known import Known
-    from orchestrator.migrator.plan import Ahead, Policy
-    from orchestrator.migrator.sql import Statement
-    from orchestrator.migrator.survey import Source, Survey
+    from orchestrator.analysis.catalog import Known
+    from orchestrator.analysis.impact import Held, Touch
+    from orchestrator.migrator.resolve import Ahead, Policy
+    from orchestrator.migrator.sql.statements import Statement
+    from orchestrator.migrator.state import Source, Survey
 
 # Above this the trees of data statements are not read whole: only which table they write to.
 _HEAD_ONLY_BYTES = 1 << 20
@@ -86,8 +87,8 @@ def _mentioned(files: _Files) -> tuple[set[str], set[str]]:
         for _, node, fields in trees(parsed, raw_size):
             inner = block_statements(fields)[0] if node == "DoStmt" else ()
             for one_node, one in ((node, fields), *((i.node, i.fields) for i in inner)):
-                named |= {name.name for name in tree.mentioned(one_node, one)}
-                functions |= {name.name for name in tree.called(one)}
+                named |= {name.name for name in ast.mentioned(one_node, one)}
+                functions |= {name.name for name in ast.called(one)}
     return named, functions
 
 
@@ -116,10 +117,10 @@ class _Head(msgspec.Struct):
     relation: _Relation
 
 
-def trees(parsed: Sequence[Statement], raw_size: int) -> Iterator[tuple[Statement, str, tree.Tree]]:
+def trees(parsed: Sequence[Statement], raw_size: int) -> Iterator[tuple[Statement, str, ast.Tree]]:
     """Each statement with its tree; of the data statements of a large file only the table."""
     for statement in parsed:
-        (one,) = grammar.parse(statement.text.encode())
+        (one,) = parser.parse(statement.text.encode())
         if raw_size > _HEAD_ONLY_BYTES and one.node in _DATA_NODES:
             head = msgspec.json.decode(one.body, type=_Head).relation
             relation = {"relname": head.relname, **({"schemaname": head.schemaname} if head.schemaname else {})}
@@ -212,7 +213,7 @@ def _held(held: Sequence[Held]) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def _described(statement: Statement, fields: tree.Tree, impact: Impact) -> dict[str, Any]:
+def _described(statement: Statement, fields: ast.Tree, impact: Impact) -> dict[str, Any]:
     text = " ".join(statement.text[: 2 * _SHOWN_CHARACTERS].split())
     lock = impact.lock
     return {
@@ -221,7 +222,7 @@ def _described(statement: Statement, fields: tree.Tree, impact: Impact) -> dict[
         "line": statement.line,
         "column": statement.column,
         "kind": statement.kind,
-        "actions": tree.actions(fields),
+        "actions": ast.actions(fields),
         "text": text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 1]}…",
         "outside_transaction": impact.outside,
         "lock": lock.mode if lock else None,

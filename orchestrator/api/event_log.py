@@ -12,11 +12,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.api import streams
-from orchestrator.api.positions import GAPS_MAX, Cursor, Position, between
+from orchestrator.api import sse
+from orchestrator.api.event_cursor import GAPS_MAX, Cursor, Position, between
 from orchestrator.database.connect import PARTING_S, close, connect_once, cut_when_cancelled
-from orchestrator.database.failure import CONNECTION_ERRORS, classify
-from orchestrator.jobs.reading import EventRow, read_events, read_newest_position
+from orchestrator.database.connect_errors import CONNECTION_ERRORS, classify
+from orchestrator.jobs.store import EventRow, read_events, read_newest_position
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -54,7 +54,7 @@ class Tail:
     """The one reader of a process. `run` does the work; clients hold `watched` while they want it done."""
 
     def __init__(self, dsn: Dsn, life: Lifecycle) -> None:
-        self.hub = streams.Hub(limit=_UNREAD_MAX, most=_CLIENTS_MAX)
+        self.hub = sse.Hub(limit=_UNREAD_MAX, most=_CLIENTS_MAX)
         self._dsn, self._life = dsn, life
         self._cursor: Cursor | None = None
         self._open: dict[tuple[int, int], _Gap] = {}
@@ -77,7 +77,7 @@ class Tail:
             HubFullError: there are too many clients, or the process stops.
         """
         if self._clients >= _CLIENTS_MAX or self.hub.is_closed:
-            raise streams.HubFullError
+            raise sse.HubFullError
         self._clients += 1
         self._wanted.set()
         self._hint.set()
@@ -102,12 +102,12 @@ class Tail:
                 lambda: self.hub.is_closed or (self._done >= wanted and self._cursor is not None)
             )
         if self._cursor is None:
-            raise streams.HubFullError
+            raise sse.HubFullError
         return self._cursor.position
 
     async def close(self) -> None:
         """End every stream, and all waiting for one."""
-        self.hub.close(streams.frame("end", {"type": "end", "phase": self._life.phase}))
+        self.hub.close(sse.frame("end", {"type": "end", "phase": self._life.phase}))
         async with self._looked:
             self._looked.notify_all()
 
@@ -263,4 +263,4 @@ def frame_of(row: EventRow, token: str) -> bytes:
         data["error"] = facts["error"]
     if row.kind != "progress" and facts:
         data["data"] = facts
-    return streams.frame("job", data, identity=token)
+    return sse.frame("job", data, identity=token)

@@ -24,7 +24,8 @@ ROUTE = "orchestrator.route"
 
 def operations() -> Sequence[Operation]:
     """Every operation behind the gate."""
-    from orchestrator.api import events, jobs, migrations, openapi, queues, schedules, upstream
+    from orchestrator.api import openapi
+    from orchestrator.api.routes import events, jobs, migrations, queues, schedules, streamystats
 
     return (
         *openapi.OPERATIONS,
@@ -33,7 +34,7 @@ def operations() -> Sequence[Operation]:
         *schedules.OPERATIONS,
         *migrations.OPERATIONS,
         *events.OPERATIONS,
-        *upstream.OPERATIONS,
+        *streamystats.OPERATIONS,
     )
 
 
@@ -73,7 +74,7 @@ class Dispatcher:
 
 def _handler(operation: Operation, backend: Backend) -> Handler:
     from orchestrator.api.operations import perform
-    from orchestrator.api.safety import check_content
+    from orchestrator.api.security import check_content
 
     async def handle(request: web.Request) -> web.StreamResponse:
         request[ROUTE] = operation.template

@@ -23,8 +23,8 @@ import asyncpg
 import msgspec
 
 from orchestrator import __version__
-from orchestrator.database import pgtools
-from orchestrator.database.manifest import (
+from orchestrator.backup import pgtools
+from orchestrator.backup.manifest import (
     FORMAT,
     SUFFIX,
     Backup,
@@ -39,16 +39,16 @@ from orchestrator.database.manifest import (
     sha256_of,
     uninterrupted,
 )
+from orchestrator.backup.vouching import signature
 from orchestrator.database.quoting import identifier
-from orchestrator.database.vouching import signature
 from orchestrator.errors import OrchestratorError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
     from pathlib import Path
 
-    from orchestrator.database.manifest import LedgerState, Reason
-    from orchestrator.database.pgtools import Emit
+    from orchestrator.backup.manifest import LedgerState, Reason
+    from orchestrator.backup.pgtools import Emit
     from orchestrator.dsn import Dsn
 
 _REPORT_EVERY_S = 10.0

@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from orchestrator.database import pgtools
+from orchestrator.backup import pgtools
+from orchestrator.backup.manifest import BackupError
+from orchestrator.backup.psql_fill import fill_by_script
 from orchestrator.database.connect import close, connect_once
-from orchestrator.database.manifest import BackupError
-from orchestrator.database.psql_fill import fill_by_script
 from orchestrator.database.quoting import identifier
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from orchestrator.database.pgtools import Emit, Tool
-    from orchestrator.database.restricted_role import Place
+    from orchestrator.backup.pgtools import Emit, Tool
+    from orchestrator.backup.restricted_role import Place
     from orchestrator.dsn import Dsn
 
 _JOBS_MAX = 4

@@ -223,7 +223,7 @@ async def run(run: Run) -> None:
     """
     hidden = [secret for secret in run.secrets if len(secret) >= _SECRET_LENGTH_MIN]
     said = _Said(run.tool, sorted(hidden, key=len, reverse=True), run.emit)
-    script = Path(__file__).with_name("embedded_launch.py")
+    script = Path(__file__).parent.parent / "embedded" / "launch.py"
     process = await asyncio.create_subprocess_exec(
         # As the embedded server is launched: the kernel kills it when this process is killed. Not by SIGTERM, on which
         # it asks the server to cancel its query, and waits for as long as a dead network takes.

@@ -12,12 +12,12 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
-from orchestrator.database import pgtools
+from orchestrator.backup import pgtools
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from orchestrator.database.pgtools import Emit, Tool
+    from orchestrator.backup.pgtools import Emit, Tool
     from orchestrator.dsn import Dsn
 
 _COPY_BYTES = 1 << 20

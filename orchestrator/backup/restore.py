@@ -16,24 +16,24 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from orchestrator.database import pgtools
-from orchestrator.database.archive_fill import NO_OWNERS, Archive, fill, hand_over
-from orchestrator.database.backup import count_rows
+from orchestrator.backup import pgtools
+from orchestrator.backup.archive import count_rows
+from orchestrator.backup.archive_fill import NO_OWNERS, Archive, fill, hand_over
+from orchestrator.backup.manifest import BackupError, open_checked
+from orchestrator.backup.restricted_role import Place, admit, isolated_database, restricted_role
+from orchestrator.backup.vouching import copy_records, read_records, vouched_for
 from orchestrator.database.connect import close, connect_once
-from orchestrator.database.failure import CONNECTION_ERRORS, classify
-from orchestrator.database.manifest import BackupError, open_checked
+from orchestrator.database.connect_errors import CONNECTION_ERRORS, classify
 from orchestrator.database.quoting import identifier, literal
-from orchestrator.database.restricted_role import Place, admit, isolated_database, restricted_role
 from orchestrator.database.scratch import create_closed, options_like, server_errors_explained
-from orchestrator.database.vouching import copy_records, read_records, vouched_for
 from orchestrator.errors import DatabaseUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
-    from orchestrator.database.archive_fill import Filled
-    from orchestrator.database.manifest import Backup, LedgerState
-    from orchestrator.database.pgtools import Emit
+    from orchestrator.backup.archive_fill import Filled
+    from orchestrator.backup.manifest import Backup, LedgerState
+    from orchestrator.backup.pgtools import Emit
     from orchestrator.dsn import Dsn
 
     ReadLedgers = Callable[[Any], Awaitable[Sequence[LedgerState]]]

@@ -21,7 +21,7 @@ import asyncpg
 import msgspec
 
 from orchestrator.database.connect import close, connect_once
-from orchestrator.database.failure import CONNECTION_ERRORS, classify
+from orchestrator.database.connect_errors import CONNECTION_ERRORS, classify
 from orchestrator.database.quoting import identifier, literal
 from orchestrator.database.scratch import Key, finished, maker_session, scratch_database, server_errors_explained
 from orchestrator.errors import EXIT_CONFIG, OrchestratorError

@@ -10,13 +10,13 @@ from __future__ import annotations
 import hmac
 from typing import TYPE_CHECKING, Any, Literal
 
-from orchestrator.database.failure import CONNECTION_ERRORS
-from orchestrator.database.manifest import BackupError
+from orchestrator.backup.manifest import BackupError
+from orchestrator.database.connect_errors import CONNECTION_ERRORS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from orchestrator.database.manifest import Backup
+    from orchestrator.backup.manifest import Backup
 
 Voucher = Literal["signature", "table"]
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from orchestrator.dsn import Dsn
     from orchestrator.errors import OrchestratorError
     from orchestrator.lifecycle import Lifecycle
-    from orchestrator.migrator.survey import Source
+    from orchestrator.migrator.state import Source
     from orchestrator.settings import Settings
 
 _OVERRIDES = {
@@ -120,7 +120,7 @@ def run(
     stream: Any = sys.stderr
     end_progress: Callable[[], None] = _nothing
     if on_terminal:
-        from orchestrator.terminal import CurrentStderr, show_progress
+        from orchestrator.commands.console import CurrentStderr, show_progress
 
         stream, end_progress = CurrentStderr(), show_progress(life)
     level = settings.log_level if default_level is None or settings.log_level == "debug" else default_level

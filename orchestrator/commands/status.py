@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orchestrator.commands.edge import failed_early, load, print_json, run, with_folder, with_json
+from orchestrator.commands.runner import failed_early, load, print_json, run, with_folder, with_json
 
 TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def _status(options: argparse.Namespace) -> int:
     if options.json:
         print_json(found)
     else:
-        from orchestrator.terminal import print_status
+        from orchestrator.commands.console import print_status
 
         print_status(found)
     if options.exit_code:
@@ -73,7 +73,7 @@ def _config(options: argparse.Namespace) -> int:
         rows = [{"variable": n, "value": v, "source": s} for n, v, s in settings.describe()]
         print_json({"settings": rows, "suspects": settings.suspects})
     else:
-        from orchestrator.terminal import print_settings
+        from orchestrator.commands.console import print_settings
 
         print_settings(settings.describe(), settings.suspects)
     return 0

@@ -499,8 +499,8 @@ async def _output(command: Sequence[str], account: _Account, fds: tuple[int, ...
 async def _launch(
     command: Sequence[str], account: _Account, death_signal: signal.Signals, fds: tuple[int, ...], output: int
 ) -> asyncio.subprocess.Process:
-    """Start `command` by way of `embedded_launch`; a session of its own keeps the terminal's Ctrl-C from it."""
-    script = Path(__file__).with_name("embedded_launch.py")
+    """Start `command` by way of `launch`; a session of its own keeps the terminal's Ctrl-C from it."""
+    script = Path(__file__).with_name("launch.py")
     ours = [str(os.getpid()), str(int(death_signal)), str(account.uid), str(account.gid)]
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-I", "-S", str(script), *ours, *command),

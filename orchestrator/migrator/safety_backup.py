@@ -9,26 +9,26 @@ import asyncio
 import shlex
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.database.backup import Order, remove_superfluous, take_backup
+from orchestrator.backup.archive import Order, remove_superfluous, take_backup
+from orchestrator.backup.manifest import Backup, LedgerState, is_same_place, read_backups
+from orchestrator.backup.vouching import recorded
 from orchestrator.database.connect import close, connect_once
-from orchestrator.database.manifest import Backup, LedgerState, is_same_place, read_backups
 from orchestrator.database.sessions import as_ours
-from orchestrator.database.vouching import recorded
 from orchestrator.errors import MigrationError, OrchestratorError
 from orchestrator.migrator.ledger import LedgerTable, read_ledger
-from orchestrator.migrator.plan import Kind
-from orchestrator.migrator.survey import survey
+from orchestrator.migrator.resolve import Kind
+from orchestrator.migrator.state import survey
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
     from pathlib import Path
 
-    from orchestrator.database.manifest import Manifest, Reason
-    from orchestrator.database.pgtools import Emit
+    from orchestrator.backup.manifest import Manifest, Reason
+    from orchestrator.backup.pgtools import Emit
     from orchestrator.dsn import Dsn
     from orchestrator.lifecycle import Lifecycle
-    from orchestrator.migrator.plan import Ledger
-    from orchestrator.migrator.survey import Source
+    from orchestrator.migrator.resolve import Ledger
+    from orchestrator.migrator.state import Source
     from orchestrator.settings import Settings
 
 

@@ -11,7 +11,7 @@ from orchestrator.database.sessions import as_ours
 from orchestrator.errors import MigrationError
 from orchestrator.migrator import records
 from orchestrator.migrator.ledger import LedgerTable, read_ledger
-from orchestrator.migrator.plan import Ahead, Finding, Kind, Ledger, Plan, Policy, make_plan
+from orchestrator.migrator.resolve import Ahead, Finding, Kind, Ledger, Plan, Policy, make_plan
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -160,7 +160,7 @@ async def _cosmetic_edits(connection: Any, source: Source, ledger: Ledger, plan:
         if applied is None:
             continue
         file = files[finding.name]
-        from orchestrator.migrator.sql import same_meaning_hash  # the grammar loads 14 MB: only when it is needed
+        from orchestrator.migrator.sql.statements import same_meaning_hash  # the grammar is 14 MB: late
 
         if same_meaning_hash(applied, path=finding.name) == same_meaning_hash(file.read(), path=str(file.path)):
             cosmetic.add(finding.name)

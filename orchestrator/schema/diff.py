@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from orchestrator.migrator import schema_sql
-from orchestrator.migrator.schema import by_key
+from orchestrator.schema import object_sql
+from orchestrator.schema.objects import by_key
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from orchestrator.migrator.schema import Schema, SchemaObject
+    from orchestrator.schema.objects import Schema, SchemaObject
 
 State = Literal["missing", "unexpected", "changed"]
 
@@ -107,7 +107,7 @@ def _one_sided(state: Literal["missing", "unexpected"], objects: list[SchemaObje
             tops.append(one)
         else:
             counts[owner] = counts.get(owner, 0) + 1
-    make = schema_sql.create if state == "missing" else _drop
+    make = object_sql.create if state == "missing" else _drop
     return [
         Difference(
             state,
@@ -123,7 +123,7 @@ def _one_sided(state: Literal["missing", "unexpected"], objects: list[SchemaObje
 
 
 def _drop(one: SchemaObject, _: Schema) -> list[str]:
-    return schema_sql.drop(one)
+    return object_sql.drop(one)
 
 
 def _changed(
@@ -153,7 +153,7 @@ def _changed(
                 one.schema,
                 one.table,
                 mine,
-                sql=tuple(schema_sql.alter(one, other, {change.fact for change in mine})),
+                sql=tuple(object_sql.alter(one, other, {change.fact for change in mine})),
             )
         )
     return differences

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from orchestrator.database.connect import close, connect_once
 from orchestrator.database.quoting import identifier
 from orchestrator.errors import EXIT_CONFIG, OrchestratorError
-from orchestrator.migrator.generate_sql import Written
+from orchestrator.schema.table_sql import Written
 
 
 class MissingExtraError(OrchestratorError):
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Column, Connection, Index, Table
 
     from orchestrator.dsn import Dsn
-    from orchestrator.migrator.generate_catalogue import Name
+    from orchestrator.schema.tables import Name
 
 _PUBLIC = "public"
 

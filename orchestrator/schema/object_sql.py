@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.database.quoting import literal
 
 if TYPE_CHECKING:
-    from orchestrator.migrator.schema import Schema, SchemaObject
+    from orchestrator.schema.objects import Schema, SchemaObject
 
 # The words of DROP, COMMENT ON and ALTER for each kind; for a table's parts `ON table` follows.
 _WORDS = {

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from orchestrator.migrator.schema_queries import DEFAULT_PRIVILEGES, FIRST_NORMAL_OID, PRIVILEGES, QUERIES
+from orchestrator.schema.queries import DEFAULT_PRIVILEGES, FIRST_NORMAL_OID, PRIVILEGES, QUERIES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

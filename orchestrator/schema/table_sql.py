@@ -16,16 +16,7 @@ from orchestrator.database.quoting import identifier, literal
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from orchestrator.migrator.generate_catalogue import (
-        Catalogue,
-        Column,
-        Constraint,
-        Enum,
-        Index,
-        Name,
-        Sequence,
-        Table,
-    )
+    from orchestrator.schema.tables import Catalogue, Column, Constraint, Enum, Index, Name, Sequence, Table
 
 # Where a statement stands in the file: each rank needs only what comes before it.
 _SCHEMA, _TYPE, _SEQUENCE, _RENAME, _DROP_KEY, _DROP_CONSTRAINT, _ENUM, _TABLE, _ANEW = range(9)

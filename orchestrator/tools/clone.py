@@ -10,8 +10,8 @@ import contextlib
 import tempfile
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.database import pgtools
-from orchestrator.database.archive_fill import Archive, fill
+from orchestrator.backup import pgtools
+from orchestrator.backup.archive_fill import Archive, fill
 from orchestrator.database.quoting import identifier, literal
 from orchestrator.errors import EXIT_MIGRATION, OrchestratorError
 from orchestrator.migrator.records import SERVICE_SCHEMA
@@ -19,8 +19,8 @@ from orchestrator.migrator.records import SERVICE_SCHEMA
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from orchestrator.database.pgtools import Emit
-    from orchestrator.database.restricted_role import Place
+    from orchestrator.backup.pgtools import Emit
+    from orchestrator.backup.restricted_role import Place
     from orchestrator.dsn import Dsn
     from orchestrator.migrator.ledger import LedgerTable
 

@@ -18,10 +18,10 @@ from orchestrator.database.connect import close, connect_once
 from orchestrator.database.quoting import identifier, literal
 from orchestrator.database.scratch import scratch_database, server_errors_explained
 from orchestrator.errors import MigrationError
-from orchestrator.migrator.generate_catalogue import Catalogue, read_catalogue, schemas_with_types
-from orchestrator.migrator.generate_sql import Rename, Step, Target, named, steps, suspected_renames
-from orchestrator.migrator.replay import replay
-from orchestrator.migrator.sql import BREAKPOINT
+from orchestrator.migrator.sql.statements import BREAKPOINT
+from orchestrator.schema.table_sql import Rename, Step, Target, named, steps, suspected_renames
+from orchestrator.schema.tables import Catalogue, read_catalogue, schemas_with_types
+from orchestrator.tools.replay import replay
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from sqlalchemy import MetaData
 
     from orchestrator.dsn import Dsn
-    from orchestrator.migrator.generate_catalogue import Name
-    from orchestrator.migrator.survey import Source
+    from orchestrator.migrator.state import Source
+    from orchestrator.schema.tables import Name
 
     # The candidates for one new table or column → the one it was, or None: it is new.
     Ask = Callable[[Sequence[Rename]], Awaitable[Rename | None]]
@@ -121,7 +121,7 @@ async def _commented(sources: Sequence[Source]) -> frozenset[str]:
 @asynccontextmanager
 async def _connected(ours: Dsn, theirs: Dsn, metadata: MetaData, without: frozenset[Name]) -> AsyncIterator[_Both]:
     """Make the metadata real in `theirs`, and be connected to both."""
-    from orchestrator.migrator.generate_metadata import create_all, schemas_of, tables_of
+    from orchestrator.schema.models import create_all, schemas_of, tables_of
 
     async with AsyncExitStack() as stack:
         connections = []
@@ -205,7 +205,7 @@ class _Both:
         return Generated(files, tuple(active), tuple(fresh), tuple(known), doubted, tuple(dict.fromkeys(notes)))
 
     async def _todo(self, before: Catalogue) -> list[Step]:
-        from orchestrator.migrator.generate_metadata import write_missing
+        from orchestrator.schema.models import write_missing
 
         if before == self.wanted:
             return []

@@ -7,29 +7,29 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from orchestrator.database.backup import count_rows
+from orchestrator.backup.archive import count_rows
+from orchestrator.backup.restricted_role import isolated_database
 from orchestrator.database.connect import own_session
-from orchestrator.database.restricted_role import isolated_database
 from orchestrator.database.scratch import server_errors_explained
 from orchestrator.errors import MigrationError
-from orchestrator.migrator.copying import RECORDS, copy_database, copy_rows
 from orchestrator.migrator.ledger import create_ledger
 from orchestrator.migrator.records import SERVICE_SCHEMA
-from orchestrator.migrator.replay import replay
-from orchestrator.migrator.sql import SqlSyntaxError
-from orchestrator.migrator.survey import readable_surveys
-from orchestrator.migrator.verify import applied_part
+from orchestrator.migrator.sql.statements import SqlSyntaxError
+from orchestrator.migrator.state import readable_surveys
+from orchestrator.tools.clone import RECORDS, copy_database, copy_rows
+from orchestrator.tools.replay import replay
+from orchestrator.tools.verify import applied_part
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from orchestrator.database.pgtools import Emit
-    from orchestrator.database.restricted_role import Place
+    from orchestrator.backup.pgtools import Emit
+    from orchestrator.backup.restricted_role import Place
     from orchestrator.dsn import Dsn
     from orchestrator.lifecycle import Event
     from orchestrator.migrator.folder import Migration
-    from orchestrator.migrator.options import Options
-    from orchestrator.migrator.survey import Source, Survey
+    from orchestrator.migrator.run.options import Options
+    from orchestrator.migrator.state import Source, Survey
 
 # What a transaction that changes rows holds on the table (TRUNCATE: the strongest).
 _WRITES = {"RowExclusiveLock", "ShareRowExclusiveLock", "ExclusiveLock", "AccessExclusiveLock"}
@@ -367,7 +367,7 @@ async def _planned(live: Any, surveys: Sequence[Survey], how: Rehearsal) -> dict
     """The pending files that are not one transaction, with the locks that `plan` expects of their statements."""
     if not any(one.plan.pending for one in surveys):
         return {}
-    from orchestrator.migrator.preview import preview  # the grammar loads 14 MB: only when something is pending
+    from orchestrator.analysis.plan import preview  # the grammar loads 14 MB: only when something is pending
 
     try:
         async with live.transaction(readonly=True, isolation="repeatable_read"):

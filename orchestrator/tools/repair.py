@@ -19,7 +19,6 @@ from orchestrator.database.lock import HELD_HERE, migration_lock
 from orchestrator.database.scratch import server_errors_explained
 from orchestrator.errors import EXIT_CONFIG, EXIT_MIGRATION, MigrationError, OrchestratorError
 from orchestrator.migrator import records
-from orchestrator.migrator.apply import migrate
 from orchestrator.migrator.edits import Edit, edits
 from orchestrator.migrator.ledger import (
     create_ledger,
@@ -28,12 +27,13 @@ from orchestrator.migrator.ledger import (
     read_ledger,
     upgrade_ledger,
 )
-from orchestrator.migrator.options import Options
-from orchestrator.migrator.plan import LedgerRow, upgraded_names
-from orchestrator.migrator.schema import read_schema
-from orchestrator.migrator.schema_diff import Difference, diff
-from orchestrator.migrator.survey import survey
-from orchestrator.migrator.verify import Scope, is_of_ledger, made_by, source_part
+from orchestrator.migrator.resolve import LedgerRow, upgraded_names
+from orchestrator.migrator.run.apply import migrate
+from orchestrator.migrator.run.options import Options
+from orchestrator.migrator.state import survey
+from orchestrator.schema.diff import Difference, diff
+from orchestrator.schema.objects import read_schema
+from orchestrator.tools.verify import Scope, is_of_ledger, made_by, source_part
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from orchestrator.dsn import Dsn
     from orchestrator.lifecycle import Lifecycle
     from orchestrator.migrator.folder import Migration
-    from orchestrator.migrator.schema import SchemaObject
-    from orchestrator.migrator.survey import Source, Survey
+    from orchestrator.migrator.state import Source, Survey
+    from orchestrator.schema.objects import SchemaObject
 
 Action = Literal["accept", "applied", "unapplied", "baseline", "upgrade"]
 

@@ -10,16 +10,16 @@ from orchestrator.database.extensions import ensure_extensions
 from orchestrator.database.lock import migration_lock
 from orchestrator.database.scratch import server_errors_explained
 from orchestrator.lifecycle import Lifecycle
-from orchestrator.migrator.apply import migrate
-from orchestrator.migrator.options import Options
+from orchestrator.migrator.run.apply import migrate
+from orchestrator.migrator.run.options import Options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from orchestrator.dsn import Dsn
     from orchestrator.lifecycle import Event
-    from orchestrator.migrator.apply import AppliedMigration
-    from orchestrator.migrator.survey import Source
+    from orchestrator.migrator.run.apply import AppliedMigration
+    from orchestrator.migrator.state import Source
 
 _WAIT_TIMEOUT_S = 10.0
 _LOCK_TIMEOUT_S = 10.0

@@ -11,12 +11,12 @@ from orchestrator.database.connect import own_session
 from orchestrator.database.quoting import identifier
 from orchestrator.database.scratch import scratch_database, server_errors_explained
 from orchestrator.migrator.edits import Edit, edits
-from orchestrator.migrator.plan import Kind
 from orchestrator.migrator.records import SERVICE_SCHEMA
-from orchestrator.migrator.replay import replay
-from orchestrator.migrator.schema import Schema, SchemaObject, read_schema
-from orchestrator.migrator.schema_diff import Difference, column_order, diff
-from orchestrator.migrator.survey import readable_surveys
+from orchestrator.migrator.resolve import Kind
+from orchestrator.migrator.state import readable_surveys
+from orchestrator.schema.diff import Difference, column_order, diff
+from orchestrator.schema.objects import Schema, SchemaObject, read_schema
+from orchestrator.tools.replay import replay
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from orchestrator.dsn import Dsn
     from orchestrator.lifecycle import Event
     from orchestrator.migrator.ledger import LedgerTable
-    from orchestrator.migrator.survey import Source, Survey
+    from orchestrator.migrator.state import Source, Survey
 
 _PLAIN_NAME = re.compile(r"[a-z_][a-z0-9_$]*\Z")
 

@@ -12,21 +12,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
-from orchestrator.api import streams
-from orchestrator.api.measures import is_told
+from orchestrator.api import sse
+from orchestrator.api.counters import is_told
+from orchestrator.api.event_cursor import Position
+from orchestrator.api.event_log import replay
 from orchestrator.api.operations import Answer, Call, Operation
-from orchestrator.api.positions import Position
 from orchestrator.api.problems import Refusal
-from orchestrator.api.tail import replay
-from orchestrator.database.failure import CONNECTION_ERRORS
-from orchestrator.jobs.reading import read_first_event_since
+from orchestrator.database.connect_errors import CONNECTION_ERRORS
+from orchestrator.jobs.store import read_first_event_since
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
     from aiohttp import web
 
-    from orchestrator.api.tail import Tail
+    from orchestrator.api.event_log import Tail
     from orchestrator.lifecycle import Event, Lifecycle
 
 # Upstream keeps five minutes; who wants all that is kept reads GET /api/jobs.
@@ -64,8 +64,8 @@ async def stream(call: Call) -> web.StreamResponse:
             assert start is not None  # noqa: S101 mypy cannot see it
             told = _past(call, since_ms) if since_ms else b""
             hello = _hello(life, start, resumed=is_known)
-            return await streams.send(call.request, _frames(call, tail, hello + told, start, since_ms))
-    except streams.HubFullError:
+            return await sse.send(call.request, _frames(call, tail, hello + told, start, since_ms))
+    except sse.HubFullError:
         raise _later("too many clients follow the events, or the process stops") from None
     except TimeoutError:
         raise _later("the database does not answer") from None
@@ -83,7 +83,7 @@ def _hello(life: Lifecycle, start: Position, *, resumed: bool) -> bytes:
         "resumed": resumed,
         "migrations": {"applied": life.migrations.applied, "total": life.migrations.total},
     }
-    return streams.frame("hello", data, identity=start.token())
+    return sse.frame("hello", data, identity=start.token())
 
 
 def _past(call: Call, since_ms: int) -> bytes:
@@ -97,7 +97,7 @@ def _frame(event: Event, life: Lifecycle) -> bytes:
     at = datetime.fromtimestamp(event.at, UTC)
     data = {"type": event.name, "epochMs": int(event.at * 1000), "timestamp": at, "phase": event.phase}
     data |= life.clean({**event.facts})
-    return streams.frame(kind, data)
+    return sse.frame(kind, data)
 
 
 def tell(life: Lifecycle, tail: Tail) -> Callable[[], None]:
@@ -114,7 +114,7 @@ async def _frames(call: Call, tail: Tail, first: bytes, start: Position, since_m
     """`first`, then what lies between `start` and now, then what happens, with nothing left out between them."""
     yield first
     # A client whose database goes while it is led to the present is sent away, and comes back with its place.
-    with suppress(streams.HubFullError, TimeoutError, *CONNECTION_ERRORS):
+    with suppress(sse.HubFullError, TimeoutError, *CONNECTION_ERRORS):
         for _ in range(_ROUNDS):
             end = tail.position
             if end is None or end == start:
@@ -131,7 +131,7 @@ async def _frames(call: Call, tail: Tail, first: bytes, start: Position, since_m
             if end != start:
                 async for data in replay(call.connection, start, end, since_ms=since_ms):
                     yield data
-            async for data in streams.taken(subscriber):
+            async for data in sse.taken(subscriber):
                 yield data
 
 

@@ -12,7 +12,7 @@ from orchestrator.api.problems import Refusal, refuse_field
 from orchestrator.api.request_body import off_the_loop
 from orchestrator.jobs import queue
 from orchestrator.jobs.errors import PayloadError, UnknownHandlerError
-from orchestrator.jobs.reading import (
+from orchestrator.jobs.store import (
     ID_MAX,
     PAGE_MAX,
     Id,

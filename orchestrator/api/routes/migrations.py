@@ -8,7 +8,7 @@ import msgspec
 
 from orchestrator.api.operations import Answer, Call, Operation, json_answer
 from orchestrator.database.starts import StartRow, read_starts
-from orchestrator.jobs.reading import PAGE_MAX
+from orchestrator.jobs.store import PAGE_MAX
 from orchestrator.migrator.status import migration_running, migrations_status
 
 if TYPE_CHECKING:

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
-from orchestrator.api.jobs import Added, HandlerName, Name
 from orchestrator.api.operations import Answer, Call, Operation, json_answer
 from orchestrator.api.problems import Refusal, refuse_field
+from orchestrator.api.routes.jobs import Added, HandlerName, Name
 from orchestrator.jobs import schedules
 from orchestrator.jobs.errors import UnknownHandlerError
-from orchestrator.jobs.reading import ScheduleRow, read_schedule, read_schedules
+from orchestrator.jobs.store import ScheduleRow, read_schedule, read_schedules
 
 if TYPE_CHECKING:
     from aiohttp import web

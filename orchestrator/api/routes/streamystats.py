@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
-from orchestrator.api.jobs import HandlerName, Name  # noqa: TC001 msgspec reads the annotations
 from orchestrator.api.operations import Answer, Call, Operation, json_answer
 from orchestrator.api.problems import Refusal
+from orchestrator.api.routes.jobs import HandlerName, Name  # noqa: TC001 msgspec reads the annotations
 from orchestrator.jobs import queue, schedules
 from orchestrator.jobs.errors import JobStateError, PayloadError, UnknownHandlerError
-from orchestrator.jobs.reading import (
+from orchestrator.jobs.store import (
     PAGE_MAX,
     Id,
     NameFigures,

@@ -15,31 +15,31 @@ import asyncpg
 import msgspec
 
 from orchestrator.database.connect import no_time_limits, on_notice
-from orchestrator.database.failure import CONNECTION_ERRORS, StandbyError, is_connection_loss
+from orchestrator.database.connect_errors import CONNECTION_ERRORS, StandbyError, is_connection_loss
 from orchestrator.errors import MigrationError
 from orchestrator.migrator import records
-from orchestrator.migrator.announce import announce, count
-from orchestrator.migrator.failures import (
+from orchestrator.migrator.ledger import create_ledger, upgrade_ledger
+from orchestrator.migrator.run.batching import START_CLOCK, is_small, messages
+from orchestrator.migrator.run.errors import (
     refuse_in_single_transaction,
     refused_history,
     refuses_transaction,
 )
-from orchestrator.migrator.file_run import KEPT_PARSED_BYTES, ROLE_BACK, FileRun
-from orchestrator.migrator.group import START_CLOCK, is_small, messages
-from orchestrator.migrator.ledger import create_ledger, upgrade_ledger
-from orchestrator.migrator.patience import Patience
-from orchestrator.migrator.survey import survey
-from orchestrator.migrator.watch import watched
+from orchestrator.migrator.run.lock_retry import Patience
+from orchestrator.migrator.run.progress import watched
+from orchestrator.migrator.run.report import announce, count
+from orchestrator.migrator.run.transactional import KEPT_PARSED_BYTES, ROLE_BACK, FileRun
+from orchestrator.migrator.state import survey
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from orchestrator.lifecycle import Lifecycle
     from orchestrator.migrator.folder import Migration
-    from orchestrator.migrator.options import Options
-    from orchestrator.migrator.sql import Statement
-    from orchestrator.migrator.survey import Source, Survey
-    from orchestrator.migrator.watch import Watch
+    from orchestrator.migrator.run.options import Options
+    from orchestrator.migrator.run.progress import Watch
+    from orchestrator.migrator.sql.statements import Statement
+    from orchestrator.migrator.state import Source, Survey
 
 
 class AppliedMigration(msgspec.Struct, frozen=True):
@@ -117,7 +117,8 @@ async def _prepare_session(connection: Any, options: Options) -> None:
 
 
 def _parse(migration: Migration) -> tuple[Statement, ...]:
-    from orchestrator.migrator.sql import statements  # the grammar loads 14 MB: only when something is pending
+    # Late: the grammar loads 14 MB, and most starts have nothing pending.
+    from orchestrator.migrator.sql.statements import statements
 
     return statements(migration.read(), path=str(migration.path))
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from orchestrator.migrator.folder import Migration
-    from orchestrator.migrator.sql import Statement
+    from orchestrator.migrator.sql.statements import Statement
 
 # What a message may hold: enough to make the way there and back small, and little enough to be shown as one moment.
 _MESSAGE_BYTES = 128 * 1024

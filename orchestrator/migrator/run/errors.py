@@ -10,10 +10,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from orchestrator.migrator.folder import Migration
-    from orchestrator.migrator.plan import Finding
     from orchestrator.migrator.records import Unfinished
-    from orchestrator.migrator.sql import Statement
-    from orchestrator.migrator.survey import Source
+    from orchestrator.migrator.resolve import Finding
+    from orchestrator.migrator.sql.statements import Statement
+    from orchestrator.migrator.state import Source
 
 _NEXT_STEP = "Fix what it names: the file, the data or the server"
 
@@ -62,7 +62,7 @@ def failed_statement(
     facts: dict[str, object] = {"migration": migration.name, "file": str(migration.path), "sqlstate": error.sqlstate}
     where = str(migration.path)
     if statement is not None and raw is not None:
-        from orchestrator.migrator.sql import excerpt, locate
+        from orchestrator.migrator.sql.statements import excerpt, locate
 
         position = int(error.position) - shift if error.position else None
         line, column = locate(statement, position)

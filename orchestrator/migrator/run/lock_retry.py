@@ -11,16 +11,16 @@ import time
 from typing import TYPE_CHECKING
 
 from orchestrator.lifecycle import Activity
-from orchestrator.migrator.failures import blocked
-from orchestrator.migrator.watch import described
+from orchestrator.migrator.run.errors import blocked
+from orchestrator.migrator.run.progress import described
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from orchestrator.errors import MigrationError
     from orchestrator.lifecycle import Lifecycle
-    from orchestrator.migrator.sql import Statement
-    from orchestrator.migrator.watch import Watch
+    from orchestrator.migrator.run.progress import Watch
+    from orchestrator.migrator.sql.statements import Statement
 
 # lock_not_available, deadlock_detected
 LOCK_ERRORS = frozenset({"55P03", "40P01"})

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 if TYPE_CHECKING:
-    from orchestrator.migrator.plan import Ahead, Policy
+    from orchestrator.migrator.resolve import Ahead, Policy
     from orchestrator.settings import Settings
 
 TransactionMode = Literal["each", "all"]

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from orchestrator.database.connect import close
-from orchestrator.database.failure import CONNECTION_ERRORS
+from orchestrator.database.connect_errors import CONNECTION_ERRORS
 from orchestrator.lifecycle import Activity
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
     from orchestrator.lifecycle import Lifecycle
-    from orchestrator.migrator.sql import Statement
+    from orchestrator.migrator.sql.statements import Statement
 
 _LINE_EVERY_S = 10.0
 # Below the server's deadlock_timeout (1 s): a deadlock's other side is seen before the server breaks it.

@@ -14,7 +14,7 @@ from orchestrator.database.quoting import identifier
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from orchestrator.migrator.sql import ConcurrentIndex, Statement
+    from orchestrator.migrator.sql.statements import ConcurrentIndex, Statement
 
 _INDEX = (
     "SELECT i.indexrelid AS oid, i.indisvalid AS valid, n.nspname::text AS schema, c.relname::text AS name"
@@ -111,9 +111,9 @@ def stops_others(statement: Statement) -> bool:
     """
     if statement.kind != "VACUUM":
         return statement.kind in {"CLUSTER", "REINDEX"}
-    from orchestrator.migrator import grammar
+    from orchestrator.migrator.sql import parser
 
-    (parsed,) = grammar.parse(statement.text.encode())
+    (parsed,) = parser.parse(statement.text.encode())
     names = {option.get("DefElem", {}).get("defname") for option in parsed.fields().get("options", ())}
     return "full" in names
 
@@ -187,9 +187,9 @@ async def _indexes_of(connection: Any, index: ConcurrentIndex) -> list[Any]:
 
 
 async def _other(connection: Any, statement: Statement) -> Look:
-    from orchestrator.migrator import grammar
+    from orchestrator.migrator.sql import parser
 
-    (parsed,) = grammar.parse(statement.text.encode())
+    (parsed,) = parser.parse(statement.text.encode())
     if parsed.node == "AlterTableStmt":
         return await _detach(connection, parsed.fields())
     if parsed.node not in _EXISTS:

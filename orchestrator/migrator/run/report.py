@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from orchestrator.lifecycle import MigrationItem
-from orchestrator.migrator.plan import Kind
+from orchestrator.migrator.resolve import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from orchestrator.lifecycle import Lifecycle
-    from orchestrator.migrator.survey import Survey
+    from orchestrator.migrator.state import Survey
 
 _EVENTS = {
     Kind.EDITED: "migration.edited",

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from orchestrator.database.failure import is_connection_loss
+from orchestrator.database.connect_errors import is_connection_loss
 from orchestrator.database.lock import HELD_HERE
 from orchestrator.errors import MigrationError
-from orchestrator.migrator import outside, records
-from orchestrator.migrator.failures import (
+from orchestrator.migrator import records
+from orchestrator.migrator.run import recovery
+from orchestrator.migrator.run.errors import (
     failed_statement,
     invalid_index,
     lock_was_lost,
@@ -32,9 +33,9 @@ from orchestrator.migrator.failures import (
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from orchestrator.migrator.apply import Run
     from orchestrator.migrator.folder import Migration
-    from orchestrator.migrator.sql import Statement
+    from orchestrator.migrator.run.apply import Run
+    from orchestrator.migrator.sql.statements import Statement
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +138,9 @@ class Steps:
                 if statement.transactional:
                     await self._execute(statement)
                 else:
-                    await self._execute_outside(statement, await outside.look(self._connection, statement, before=None))
+                    await self._execute_outside(
+                        statement, await recovery.look(self._connection, statement, before=None)
+                    )
                 self._run.has_changed_session = True
 
     async def _piece(self) -> bool:
@@ -207,7 +210,7 @@ class Steps:
     async def _outside(self, statement: Statement) -> None:
         """A statement that refuses a transaction. Noted before and after: it may run twice, and is looked at first."""
         before = self._begun.get(statement.index)
-        found = await outside.look(self._connection, statement, before=before)
+        found = await recovery.look(self._connection, statement, before=before)
         if before is None or not found.is_done:
             for leftover in found.leftovers:
                 await self._sent(leftover, statement)
@@ -218,14 +221,14 @@ class Steps:
                 if running is not None:
                     self._begun[statement.index] = found.known
             await self._execute_outside(statement, found)
-            invalid = await outside.invalid_after(self._connection, statement, found.known)
+            invalid = await recovery.invalid_after(self._connection, statement, found.known)
             if invalid is not None:
                 raise invalid_index(self._migration, statement, invalid)
         await self._note(statement.index)
 
-    async def _execute_outside(self, statement: Statement, found: outside.Look) -> None:
+    async def _execute_outside(self, statement: Statement, found: recovery.Look) -> None:
         if found.instead is None:
-            is_limited = not self._own_timeout and outside.stops_others(statement)
+            is_limited = not self._own_timeout and recovery.stops_others(statement)
             if is_limited:
                 await self._send(self._run.lock_timeout)
             try:
@@ -299,9 +302,9 @@ class Steps:
 
 def _sets_lock_timeout(statement: Statement) -> bool:
     """Whether a statement that changes the session's settings changes how long it waits for locks."""
-    from orchestrator.migrator import grammar
+    from orchestrator.migrator.sql import parser
 
-    (parsed,) = grammar.parse(statement.text.encode())
+    (parsed,) = parser.parse(statement.text.encode())
     if parsed.node == "VariableSetStmt":
         fields = parsed.fields()
         return fields.get("name") == "lock_timeout" or fields["kind"] == "VAR_RESET_ALL"

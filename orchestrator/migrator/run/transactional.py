@@ -12,21 +12,26 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 
-from orchestrator.database.failure import is_connection_loss
+from orchestrator.database.connect_errors import is_connection_loss
 from orchestrator.database.lock import HELD_HERE
 from orchestrator.errors import MigrationError
 from orchestrator.migrator import records
-from orchestrator.migrator.failures import failed_statement, lock_was_lost, statement_of, transaction_was_ended
-from orchestrator.migrator.group import DURATION, PROOF, STATEMENT_TIMEOUT_MS
 from orchestrator.migrator.ledger import insert_statement
+from orchestrator.migrator.run.batching import DURATION, PROOF, STATEMENT_TIMEOUT_MS
+from orchestrator.migrator.run.errors import (
+    failed_statement,
+    lock_was_lost,
+    statement_of,
+    transaction_was_ended,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from orchestrator.migrator.apply import Run
     from orchestrator.migrator.folder import Migration
-    from orchestrator.migrator.sql import Statement
-    from orchestrator.migrator.survey import Source
+    from orchestrator.migrator.run.apply import Run
+    from orchestrator.migrator.sql.statements import Statement
+    from orchestrator.migrator.state import Source
 
 # Of what is larger, the parsed statements are not kept until their turn, and the text is packed into our record.
 KEPT_PARSED_BYTES = 1 << 20
@@ -216,7 +221,7 @@ class FileRun:
         interrupted: records.Unfinished | None,
     ) -> None:
         """A file that cannot be one transaction: statement by statement, each noted, so that a crash resumes."""
-        from orchestrator.migrator.steps import Steps
+        from orchestrator.migrator.run.stepwise import Steps
 
         await Steps(
             self._run,

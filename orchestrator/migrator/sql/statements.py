@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import msgspec
 
 from orchestrator.errors import MigrationError
-from orchestrator.migrator import grammar
+from orchestrator.migrator.sql import parser
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -192,7 +192,7 @@ def same_meaning_hash(raw: bytes, *, path: str) -> str:
     """
     _check_encoding(raw, path)
     digest = hashlib.sha256()
-    for window_offset, tokens in _windows(raw, path, grammar.tokens):
+    for window_offset, tokens in _windows(raw, path, parser.tokens):
         for start, end in tokens:
             digest.update(raw[window_offset + start : window_offset + end])
             digest.update(b"\0")
@@ -225,7 +225,7 @@ def _windows(raw: bytes, path: str, read: Callable[[bytes], _Read]) -> Iterator[
             window = raw[start:end]
             try:
                 result = read(window)
-            except grammar.GrammarError as error:
+            except parser.GrammarError as error:
                 if end < chunk_end:
                     size *= 2
                     continue
@@ -271,14 +271,14 @@ def _classify_window(window: bytes) -> list[tuple[int, int, _Kind]]:
     """(offset, end, kind) of each statement of `window`."""
     sets_config = b"set_config" in window.lower()
     if len(window) <= _WINDOW_BYTES:
-        found = [(one.offset, one.end, _classify(one, sets_config=sets_config)) for one in grammar.parse(window)]
+        found = [(one.offset, one.end, _classify(one, sets_config=sets_config)) for one in parser.parse(window)]
     else:
         # JSON trees would halve the speed: in what is more than a window long, only what is not plain data gets one.
         found = []
-        for offset, end in grammar.split(window):
+        for offset, end in parser.split(window):
             kind = None if sets_config else _DATA.get(window[offset : offset + 6].upper())
             if kind is None:
-                (one,) = grammar.parse(window[offset:end])
+                (one,) = parser.parse(window[offset:end])
                 kind = _classify(one, sets_config=sets_config)
             found.append((offset, end, kind))
     return [(offset, _trimmed(window, end), kind) for offset, end, kind in found]
@@ -290,7 +290,7 @@ def _trimmed(window: bytes, end: int) -> int:
     return end
 
 
-def _classify(one: grammar.Parsed, *, sets_config: bool) -> _Kind:
+def _classify(one: parser.Parsed, *, sets_config: bool) -> _Kind:
     """What a statement is; `sets_config` says whether the name stands in the text at all."""
     if classify := _BY_NODE.get(one.node):
         return classify(one.fields())
@@ -635,7 +635,7 @@ def _copy_error(raw: bytes, path: str, byte_offset: int) -> SqlSyntaxError:
     return SqlSyntaxError(raw, path=path, byte_offset=byte_offset, reason=reason, hint=_COPY_HINT)
 
 
-def _syntax_error(raw: bytes, path: str, start: int, window: bytes, error: grammar.GrammarError) -> SqlSyntaxError:
+def _syntax_error(raw: bytes, path: str, start: int, window: bytes, error: parser.GrammarError) -> SqlSyntaxError:
     """The error of `window`, which stands at `start` and ends where its chunk does."""
     # The parser counts characters, from 1; all else here is bytes.
     before = len(window.decode()[: error.position - 1].encode()) if error.position else len(window)
@@ -659,8 +659,8 @@ def _copy_before(window: bytes, error_offset: int) -> int | None:
         if semicolon < 0:
             return None
         try:
-            parsed = grammar.parse(window[: semicolon + 1])
-        except grammar.GrammarError:
+            parsed = parser.parse(window[: semicolon + 1])
+        except parser.GrammarError:
             continue
         if parsed and parsed[-1].node == "CopyStmt" and _copy(parsed[-1].fields()).copies_from_client:
             return parsed[-1].offset
@@ -668,7 +668,7 @@ def _copy_before(window: bytes, error_offset: int) -> int | None:
     return None
 
 
-def _hint(window: bytes, before: int, error: grammar.GrammarError) -> str:
+def _hint(window: bytes, before: int, error: parser.GrammarError) -> str:
     """What the person should do, where the text at the error tells."""
     line_start = window.rfind(b"\n", 0, before) + 1
     line = window[line_start : before + _WIDTH_LIMIT].decode(errors="replace").split("\n", 1)[0].strip()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Sequence
     from pathlib import Path
 
-    from orchestrator.analysis.lint import LintFolder, Report
+    from orchestrator.analysis.lint import LintFolder, LintReport
     from orchestrator.api.app import Backend
     from orchestrator.database.starts import Outcome
     from orchestrator.dsn import Dsn
@@ -171,9 +171,11 @@ async def gather_plan(settings: Settings, life: Lifecycle, *, embedded: bool = F
             return {"version": __version__, "server": await server_status(connection, dsn), **found}
 
 
-async def gather_lint(settings: Settings, life: Lifecycle, folder: LintFolder, *, every: bool) -> tuple[Report, str]:
+async def gather_lint(
+    settings: Settings, life: Lifecycle, folder: LintFolder, *, every: bool
+) -> tuple[LintReport, str]:
     """What `lint` finds with the database at hand, and in words what it looked at. One try, as for `status`."""
-    from orchestrator.analysis.lint_live import lint_with_ledger
+    from orchestrator.analysis.lint import lint_with_ledger
     from orchestrator.database.connect import connected
 
     sources = await asyncio.to_thread(read_sources, settings)

@@ -11,7 +11,7 @@ from orchestrator.database.sessions import as_ours
 from orchestrator.errors import MigrationError
 from orchestrator.migrator import records
 from orchestrator.migrator.ledger import LedgerTable, read_ledger
-from orchestrator.migrator.resolve import Ahead, Finding, Kind, Ledger, Plan, Policy, make_plan
+from orchestrator.migrator.resolve import Ahead, HistoryFinding, Kind, Ledger, Plan, Policy, make_plan
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -114,7 +114,7 @@ async def readable_surveys(
     return [await survey(connection, source, policy=policy, ahead=ahead) for source in sources]
 
 
-def _named(finding: Finding, names: dict[int, str]) -> Finding:
+def _named(finding: HistoryFinding, names: dict[int, str]) -> HistoryFinding:
     known = names.get(finding.row_id) if finding.row_id is not None else None
     return (
         msgspec.structs.replace(finding, name=known)

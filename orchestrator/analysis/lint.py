@@ -31,7 +31,7 @@ from orchestrator.migrator.state import readable_surveys
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from orchestrator.migrator.state import Source
+    from orchestrator.migrator.sources import Source
 
 # A file's token by token look for long names is not for data files.
 _TOKENS_LIMIT_BYTES = 1 << 20

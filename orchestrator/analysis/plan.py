@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from orchestrator.analysis.catalog import Known
     from orchestrator.analysis.locks import HeldLock, Touch
     from orchestrator.migrator.resolve import Ahead, Policy
+    from orchestrator.migrator.sources import Source
     from orchestrator.migrator.sql.statements import Statement
-    from orchestrator.migrator.state import Source, Survey
+    from orchestrator.migrator.state import Survey
 
 # Above this the trees of data statements are not read whole: only which table they write to.
 _HEAD_ONLY_BYTES = 1 << 20

@@ -52,14 +52,28 @@ def _lint(options: argparse.Namespace) -> int:
     scope: list[str] = []
 
     async def ask(settings: Settings, life: Lifecycle) -> None:
-        from orchestrator import supervisor
-
-        report, words = await supervisor.gather_lint(settings, life, folders[0][0], every=options.all)
+        report, words = await _with_ledger(settings, life, folders[0][0], every=options.all)
         found.append(report)
         scope.append(words)
 
     code = run(options, ask, default_level="warning")
     return code if code != 0 else _tell(options, [(found[0], scope[0])])
+
+
+async def _with_ledger(
+    settings: Settings, life: Lifecycle, folder: LintFolder, *, every: bool
+) -> tuple[LintReport, str]:
+    """What is found with the database at hand, and in words what was looked at."""
+    import asyncio
+
+    from orchestrator.analysis.lint import lint_with_ledger
+    from orchestrator.commands.reading import reading
+    from orchestrator.embedded.choice import given
+    from orchestrator.migrator.sources import read_sources
+
+    sources = await asyncio.to_thread(read_sources, settings)
+    async with reading(settings, life, given(settings.migration_database), "lint") as connection:
+        return await lint_with_ledger(connection, sources[-1], folder, every=every)
 
 
 def _is_broken(folder: LintFolder) -> bool:

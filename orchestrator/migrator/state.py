@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -10,21 +10,13 @@ from orchestrator.database.quoting import identifier
 from orchestrator.database.sessions import as_ours
 from orchestrator.errors import MigrationError
 from orchestrator.migrator import records
-from orchestrator.migrator.ledger import LedgerTable, read_ledger
+from orchestrator.migrator.ledger import read_ledger
 from orchestrator.migrator.resolve import Ahead, HistoryFinding, Kind, Ledger, Plan, Policy, make_plan
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from orchestrator.migrator.folder import Folder
-
-
-class Source(msgspec.Struct, frozen=True):
-    """A folder and the ledger that it is kept in: the service's own, or the user's."""
-
-    label: Literal["service", "user"]
-    folder: Folder
-    table: LedgerTable
+    from orchestrator.migrator.sources import Source
 
 
 class Survey(msgspec.Struct, frozen=True):

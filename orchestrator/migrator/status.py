@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from orchestrator.migrator.edits import Edit
     from orchestrator.migrator.resolve import Ahead, HistoryFinding, Policy
-    from orchestrator.migrator.state import Source
+    from orchestrator.migrator.sources import Source
 
 
 # What we send before a statement of a file, in the same message (apply.py, group.py).

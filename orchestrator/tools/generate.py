@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from sqlalchemy import MetaData
 
     from orchestrator.dsn import Dsn
-    from orchestrator.migrator.state import Source
+    from orchestrator.migrator.sources import Source
     from orchestrator.schema.tables import ObjectName
 
     # The candidates for one new table or column → the one it was, or None: it is new.

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from orchestrator.lifecycle import Event
     from orchestrator.migrator.folder import Migration
     from orchestrator.migrator.run.options import Options
-    from orchestrator.migrator.state import Source, Survey
+    from orchestrator.migrator.sources import Source
+    from orchestrator.migrator.state import Survey
 
 # What a transaction that changes rows holds on the table (TRUNCATE: the strongest).
 _WRITES = {"RowExclusiveLock", "ShareRowExclusiveLock", "ExclusiveLock", "AccessExclusiveLock"}

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from orchestrator.migrator.folder import Migration
     from orchestrator.migrator.records import Unfinished
     from orchestrator.migrator.resolve import HistoryFinding
+    from orchestrator.migrator.sources import Source
     from orchestrator.migrator.sql.statements import Statement
-    from orchestrator.migrator.state import Source
 
 _NEXT_STEP = "Fix what it names: the file, the data or the server"
 

@@ -12,11 +12,11 @@ from aiohttp import web
 
 from orchestrator.api import health, page
 from orchestrator.api.connections import Connection
-from orchestrator.api.dispatch import ROUTE, Dispatcher
-from orchestrator.api.measures import Measures
+from orchestrator.api.counters import Measures
 from orchestrator.api.problems import problem
 from orchestrator.api.rate_limit import RateLimitedEvents
-from orchestrator.api.safety import BODY_LIMIT_BYTES, Safety
+from orchestrator.api.routing import ROUTE, Dispatcher
+from orchestrator.api.security import BODY_LIMIT_BYTES, Safety
 from orchestrator.lifecycle import Phase
 
 if TYPE_CHECKING:
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
     from aiohttp.typedefs import Handler
 
+    from orchestrator.api.event_log import Tail
     from orchestrator.api.metrics import Exposition
-    from orchestrator.api.sampling import Sampler
-    from orchestrator.api.tail import Tail
+    from orchestrator.api.queue_sampler import Sampler
     from orchestrator.dsn import Dsn
     from orchestrator.jobs.registry import Registry
     from orchestrator.jobs.server import JobServer
     from orchestrator.lifecycle import Lifecycle
-    from orchestrator.migrator.survey import Source
+    from orchestrator.migrator.state import Source
 
 
 class Backend(msgspec.Struct):
@@ -233,9 +233,7 @@ def _exposition(life: Lifecycle, backend: Backend) -> Exposition:
 
 def load_routes(backend: Backend) -> None:
     """Load what stands behind the gate, so that the first request after READY need not. Blocking: for a thread."""
-    import orchestrator.api.events
-    import orchestrator.api.sampling
-    import orchestrator.api.tail  # noqa: F401
+    import orchestrator.api.event_log  # noqa: F401
 
     if backend.dispatcher is not None:
         backend.dispatcher.load()
@@ -247,9 +245,9 @@ async def watching(backend: Backend, dsn: Dsn, life: Lifecycle) -> AsyncIterator
 
     Yields the tasks: they end by a bug of ours alone, which whoever holds the block must not miss.
     """
-    from orchestrator.api.events import tell
-    from orchestrator.api.sampling import Sampler
-    from orchestrator.api.tail import Tail
+    from orchestrator.api.event_log import Tail
+    from orchestrator.api.queue_sampler import Sampler
+    from orchestrator.api.routes.events import tell
 
     sampler = backend.sampler = Sampler(backend.pool, life, None if backend.jobs is None else backend.jobs.worker_id)
     tail = backend.tail = Tail(dsn, life)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, cast
 from aiohttp import web
 
 from orchestrator.api.problems import problem
-from orchestrator.api.safety import BODY_LIMIT_BYTES, SECURITY_HEADERS
+from orchestrator.api.security import BODY_LIMIT_BYTES, SECURITY_HEADERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable

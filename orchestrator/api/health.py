@@ -21,9 +21,9 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from orchestrator import __version__
-from orchestrator.api import streams
+from orchestrator.api import sse
 from orchestrator.api.problems import problem
-from orchestrator.api.safety import SECURITY_HEADERS
+from orchestrator.api.security import SECURITY_HEADERS
 from orchestrator.lifecycle import Phase
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ class StartEvents:
 
     def __init__(self, life: Lifecycle, access: Callable[[], Mapping[str, object]]) -> None:
         self.life, self._access = life, access
-        self.hub = streams.Hub(limit=1, most=_WATCHERS_LIMIT, keep="newest")
+        self.hub = sse.Hub(limit=1, most=_WATCHERS_LIMIT, keep="newest")
         self._happened = asyncio.Event()
 
     def now(self) -> dict[str, object]:
@@ -228,7 +228,7 @@ class StartEvents:
             still, now = _without_clocks(body), time.monotonic()
             if still != before or now - said_at >= _REPEAT_S:
                 before, said_at = still, now
-                self.hub.publish(streams.frame("state", body))
+                self.hub.publish(sse.frame("state", body))
             await asyncio.sleep(max(_GAP_S, _SHARE * (time.monotonic() - began)))
 
     @asynccontextmanager
@@ -250,7 +250,7 @@ class StartEvents:
 
     async def end(self, _: web.Application) -> None:
         """Tell everybody how it ended (a failed start has its `failure` by now), and close."""
-        self.hub.close(streams.frame("end", self.now()))
+        self.hub.close(sse.frame("end", self.now()))
 
 
 def stream(
@@ -278,8 +278,8 @@ def _watching(events: StartEvents) -> Handler:
             )
         try:
             with events.hub.subscribe() as subscriber:
-                return await streams.respond(request, subscriber, first=streams.frame("state", events.now()))
-        except streams.HubFullError:
+                return await sse.respond(request, subscriber, first=sse.frame("state", events.now()))
+        except sse.HubFullError:
             return problem(
                 503,
                 f"{_WATCHERS_LIMIT} clients watch already; ask for Accept: application/json instead",

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from orchestrator.api.problems import Refusal, refuse_field
-from orchestrator.api.safety import BODY_LIMIT_BYTES
+from orchestrator.api.security import BODY_LIMIT_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -317,6 +317,21 @@ async def test_nobody_is_told_to_go_on_before_it_is_known_who_they_are(orchestra
         peer.close()
 
 
+async def test_a_body_does_not_count_as_the_next_requests_head(orchestrator, database_url):
+    async with orchestrator.running("serve", env={"DATABASE_URL": database_url}) as run:
+        await run.phase("ready")
+        body = b'{"name": "' + b"x" * 400_000 + b'"}'
+        ask = b"POST /api/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        ask += b"Content-Length: %d\r\n\r\n"
+        peer = await Peer.to(run.port)
+        for _ in range(3):
+            peer.writer.write(ask % len(body))
+            for at in range(0, len(body), 50_000):
+                peer.writer.write(body[at : at + 50_000])
+                await asyncio.sleep(0)
+            assert (await peer.answer())[0][9:12] == b"422"
+
+
 async def test_host_may_be_every_address_of_both_families(serving):
     async with serving(host="::") as served:
         for host, source in (("127.0.0.1", "127.0.0.1"), ("::1", "::1")):

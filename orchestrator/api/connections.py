@@ -248,10 +248,12 @@ class Connection(web.RequestHandler):
                 return
             is_first = True
             self._wait(self._connections.for_head, self._connections.limits.head_s)
+            self._head_bytes = len(data)
         elif self._head_bytes > _HEAD_LIMIT_BYTES:
             self.drop()
             return
-        self._head_bytes += len(data)
+        else:
+            self._head_bytes += len(data)
         before = self._request_count
         super().data_received(data)
         if self._request_count == before:

@@ -475,7 +475,7 @@ async def test_verify_studio_and_completion(tour):
     assert part("Is the database what its files make? `verify`") == ["orchestrator verify --schema public"]
     assert "The database is what the files make." in await tour.shell("orchestrator verify --schema public")
 
-    assert part("Look into the database: `studio`") == ["orchestrator studio"]  # run by tests/test_studio.py
+    assert part("Look into the database: `studio`") == ["orchestrator studio"]  # run by tests/commands/test_studio.py
     assert '"studio"' in (ROOT / "tests" / "test_studio.py").read_text()
 
     home = tour.folder

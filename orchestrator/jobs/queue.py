@@ -159,7 +159,7 @@ _DELAY_MAX_S = 10 * 366 * 86400.0
 _INSERT = """
 WITH given AS MATERIALIZED (
     SELECT nextval('orchestrator.jobs_id_seq') AS id, g.*,
-        coalesce(g.run_at, now() + make_interval(secs => g.delay_s)) AS due
+        coalesce(g.run_at, clock_timestamp() + make_interval(secs => g.delay_s)) AS due
     FROM unnest($1::text[], $2::text[], $3::integer[], $4::text[], $5::timestamptz[], $6::double precision[],
         $7::integer[], $8::double precision[], $9::text[], $10::text[], $11::text[]) WITH ORDINALITY
         AS g(name, queue, priority, payload, run_at, delay_s, max_attempts, timeout_s, dedupe_key, idempotency_key,
@@ -168,8 +168,8 @@ WITH given AS MATERIALIZED (
     INSERT INTO orchestrator.jobs (id, name, queue, state, priority, payload, run_at, max_attempts, timeout_s,
         dedupe_key, idempotency_key, schedule)
     OVERRIDING SYSTEM VALUE
-    SELECT id, name, queue, CASE WHEN due > now() THEN 'scheduled' ELSE 'queued' END, priority, payload::jsonb,
-        coalesce(due, now()), max_attempts, timeout_s, dedupe_key, idempotency_key, schedule
+    SELECT id, name, queue, CASE WHEN due > clock_timestamp() THEN 'scheduled' ELSE 'queued' END, priority,
+        payload::jsonb, coalesce(due, now()), max_attempts, timeout_s, dedupe_key, idempotency_key, schedule
     FROM given
     ON CONFLICT DO NOTHING
     RETURNING id, name, queue, state

@@ -56,6 +56,7 @@ class Settings(msgspec.Struct, frozen=True):
     backup_before_migrate: Literal["never", "pending", "always"] = "never"
     backup_keep: int = 7
     backup_max_age_s: float = 0.0
+    backup_key: str = ""
     jobs: tuple[str, ...] = ()
     jobs_concurrency: int = 20
     jobs_lease_s: float = 30.0
@@ -79,8 +80,8 @@ class Settings(msgspec.Struct, frozen=True):
     def secrets(self) -> tuple[str, ...]:
         """What must not be seen in any output; for `logs.configure`."""
         databases = [dsn for dsn in (self.database, self.migration_database) if dsn is not None]
-        token = (self.api_token,) if self.api_token else ()
-        return tuple(dict.fromkeys([*(secret for dsn in databases for secret in dsn.secrets), *token]))
+        own = [text for text in (self.api_token, self.backup_key) if text]
+        return tuple(dict.fromkeys([*(secret for dsn in databases for secret in dsn.secrets), *own]))
 
     def describe(self) -> list[tuple[str, str, str]]:
         """Rows (variable, value without secrets, where it came from), for `orchestrator config`."""

@@ -124,6 +124,22 @@ unfinished_migrations = Table(
     ),
 )
 
+backups = Table(
+    "backups",
+    metadata,
+    _key(),
+    _time("recorded_at", nullable=False, default=_NOW),
+    _time("taken_at", nullable=False),
+    _text("file"),
+    _text("sha256"),
+    _text("manifest_hash"),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("duration_s", Double, nullable=False),
+    _text("reason"),
+    Index("backups_taken_index", "taken_at"),
+    comment="One row for each backup that was made: a restore compares the file's checksum and its manifest with it.",
+)
+
 # ------------------------------------------------------------------------------------------------------ 0001: the queue
 
 jobs = Table(
@@ -287,6 +303,9 @@ workers = Table(
     Column("handlers", ARRAY(Text), nullable=False),
     postgresql_with={"fillfactor": 50, "autovacuum_vacuum_scale_factor": 0, "autovacuum_vacuum_threshold": 200},
 )
+
+# Locked while the jobs of a handler with a limit are counted and claimed.
+job_limits = Table("job_limits", metadata, Column("name", Text, primary_key=True))
 
 # ------------------------------------------------------------------------------- 0002: ledgers that were mended by hand
 

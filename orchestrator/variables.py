@@ -360,6 +360,17 @@ VARIABLES: tuple[Variable, ...] = (
         parse=_span,
     ),
     Variable(
+        "BACKUP_KEY",
+        "at least 16 printable ASCII characters",
+        "",
+        "Signs backups, so that `restore` knows them on any server. Keep it apart from the backups.",
+        "another-long-random-text",
+        field="backup_key",
+        parse=_token,
+        secret=True,
+        file=True,
+    ),
+    Variable(
         "JOBS",
         "names of Python modules with commas between",
         "",

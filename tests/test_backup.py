@@ -16,24 +16,17 @@ from urllib.parse import urlsplit
 import pytest
 
 from orchestrator import dsn as dsns
-from orchestrator.database import pgtools
-from orchestrator.database.backup import (
-    Backup,
-    LedgerState,
-    Manifest,
-    Order,
-    read_backups,
-    remove_superfluous,
-    superfluous,
-    take_backup,
-)
+from orchestrator.backup import pgtools
+from orchestrator.backup.archive import Order, remove_superfluous, superfluous, take_backup
+from orchestrator.backup.manifest import Backup, LedgerState, Manifest, read_backups
+from orchestrator.backup.pgtools import PgToolMissingError, Tool
+from orchestrator.backup.restore import statements_of
+from orchestrator.backup.restore import test_backup as prove_backup
 from orchestrator.database.connect import close, connect_once
-from orchestrator.database.embedded import embedded_postgres
-from orchestrator.database.pgtools import PgToolMissingError, Tool
-from orchestrator.database.restore import statements_of
-from orchestrator.database.restore import test_backup as prove_backup
+from orchestrator.embedded.server import embedded_postgres
 
 ROOT = Path(__file__).parent.parent
+KEY = "a-key-that-signs-the-backups"
 # What a schema can hold that a dump may lose, or a comparison stumble over.
 RICH = """
 CREATE TYPE mood AS ENUM ('fine', 'tired');
@@ -114,7 +107,7 @@ async def test_a_backup_is_a_file_and_its_manifest_listed_and_proven_by_a_restor
 ):
     await admin.script(database_url, RICH)
     folder = write_folder(tmp_path / "drizzle", {"0000_a": "CREATE TABLE a ();"})
-    env = {"DATABASE_URL": database_url, "BACKUP_DIR": str(backups), "MIGRATIONS_DIR": str(folder)}
+    env = {"DATABASE_URL": database_url, "BACKUP_DIR": str(backups), "BACKUP_KEY": KEY, "MIGRATIONS_DIR": str(folder)}
     assert (await orchestrator("migrate", env=env)).returncode == 0
 
     result = await taken(orchestrator, env, "--test")
@@ -134,9 +127,9 @@ async def test_a_backup_is_a_file_and_its_manifest_listed_and_proven_by_a_restor
     assert int(made["pg_dump_version"].split(".")[0]) >= server.major
     (user,) = [state for state in made["ledgers"] if state["ledger"].startswith("drizzle.")]
     assert (user["rows"], user["newest_created_at"]) == (1, 1716000000000)
-    listed = await orchestrator("backup", "--list", "--json", env={"BACKUP_DIR": str(backups)})
+    listed = await orchestrator("backup", "--list", "--json", env={"BACKUP_DIR": str(backups), "BACKUP_KEY": KEY})
     assert [one["path"] for one in json.loads(listed.stdout)["backups"]] == [str(path)]
-    shown = await orchestrator("backup", "--list", env={"BACKUP_DIR": str(backups)})
+    shown = await orchestrator("backup", "--list", env={"BACKUP_DIR": str(backups), "BACKUP_KEY": KEY})
     assert path.name in shown.stdout
     assert await scratch_left(server, admin) == []
 
@@ -159,7 +152,9 @@ async def test_a_backup_is_of_one_moment_while_rows_come_in(database_url, admin,
         await close(connection)
         stop.set()
         await writing
-    tested = await prove_backup(backup, dsn, read_ledgers=no_ledgers, emit=lambda *_, **__: None, connect_timeout_s=5)
+    tested = await prove_backup(
+        backup, dsn, read_ledgers=no_ledgers, emit=lambda *_, **__: None, connect_timeout_s=5, with_own_rights=False
+    )
     assert tested.differences == ()
 
 
@@ -175,7 +170,7 @@ async def test_the_password_is_in_no_argument_while_pg_dump_runs_and_sigterm_lea
     orchestrator, server, database_url, admin, backups, wait_until
 ):
     await admin.script(database_url, "CREATE TABLE t (v int)")
-    env = {"DATABASE_URL": database_url, "BACKUP_DIR": str(backups)}
+    env = {"DATABASE_URL": database_url, "BACKUP_DIR": str(backups), "BACKUP_KEY": KEY}
     async with admin.connection(database_url) as holder, holder.transaction():
         await holder.execute("LOCK t")  # pg_dump waits behind it
         async with orchestrator.running("backup", env=env) as run:
@@ -231,7 +226,7 @@ async def test_a_backup_that_is_killed_half_way_is_none_and_the_next_one_removes
     orchestrator, server, database_url, admin, tcp_proxy, backups, wait_until
 ):
     await admin.script(database_url, "CREATE TABLE t AS SELECT md5(g::text) AS v FROM generate_series(1, 150000) g")
-    env = {"DATABASE_URL": tcp_proxy.dsn(database_url), "BACKUP_DIR": str(backups)}
+    env = {"DATABASE_URL": tcp_proxy.dsn(database_url), "BACKUP_DIR": str(backups), "BACKUP_KEY": KEY}
     async with orchestrator.running("backup", env=env) as run:
         await wait_until(lambda: any(p.stat().st_size > 100_000 for p in backups.glob(".*.partial")), 20)
         tcp_proxy.stall()
@@ -273,7 +268,9 @@ async def test_a_full_disk_is_named_and_nothing_is_left_on_it(orchestrator, data
         database_url, "CREATE TABLE t AS SELECT md5(g::text) || md5((-g)::text) AS v FROM generate_series(1, 100000) g"
     )
     with small_disk(backups):
-        done = await orchestrator("backup", env={"DATABASE_URL": database_url, "BACKUP_DIR": str(backups)})
+        done = await orchestrator(
+            "backup", env={"DATABASE_URL": database_url, "BACKUP_DIR": str(backups), "BACKUP_KEY": KEY}
+        )
         assert list(backups.iterdir()) == []
     assert done.returncode == 70
     (failed,) = done.named("service.failed")
@@ -385,7 +382,12 @@ async def test_a_server_older_than_every_pg_restore_is_restored_by_way_of_psql(t
             await close(connection)
         assert int(backup.manifest.pg_dump_version.split(".")[0]) >= 17
         tested = await prove_backup(
-            backup, dsn, read_ledgers=no_ledgers, emit=lambda *e, **f: events.append((e, f)), connect_timeout_s=5
+            backup,
+            dsn,
+            read_ledgers=no_ledgers,
+            emit=lambda *e, **f: events.append((e, f)),
+            connect_timeout_s=5,
+            with_own_rights=False,
         )
     assert tested.differences == ()
 
@@ -410,7 +412,7 @@ async def test_a_restore_puts_the_backup_in_place_and_keeps_what_was_there(
         " WHERE setdatabase = d.oid) FROM pg_database d WHERE datname = $1"
     )
     before = await admin(server.dsn(), properties, name)
-    env = {"DATABASE_URL": database_url, "BACKUP_DIR": str(backups)}
+    env = {"DATABASE_URL": database_url, "BACKUP_DIR": str(backups), "BACKUP_KEY": KEY}
     made = (await taken(orchestrator, env))["backup"]
     await admin.script(database_url, "DROP TABLE people CASCADE; CREATE TABLE later (v int)")
 
@@ -453,7 +455,7 @@ def test_what_no_restore_can_keep_is_no_difference_of_two_schemas(line, is_same)
 async def test_sessions_on_the_database_refuse_a_restore_unless_they_are_to_be_terminated(
     orchestrator, server, database_url, admin, backups, drop_kept, wait_until
 ):
-    env = {"DATABASE_URL": database_url, "BACKUP_DIR": str(backups)}
+    env = {"DATABASE_URL": database_url, "BACKUP_DIR": str(backups), "BACKUP_KEY": KEY}
     async with orchestrator.running("serve", env=env) as service:
         await service.phase("ready")
         made = (await taken(orchestrator, env))["backup"]
@@ -476,7 +478,7 @@ async def test_sessions_on_the_database_refuse_a_restore_unless_they_are_to_be_t
 async def test_a_restore_asks_and_without_a_terminal_wants_yes(
     orchestrator, server, database_url, admin, backups, known
 ):
-    env = {"DATABASE_URL": database_url, "BACKUP_DIR": str(backups)}
+    env = {"DATABASE_URL": database_url, "BACKUP_DIR": str(backups), "BACKUP_KEY": KEY}
     made = (await taken(orchestrator, env))["backup"]
     done = await orchestrator("restore", made["path"], env=env)
     assert done.returncode == 78
@@ -507,7 +509,7 @@ async def test_a_restore_that_is_stopped_leaves_nothing_and_changes_nothing(
     orchestrator, server, database_url, admin, tcp_proxy, backups
 ):
     await admin.script(database_url, "CREATE TABLE t AS SELECT md5(g::text) AS v FROM generate_series(1, 150000) g")
-    env = {"DATABASE_URL": tcp_proxy.dsn(database_url), "BACKUP_DIR": str(backups)}
+    env = {"DATABASE_URL": tcp_proxy.dsn(database_url), "BACKUP_DIR": str(backups), "BACKUP_KEY": KEY}
     made = (await taken(orchestrator, env))["backup"]
     async with orchestrator.running("restore", made["path"], "--yes", env=env) as run:
         await run.event("restore.started")
@@ -523,7 +525,7 @@ async def test_a_restore_that_loses_its_session_says_so_and_what_another_left_is
     orchestrator, server, database_url, admin, backups
 ):
     await admin.script(database_url, "CREATE TABLE t AS SELECT md5(g::text) AS v FROM generate_series(1, 150000) g")
-    env = {"DATABASE_URL": database_url, "BACKUP_DIR": str(backups)}
+    env = {"DATABASE_URL": database_url, "BACKUP_DIR": str(backups), "BACKUP_KEY": KEY}
     made = (await taken(orchestrator, env))["backup"]
     left = f"orchestrator_restore_{secrets.token_hex(4)}"
     await admin.script(server.dsn(), f"CREATE DATABASE {left}")
@@ -534,7 +536,7 @@ async def test_a_restore_that_loses_its_session_says_so_and_what_another_left_is
                 "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = 'postgres'"
                 " AND application_name = 'orchestrator restore'"
             )
-            assert await admin.value(server.dsn(), end) == 1
+            assert await admin.value(server.dsn(), end) >= 1
             assert await run.wait() == 69
         assert "the restore: the connection to" in run.events[-1]["error"]
         named = next(event for event in run.events if event["event"] == "restore.left_behind")
@@ -556,7 +558,7 @@ async def test_the_owner_of_a_database_needs_no_more_than_createdb(
     )
     # What DSNs hold for other clients goes to pg_dump as well.
     url = f"postgresql://{role}:{password}@{server.host}:{server.port}/{name}?options=-c%20work_mem%3D5MB&timezone=UTC"
-    env = {"DATABASE_URL": url, "BACKUP_DIR": str(backups)}
+    env = {"DATABASE_URL": url, "BACKUP_DIR": str(backups), "BACKUP_KEY": KEY}
     try:
         assert (await orchestrator("migrate", env=env)).returncode == 0
         made = (await taken(orchestrator, env, "--test"))["backup"]
@@ -586,7 +588,9 @@ async def test_the_owner_of_a_database_needs_no_more_than_createdb(
 async def test_a_right_that_is_missing_is_named_before_anything_is_done(
     orchestrator, server, database_url, admin, backups, known, right, told
 ):
-    made = (await taken(orchestrator, {"DATABASE_URL": database_url, "BACKUP_DIR": str(backups)}))["backup"]
+    made = (await taken(orchestrator, {"DATABASE_URL": database_url, "BACKUP_DIR": str(backups), "BACKUP_KEY": KEY}))[
+        "backup"
+    ]
     role, password = f"limited_{os.urandom(4).hex()}", f"s3cr3t-pw-{os.urandom(6).hex()}"
     known.secrets.add(password)
     await admin.script(server.dsn(), f"CREATE ROLE {role} LOGIN {right} PASSWORD '{password}'")
@@ -604,7 +608,7 @@ async def test_a_right_that_is_missing_is_named_before_anything_is_done(
 
 async def test_a_damaged_backup_is_refused_and_nothing_changes(orchestrator, server, database_url, admin, backups):
     await admin.script(database_url, RICH)
-    env = {"DATABASE_URL": database_url, "BACKUP_DIR": str(backups)}
+    env = {"DATABASE_URL": database_url, "BACKUP_DIR": str(backups), "BACKUP_KEY": KEY}
     path = Path((await taken(orchestrator, env))["backup"]["path"])
     whole = read(path)
     middle = len(whole) // 2
@@ -627,13 +631,13 @@ async def test_a_restore_that_is_not_what_the_manifest_says_never_gets_the_name(
     orchestrator, server, database_url, admin, backups
 ):
     await admin.script(database_url, RICH)
-    env = {"DATABASE_URL": database_url, "BACKUP_DIR": str(backups)}
+    env = {"DATABASE_URL": database_url, "BACKUP_DIR": str(backups), "BACKUP_KEY": KEY}
     path = Path((await taken(orchestrator, env))["backup"]["path"])
     manifest = path.with_name(f"{path.name}.json")
     manifest.write_text(manifest.read_text().replace('"public.people": 500', '"public.people": 501'))
 
-    tested = await orchestrator("backup", "--test", str(path), "--json", env=env)
-    done = await orchestrator("restore", str(path), "--yes", env=env)
+    tested = await orchestrator("backup", "--test", str(path), "--unverified", "--json", env=env)
+    done = await orchestrator("restore", str(path), "--yes", "--unverified", env=env)
 
     assert tested.returncode == 1
     assert json.loads(tested.stdout)["test"]["differences"] == [
@@ -655,6 +659,7 @@ async def test_a_backup_is_made_under_the_lock_before_pending_migrations_and_onl
         "DATABASE_URL": database_url,
         "MIGRATIONS_DIR": str(folder),
         "BACKUP_DIR": str(backups),
+        "BACKUP_KEY": KEY,
         "BACKUP_BEFORE_MIGRATE": "pending",
     }
     first = await orchestrator("migrate", env=env)
@@ -697,7 +702,7 @@ async def test_a_pg_dump_that_fails_stops_the_migration_and_a_server_that_goes_a
 ):
     await admin.script(database_url, "CREATE TABLE t (v int)")
     folder = write_folder(tmp_path / "drizzle", {"0000_a": "CREATE TABLE a ();"})
-    env = {"DATABASE_URL": database_url, "MIGRATIONS_DIR": str(folder), "BACKUP_DIR": str(backups)}
+    env = {"DATABASE_URL": database_url, "MIGRATIONS_DIR": str(folder), "BACKUP_DIR": str(backups), "BACKUP_KEY": KEY}
     env["BACKUP_BEFORE_MIGRATE"] = "pending"
     waiting = (
         "SELECT pid FROM pg_stat_activity WHERE datname = $1 AND application_name = 'orchestrator backup'"
@@ -783,7 +788,7 @@ def test_what_retention_removes(given, keep, max_age_days, gone):
 
 async def test_retention_never_touches_what_is_not_ours(orchestrator, make_database, backups):
     one, other = await make_database(), await make_database()
-    env = {"BACKUP_DIR": str(backups), "BACKUP_KEEP": "1"}
+    env = {"BACKUP_DIR": str(backups), "BACKUP_KEY": KEY, "BACKUP_KEEP": "1"}
     of_other = (await taken(orchestrator, {**env, "DATABASE_URL": other}))["backup"]
     (backups / "old.dump").write_bytes(b"PGDMP")
     (backups / "old.dump.json").write_text('{"format": "another"}')
@@ -815,7 +820,12 @@ async def test_code_that_is_rolled_back_is_told_the_way_back_and_the_way_leads_t
     texts = ["CREATE TABLE a (v int);", "INSERT INTO a VALUES (1);", "DROP TABLE a;"]
     old = write(tmp_path / "old", dict(zip(names[:1], texts, strict=False)))
     new = write(tmp_path / "new", dict(zip(names, texts, strict=False)))
-    env = {"DATABASE_URL": database_url, "BACKUP_DIR": str(backups), "BACKUP_BEFORE_MIGRATE": "pending"}
+    env = {
+        "DATABASE_URL": database_url,
+        "BACKUP_DIR": str(backups),
+        "BACKUP_KEY": KEY,
+        "BACKUP_BEFORE_MIGRATE": "pending",
+    }
     assert (await orchestrator("migrate", env={**env, "MIGRATIONS_DIR": str(old)})).returncode == 0
     assert (await orchestrator("migrate", env={**env, "MIGRATIONS_DIR": str(new)})).returncode == 0
     before = (await asyncio.to_thread(read_backups, backups))[0]
@@ -850,7 +860,7 @@ async def test_a_database_that_is_ahead_without_a_backup_from_before_says_so(
     files = {"0000_a": "CREATE TABLE a (v int);", "0001_b": "DROP TABLE a;"}
     new = write_folder(tmp_path / "new", files)
     old = write_folder(tmp_path / "old", {"0000_a": files["0000_a"]})
-    env = {"DATABASE_URL": database_url, "BACKUP_DIR": str(backups)}
+    env = {"DATABASE_URL": database_url, "BACKUP_DIR": str(backups), "BACKUP_KEY": KEY}
     assert (await orchestrator("migrate", env={**env, "MIGRATIONS_DIR": str(new)})).returncode == 0
     await taken(orchestrator, {**env, "MIGRATIONS_DIR": str(new)})
     refused = await orchestrator("migrate", env={**env, "MIGRATIONS_DIR": str(old)})

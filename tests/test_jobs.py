@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 
 from orchestrator import dsn
 from orchestrator.jobs import Backoff, job
+from orchestrator.jobs.cron import next_after
+from orchestrator.jobs.error_record import has_nul, redacted_json, without_nul
 from orchestrator.jobs.errors import (
     HandlerError,
     IdempotencyError,
@@ -26,14 +28,12 @@ from orchestrator.jobs.errors import (
     ScheduleError,
     UnknownHandlerError,
 )
-from orchestrator.jobs.failures import has_nul, redacted_json, without_nul
 from orchestrator.jobs.queue import NewJob, cancel, cancel_named, enqueue, enqueue_many, retry
 from orchestrator.jobs.registry import DECLARED, Registry
 from orchestrator.jobs.schedules import (
     Schedule,
     delete_schedule,
     fire_due,
-    next_after,
     put_schedule,
     sync_schedules,
     trigger_schedule,

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import pytest
 
+from orchestrator.analysis.lint import Level, LintFinding, finding, lint, lint_file, read_lint_folder
+from orchestrator.analysis.lint_rules import RULES, SQUAWK, UNLIKE_SQUAWK
+from orchestrator.analysis.locks import Lock
 from orchestrator.commands.lint import github_line
-from orchestrator.migrator.impact import Lock
-from orchestrator.migrator.lint import Finding, Level, finding, lint, lint_file, read_lint_folder
-from orchestrator.migrator.lint_rules import RULES, SQUAWK, UNLIKE_SQUAWK
 
 BEFORE = """
 CREATE TYPE mood AS ENUM ('sad', 'happy');
@@ -209,19 +209,20 @@ SQUAWK_RULES = sorted({*SQUAWK, *UNLIKE_SQUAWK} - {"syntax-error", "unused-ignor
 @pytest.fixture(scope="module")
 def known_before():
     def made():
-        from orchestrator.migrator import grammar
-        from orchestrator.migrator.known import Known
+        from orchestrator.analysis.catalog import Known
+        from orchestrator.analysis.follow import follow
+        from orchestrator.migrator.sql import parser
 
         known = Known()
-        for one in grammar.parse(BEFORE.encode()):
-            known.learn(one.node, one.fields())
+        for one in parser.parse(BEFORE.encode()):
+            follow(known, one.node, one.fields())
         known.settle()
         return known
 
     return made
 
 
-def rules(findings: list[Finding], *levels: Level) -> list[str]:
+def rules(findings: list[LintFinding], *levels: Level) -> list[str]:
     return [f.rule for f in findings if f.level in levels]
 
 

@@ -118,8 +118,8 @@ async def test_what_a_migration_leaves_half_done_is_a_finding(run, admin, databa
     done = await run("rehearse", "--json")
     found = json.loads(done.stdout)
     assert done.returncode == 1
-    assert [(f["kind"], f["name"]) for f in found["findings"]] == [("constraint", "a.half")]
-    assert [(f["kind"], f["name"]) for f in found["before_already"]] == [("constraint", "other.old")]
+    assert [(f["kind"], f["name"]) for f in found["findings"]] == [("constraint", "public.a.half")]
+    assert [(f["kind"], f["name"]) for f in found["before_already"]] == [("constraint", "public.other.old")]
 
 
 async def test_a_database_that_was_never_migrated_is_rehearsed_whole(run, admin, database_url, tmp_path, write):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from orchestrator.commands.edge import failed_early, load, prepared, print_json, run, with_folder, with_json
+from orchestrator.commands.runner import failed_early, load, prepared, print_json, run, with_folder, with_json
 
 TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
 if TYPE_CHECKING:
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
-    from orchestrator.database.backup import Backup
+    from orchestrator.backup.manifest import Backup
     from orchestrator.dsn import Dsn
     from orchestrator.lifecycle import Lifecycle
-    from orchestrator.migrator.survey import Source
+    from orchestrator.migrator.sources import Source
     from orchestrator.settings import Settings
 
 _WIDTH_OFF_A_TERMINAL = 200
@@ -36,6 +36,7 @@ def backup(parser: argparse.ArgumentParser) -> None:
         const="",
         help="restore into a scratch database and compare: FILE, or the backup that is made now; exit 1 if they differ",
     )
+    with_trust(parser)
     what.add_argument("--list", action="store_true", help="show the backups that are there, and make none")
     parser.set_defaults(run=_backup)
 
@@ -46,7 +47,26 @@ def restore(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", nargs="?", help="the backup: a path, or a file's name in BACKUP_DIR")
     parser.add_argument("--force", action="store_true", help="terminate the sessions that are on the database")
     parser.add_argument("--yes", action="store_true", help="do not ask")
+    with_trust(parser)
     parser.set_defaults(run=_restore)
+
+
+def with_trust(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how far a backup is trusted."""
+    parser.add_argument(
+        "--unverified", action="store_true", help="take a backup that neither its signature nor the database knows"
+    )
+    with_own_rights(parser)
+
+
+def with_own_rights(parser: argparse.ArgumentParser) -> None:
+    """Add the option that lets the code in a copied database run with this user's rights."""
+    parser.add_argument(
+        "--with-own-rights",
+        action="store_true",
+        help="run the code in the copied database (constraints, triggers) with this user's rights, not as a role that"
+        " has none",
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------- backup
@@ -58,8 +78,9 @@ def _backup(options: argparse.Namespace) -> int:
     result: dict[str, Any] = {}
 
     async def work(settings: Settings, life: Lifecycle) -> None:
+        from orchestrator.backup.vouching import read_records, vouched_for
         from orchestrator.lifecycle import Phase
-        from orchestrator.migrator.backups import back_up
+        from orchestrator.migrator.safety_backup import back_up
 
         existing = None if not options.test else await _read(_resolved(options.test, settings))
         directory = None if existing else _directory(options, settings)
@@ -76,9 +97,13 @@ def _backup(options: argparse.Namespace) -> int:
                 )
                 result["removed"] = [one.described() for one in removed]
             assert existing is not None  # noqa: S101  # it was read or made
+            if directory is None:
+                vouched_for(
+                    existing, await read_records(connection), settings.backup_key, unverified=options.unverified
+                )
             result["backup"] = existing.described()
             if options.test is not None:
-                result["test"] = await _test(existing, dsn, settings, life)
+                result["test"] = await _test(existing, dsn, options, settings, life)
         life.enter(Phase.STOPPED)
 
     code = run(options, work)
@@ -90,11 +115,13 @@ def _backup(options: argparse.Namespace) -> int:
     return 1 if code == 0 and result.get("test", {}).get("differences") else code
 
 
-async def _test(backup_: Backup, dsn: Dsn, settings: Settings, life: Lifecycle) -> dict[str, Any]:
+async def _test(
+    backup_: Backup, dsn: Dsn, options: argparse.Namespace, settings: Settings, life: Lifecycle
+) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from orchestrator.database.restore import test_backup
-    from orchestrator.migrator.backups import manifest_reader
+    from orchestrator.backup.restore import test_backup
+    from orchestrator.migrator.safety_backup import manifest_reader
 
     tested = await test_backup(
         backup_,
@@ -102,6 +129,7 @@ async def _test(backup_: Backup, dsn: Dsn, settings: Settings, life: Lifecycle) 
         read_ledgers=manifest_reader(backup_.manifest),
         emit=life.emit,
         connect_timeout_s=settings.db_connect_timeout_s,
+        with_own_rights=options.with_own_rights,
     )
     return asdict(tested)
 
@@ -159,13 +187,13 @@ def _resolved(given: str, settings: Settings) -> Path:
 async def _read(path: Path) -> Backup:
     import asyncio
 
-    from orchestrator.database.backup import read_backup
+    from orchestrator.backup.manifest import read_backup
 
     return await asyncio.to_thread(read_backup, path)
 
 
 def _list(options: argparse.Namespace) -> int:
-    from orchestrator.database.backup import read_backups
+    from orchestrator.backup.manifest import read_backups
     from orchestrator.errors import OrchestratorError
 
     try:
@@ -180,7 +208,7 @@ def _list(options: argparse.Namespace) -> int:
     from rich.markup import escape
     from rich.table import Table
 
-    from orchestrator.terminal import size_words
+    from orchestrator.commands.console import size_words
 
     console = Console(soft_wrap=True)
     if not console.is_terminal:
@@ -205,7 +233,7 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _print_backup(result: dict[str, Any]) -> None:
-    from orchestrator.terminal import size_words
+    from orchestrator.commands.console import size_words
 
     made, test = result["backup"], result.get("test")
     rows = sum(made["tables"].values())
@@ -222,13 +250,15 @@ def _print_backup(result: dict[str, Any]) -> None:
             print(f"    {line}")
     elif test is not None:
         print(f"  restored into a scratch database and compared in {test['duration_s']:.1f} s: the same")
+    for one in test["left_out"] if test is not None else ():
+        print(f"  not tested, since only a superuser can make it: {one}")
 
 
 # ------------------------------------------------------------------------------------------------------------ restore
 
 
 def _restore(options: argparse.Namespace) -> int:
-    from orchestrator.database.backup import read_backup
+    from orchestrator.backup.manifest import read_backup
     from orchestrator.errors import ConfigurationError, OrchestratorError, Problem
 
     try:
@@ -256,21 +286,23 @@ def _restore(options: argparse.Namespace) -> int:
     async def work(settings: Settings, life: Lifecycle) -> None:
         from dataclasses import asdict
 
-        from orchestrator.database.restore import restore as restore_backup
+        from orchestrator.backup.restore import Demand
+        from orchestrator.backup.restore import restore as restore_backup
         from orchestrator.lifecycle import Phase
-        from orchestrator.migrator.backups import manifest_reader
+        from orchestrator.migrator.safety_backup import manifest_reader
 
         dsn = settings.migration_database
         assert dsn is not None, "load() demands a database"  # noqa: S101
         life.enter(Phase.CONNECTING)
-        restored = await restore_backup(
-            chosen,
-            dsn,
+        demand = Demand(
+            manifest_reader(chosen.manifest),
             force=options.force,
-            read_ledgers=manifest_reader(chosen.manifest),
-            emit=life.emit,
+            key=settings.backup_key,
+            unverified=options.unverified,
+            with_own_rights=options.with_own_rights,
             connect_timeout_s=settings.db_connect_timeout_s,
         )
+        restored = await restore_backup(chosen, dsn, demand, life.emit)
         result.update(asdict(restored), backup=chosen.described())
         life.enter(Phase.STOPPED)
 

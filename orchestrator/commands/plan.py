@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import groupby
 
-from orchestrator.commands.edge import print_json, run, with_folder, with_json
+from orchestrator.commands.runner import print_json, run, with_folder, with_json
 
 TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
 if TYPE_CHECKING:
@@ -30,13 +30,11 @@ def with_plan_options(parser: argparse.ArgumentParser) -> None:
 
 def show_plan(options: argparse.Namespace) -> int:
     """Print the plan; the exit code is that of `status --exit-code`."""
-    from orchestrator import supervisor
-
     found: dict[str, Any] = {}
 
     async def gather(settings: Settings, life: Lifecycle) -> None:
         embedded = getattr(options, "embedded", False)
-        found.update(await supervisor.gather_plan(settings, life, embedded=embedded))
+        found.update(await _gather(settings, life, embedded=embedded))
 
     code = run(options, gather, default_level="warning")
     if code != 0:
@@ -52,10 +50,36 @@ def show_plan(options: argparse.Namespace) -> int:
     return 0
 
 
+async def _gather(settings: Settings, life: Lifecycle, *, embedded: bool) -> dict[str, Any]:
+    """What is shown, read over one connection."""
+    import asyncio
+
+    from orchestrator import __version__
+    from orchestrator.analysis.plan import preview
+    from orchestrator.commands.reading import reading
+    from orchestrator.database.info import server_status
+    from orchestrator.embedded.choice import chosen_database
+    from orchestrator.migrator.sources import read_sources
+
+    sources = await asyncio.to_thread(read_sources, settings)
+    async with (
+        chosen_database(settings, life, embedded=embedded) as (_, dsn),
+        reading(settings, life, dsn, "plan") as connection,
+    ):
+        found = await preview(
+            connection,
+            sources,
+            policy=settings.migration_policy,
+            ahead=settings.migration_ahead,
+            transaction=settings.migration_transaction,
+        )
+        return {"version": __version__, "server": await server_status(connection, dsn), **found}
+
+
 def _print(found: dict[str, Any]) -> None:
     from rich.console import Console
 
-    from orchestrator.terminal import counted
+    from orchestrator.commands.console import counted
 
     console = Console(soft_wrap=True)
     for source in found["sources"]:
@@ -80,7 +104,7 @@ def _print(found: dict[str, Any]) -> None:
 def _print_source(console: Any, source: dict[str, Any]) -> None:
     from rich.markup import escape
 
-    from orchestrator.terminal import print_findings
+    from orchestrator.commands.console import print_findings
 
     pending, made = source["pending"], "" if source["ledger_exists"] else " (made first)"
     console.print(
@@ -178,7 +202,7 @@ def _add_rows(table: Any, statements: list[dict[str, Any]]) -> None:
 
 
 def _style(touch: dict[str, Any] | None) -> str:
-    from orchestrator.migrator.preview import LARGE_BYTES, LARGE_ROWS
+    from orchestrator.analysis.plan import LARGE_BYTES, LARGE_ROWS
 
     if touch is None or touch["new"]:
         return "dim"
@@ -198,7 +222,7 @@ def _rows(touch: dict[str, Any] | None) -> str:
 
 
 def _size(touch: dict[str, Any] | None) -> str:
-    from orchestrator.terminal import size_words
+    from orchestrator.commands.console import size_words
 
     return "" if touch is None or touch["new"] or touch["size_bytes"] is None else size_words(touch["size_bytes"])
 

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import msgspec
 
+from orchestrator.jobs.error_record import has_nul, message_of
 from orchestrator.jobs.errors import HandlerError, PayloadError, UnknownHandlerError
-from orchestrator.jobs.failures import has_nul, message_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -269,8 +269,8 @@ def _check_schedule(
     decoder: msgspec.json.Decoder[Any],
     refuse: Callable[[str, str], HandlerError],
 ) -> None:
+    from orchestrator.jobs.cron import check_cron
     from orchestrator.jobs.errors import ScheduleError  # late, with cronsim: few modules have a schedule
-    from orchestrator.jobs.schedules import check_cron
 
     try:
         check_cron(cron, timezone)

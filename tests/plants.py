@@ -7,8 +7,13 @@ PostgreSQL's own do. Whoever is called counts it in a sequence, which no roll ba
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+
+from orchestrator.migrator.sql.parser import parse
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 # What stands for an argument of the type "any", or for a polymorphic one. PL/pgSQL takes no "any".
 _PLANT = """
@@ -24,8 +29,8 @@ BEGIN
     FOREACH s IN ARRAY ARRAY[$1] LOOP
         FOR f IN
             SELECT p.oid, p.proname, p.proretset, p.prorettype, p.provariadic,
-                ARRAY(SELECT pg_catalog.format_type(t, NULL) FROM pg_catalog.unnest(p.proargtypes) WITH ORDINALITY a(t, n)
-                    ORDER BY n) AS types
+                ARRAY(SELECT pg_catalog.format_type(t, NULL)
+                    FROM pg_catalog.unnest(p.proargtypes) WITH ORDINALITY a(t, n) ORDER BY n) AS types
             FROM pg_catalog.pg_proc p
             WHERE p.pronamespace = 'pg_catalog'::regnamespace AND p.prokind IN ('f', 'a', 'w')
             AND NOT (p.proargtypes::oid[] && ARRAY['internal', 'cstring', 'trigger']::regtype[]::oid[])
@@ -67,7 +72,7 @@ BEGIN
         LOOP
             BEGIN
                 EXECUTE pg_catalog.format('CREATE OPERATOR %I.%s (%s RIGHTARG = %s, FUNCTION = %I.%I)', s, o.oprname,
-                    CASE WHEN o.oprleft = 0 THEN '' ELSE 'LEFTARG = ' || pg_catalog.format_type(o.oprleft, NULL) || ',' END,
+                    CASE WHEN o.oprleft <> 0 THEN 'LEFTARG = ' || pg_catalog.format_type(o.oprleft, NULL) || ',' END,
                     pg_catalog.format_type(o.oprright, NULL), s,
                     (SELECT proname FROM pg_catalog.pg_proc WHERE oid = o.code));
                 made := made + 1;
@@ -95,3 +100,37 @@ async def called(admin: Any, dsn: str) -> int:
     """How often something that was planted has been called."""
     async with admin.connection(dsn) as connection:
         return await connection.fetchval("SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM canary.hits")
+
+
+def unqualified(sql: str) -> Iterator[str]:
+    """Each function, operator and type in the SQL that is looked up by the search path.
+
+    What the grammar itself makes of a keyword (`integer`, `coalesce`, `greatest`) is looked up in no path.
+    """
+    for statement in parse(sql.encode()):
+        for kind, node in _nodes({statement.node: statement.fields()}):
+            for field in _NAMES.get(kind, ()):
+                names = node.get(field, [])
+                names = names.get("names", []) if isinstance(names, dict) else names
+                if len(names) == 1 or node.get("kind") in _ALWAYS_BY_PATH:
+                    yield f"{kind} {names[-1]['String']['sval']}"
+            # CASE x WHEN …, x IN (SELECT …) and JOIN … USING call an operator that cannot be named.
+            if (kind == "CaseExpr" and "arg" in node) or (kind == "JoinExpr" and "usingClause" in node):
+                yield kind
+            if kind == "SubLink" and "testexpr" in node and len(node.get("operName", [])) < 2:
+                yield kind
+
+
+_NAMES = {"FuncCall": ["funcname"], "A_Expr": ["name"], "TypeCast": ["typeName"], "ColumnDef": ["typeName"]}
+_ALWAYS_BY_PATH = {"AEXPR_IN", "AEXPR_LIKE", "AEXPR_ILIKE", "AEXPR_BETWEEN", "AEXPR_NOT_BETWEEN", "AEXPR_SIMILAR"}
+
+
+def _nodes(tree: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    if isinstance(tree, list):
+        for one in tree:
+            yield from _nodes(one)
+    elif isinstance(tree, dict):
+        for key, value in tree.items():
+            if isinstance(value, dict):
+                yield key, value
+            yield from _nodes(value)

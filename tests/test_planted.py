@@ -1,13 +1,11 @@
 """CVE-2018-1058: whatever is planted on the search path, no command, no job and no start of ours calls it."""
 
-from urllib.parse import urlsplit
+import importlib
 
+import aiohttp
 import pytest
 
-from orchestrator.jobs import enqueue
-from orchestrator.jobs.registry import load
-
-from .plants import called, plant
+from .plants import called, plant, unqualified
 
 HANDLERS = """
 from orchestrator.jobs import job, enqueue
@@ -45,6 +43,33 @@ FILES = [
     ("0003_d", "CREATE INDEX CONCURRENTLY a_b ON public.a (b);--> statement-breakpoint\nDROP INDEX public.a_b;"),
     ("0004_e", "COMMENT ON TABLE public.a IS 'a';"),
     ("0005_f", "COMMENT ON TABLE public.b IS 'b';"),
+]
+
+TOKEN = "a-token-that-is-long-enough"
+JOBS = {
+    "limited": {},
+    "fails": {},
+    "waits": {},
+    "database.analyze": {},
+    "database.backup": {"test": True},
+    "jobs.prune": {},
+    "migrations.verify": {},
+}
+READ = [
+    "health",
+    "metrics",
+    "openapi.json",
+    *(
+        "api/jobs",
+        "api/jobs?state=failed&name=fails",
+        "api/jobs/{id}",
+        "api/jobs/{id}/log",
+        "api/queues",
+        "api/handlers",
+    ),
+    *("api/schedules", "api/schedules/limited", "api/migrations", "api/starts", "api/events?limit=10"),
+    *("api/jobs/queue/stats", "api/jobs/results", "api/jobs/server-status", "api/jobs/scheduler/status"),
+    "api/jobs/queue/default/{id}/status",
 ]
 
 
@@ -101,32 +126,51 @@ async def test_no_job_request_or_start_calls_a_planted_function(
         "MIGRATIONS_DIR": str(write(tmp_path / "m", *FILES)),
         "BACKUP_DIR": str(tmp_path / "backups"),
         "JOBS": "planted_jobs",
-        "API_TOKEN": "token",
+        "API_TOKEN": TOKEN,
     }
     (tmp_path / "planted_jobs.py").write_text(HANDLERS)
-    assert (await orchestrator("migrate", env=env)).returncode == 0
+    assert (await orchestrator("migrate", env=env, cwd=tmp_path)).returncode == 0
     await plant(admin, database_url)
-    async with orchestrator.running("serve", env=env, cwd=tmp_path) as service:
+    async with orchestrator.running("serve", env=env, cwd=tmp_path) as service, aiohttp.ClientSession() as http:
         await service.phase("ready")
 
-        async def ask(path, method="GET", **body):
-            answer = await service.get(path, method=method, headers={"Authorization": "Bearer token"}, **body)
-            assert answer.status < 500, (path, answer.body)
-            return answer.body
+        async def ask(path, method="GET", **options):
+            async with http.request(
+                method, f"{service.url}/{path}", headers={"Authorization": f"Bearer {TOKEN}"}, **options
+            ) as answer:
+                assert answer.status < 500, (path, await answer.text())
+                return await answer.json() if answer.content_type.endswith("json") else await answer.text()
 
-        made = {}
-        for name, payload in JOBS.items():
-            made[name] = (await ask("/api/jobs", "POST", json={"name": name, "payload": payload}))["id"]
-        for path in (
-            "jobs",
-            "queues",
-            "handlers",
-            "schedules",
-            "migrations",
-            "starts",
-            "events",
-            f"jobs/{made['fails']}",
-        ):
-            await ask(f"/api/{path}")
-        await wait_until(lambda: ask("/api/jobs?state=running"), 20)
-        print(made)
+        async def ended(job_id):
+            job = await ask(f"api/jobs/{job_id}")
+            return job if job["state"] in {"succeeded", "failed", "cancelled"} else None
+
+        made = {
+            name: (await ask("api/jobs", "POST", json={"name": name, "payload": payload}))["id"]
+            for name, payload in JOBS.items()
+        }
+        await ask("api/jobs/batch", "POST", json={"jobs": [{"name": "second", "delay_s": 600}, {"name": "second"}]})
+        for name in made.keys() - {"waits"}:
+            job = await wait_until(lambda one=made[name]: ended(one), 60, name)
+            assert job["state"] == ("failed" if name == "fails" else "succeeded"), job
+        for path in READ:
+            await ask(path.format(id=made["fails"]))
+        await ask(f"api/jobs/{made['fails']}/retry", "POST")
+        await ask(f"api/jobs/{made['waits']}/cancel", "POST")
+        assert (await wait_until(lambda: ended(made["waits"]), 20))["state"] == "cancelled"
+        await ask("api/schedules/limited/trigger", "POST")
+        await ask("api/schedules/limited", "PATCH", json={"cron": "*/5 * * * *"})
+        await ask("api/schedules/limited", "DELETE")
+        await ask("api/jobs/cancel-by-type", "POST", json={"jobName": "second"})
+        assert "planted: " not in service.output
+        assert await called(admin, database_url) == 0, service.output
+    assert "planted: " not in service.output
+
+
+@pytest.mark.parametrize("module", ["queue"])
+def test_sql_for_the_connections_of_others_is_qualified_throughout(module):
+    texts = vars(importlib.import_module(f"orchestrator.jobs.{module}"))
+    statements = {name: text for name, text in texts.items() if isinstance(text, str) and " orchestrator." in text}
+    assert len(statements) >= 4
+    for name, text in statements.items():
+        assert list(unqualified(text)) == [], name

@@ -125,6 +125,12 @@ CREATE TABLE "orchestrator"."workers" (
 	"handlers" text[] NOT NULL
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 200);
 --> statement-breakpoint
+-- A row a handler with a limit: locked while its jobs are counted and claimed. A row, and no advisory lock, since every
+-- role of the database may take that, and this only those that may write our tables.
+CREATE TABLE "orchestrator"."job_limits" (
+	"name" text PRIMARY KEY
+);
+--> statement-breakpoint
 CREATE FUNCTION "orchestrator"."forget_deleted_jobs"() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
 	DELETE FROM "orchestrator"."job_attempts" a USING gone g WHERE a."job_id" = g."id";
@@ -172,10 +178,10 @@ BEGIN
 		SELECT array_agg(w.name), array_agg(w.most) INTO v_limited, v_limits
 		FROM (
 			SELECT l.name, l.most FROM unnest(p_limited, p_limits) AS l(name, most)
+			JOIN orchestrator.job_limits k ON k.name = l.name
 			WHERE EXISTS (SELECT FROM orchestrator.jobs j WHERE j.state = 'queued' AND j.name = l.name)
-			OFFSET 0
-		) w
-		WHERE pg_try_advisory_xact_lock(hashtextextended('orchestrator.jobs ' || w.name, 0));
+			FOR UPDATE OF k SKIP LOCKED
+		) w;
 		IF v_limited IS NOT NULL THEN
 			SELECT array_agg(w.name), array_agg(w.room) INTO v_left, v_left_rooms
 			FROM (

@@ -304,6 +304,9 @@ workers = Table(
     postgresql_with={"fillfactor": 50, "autovacuum_vacuum_scale_factor": 0, "autovacuum_vacuum_threshold": 200},
 )
 
+# Locked while the jobs of a handler with a limit are counted and claimed.
+job_limits = Table("job_limits", metadata, Column("name", Text, primary_key=True))
+
 # ------------------------------------------------------------------------------- 0002: ledgers that were mended by hand
 
 repairs = Table(

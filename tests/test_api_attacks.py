@@ -181,3 +181,42 @@ async def test_a_connection_that_is_cut_in_mid_protocol_is_a_503():
     operation = Operation("GET", "/x", cut, "x", "x", {})
     answer = await perform(operation, make_mocked_request("GET", "/x", payload=EMPTY_PAYLOAD), Backend(), {})
     assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
+
+
+def hostile_bodies():
+    """Bodies of nearly a megabyte, each of which once took seconds to an hour."""
+    n = 1_000_000
+    yield b'{"name": "anything", "payload": {"x": "' + b'\\"' * (n // 2)
+    yield b'{"name": "anything", "payload": {"x": [' + b",".join([b"[" * 60 + b"]" * 60] * 800) + b"]}}"
+    yield b'{"name": "anything", "payload": {"x": [' + b",".join([b"[" * 60 + b"]" * 60] * (n // 121)) + b"]}}"
+    yield b'{"name": "anything", "payload": {"x": [' + b",".join([b"1e308"] * (n // 6)) + b"]}}"
+    yield b'{"name": "anything", "' + b"unknown field `" * (n // 15) + b'": 1}'
+    yield b'{"name": "anything", "payload": {' + b",".join(b'"%d":1' % i for i in range(n // 12)) + b"}}"
+
+
+async def test_hostile_json_stops_nobody(attacked, wait_until):
+    bodies = list(hostile_bodies())
+    async with attacked() as run:
+
+        async def post(body):
+            headers = {"Content_Type": "application/json", "Content_Length": len(body), "Connection": "close"}
+            return (await ask(run.port, head(**headers), body, read_s=60))[9:12]
+
+        with Prober(run.port) as prober:
+            answers = await asyncio.gather(*(post(body) for body in bodies * 4))
+            await wait_until(lambda: len(prober.took_s) >= 50)
+        prober.check()
+        assert answers == [b"400", b"202", b"413", b"413", b"422", b"202"] * 4
+
+
+async def test_an_answer_is_not_larger_than_what_was_sent(attacked):
+    """A number is kept as the number it is: `1e308` comes back as 309 digits."""
+    async with attacked() as run:
+        for count, status in ((3000, b"202"), (160_000, b"413")):
+            body = b'{"name": "anything", "payload": {"x": [' + b",".join([b"1e308"] * count) + b"]}}"
+            headers = {"Content_Type": "application/json", "Content_Length": len(body), "Connection": "close"}
+            answer = await ask(run.port, head(**headers), body)
+            assert answer[9:12] == status
+            if status == b"202":
+                shown = await ask(run.port, head("GET", "/api/jobs/1", Connection="close"))
+                assert 900_000 < len(shown) < 1_100_000

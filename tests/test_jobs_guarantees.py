@@ -17,6 +17,8 @@ import pytest
 from orchestrator.jobs.queue import NewJob, cancel, enqueue, enqueue_many
 from orchestrator.jobs.schedules import Schedule, put_schedule
 
+pytest_plugins = ["job_servers"]
+
 OUTAGE_S = float(os.environ.get("JOBS_TEST_OUTAGE_S", "3"))
 
 # What the processes run; the test enqueues by the same declarations.
@@ -80,80 +82,6 @@ async def cancel_all(ctx, payload):
 async def tick(ctx, payload):
     pass
 """
-
-
-@pytest.fixture
-def registry(tmp_path, monkeypatch):
-    """The handlers of HANDLERS, in this process as well, so that the test may enqueue."""
-    from orchestrator.jobs.registry import DECLARED, Registry
-
-    (tmp_path / "handlers.py").write_text(HANDLERS)
-    before = dict(DECLARED._handlers)
-    DECLARED._handlers.clear()
-    exec(compile(HANDLERS, "handlers.py", "exec"), {"__name__": "handlers"})
-    registry = Registry(DECLARED.handlers.values())
-    DECLARED._handlers.clear()
-    DECLARED._handlers.update(before)
-    return registry
-
-
-@pytest.fixture
-def serve(orchestrator, registry):
-    """`async with serve(url, LEASE="2s") as run:` a server with the handlers above, READY and working."""
-
-    @contextlib.asynccontextmanager
-    async def serving(url, **env):
-        env = {"DATABASE_URL": url, "JOBS": "handlers", "JOBS_LEASE": "2s", "SHUTDOWN_TIMEOUT": "4s", **env}
-        async with orchestrator.running("serve", env=env) as run:
-            await run.phase("ready")
-            yield run
-
-    return serving
-
-
-class Look:
-    """Questions that the tests ask the queue's tables."""
-
-    def __init__(self, connection, wait_until):
-        self.connection, self._wait_until = connection, wait_until
-
-    async def job(self, job_id):
-        return await self.connection.fetchrow("SELECT * FROM orchestrator.jobs WHERE id = $1", job_id)
-
-    async def until(self, job_id, *states, timeout_s=15.0, attempt=None):
-        async def there():
-            row = await self.job(job_id)
-            return row if row["state"] in states and attempt in {None, row["attempt"]} else None
-
-        return await self._wait_until(there, timeout_s, f"job {job_id} is {states}")
-
-    async def outcomes(self, job_id):
-        rows = await self.connection.fetch(
-            "SELECT outcome FROM orchestrator.job_attempts WHERE job_id = $1 ORDER BY attempt", job_id
-        )
-        return [row[0] for row in rows]
-
-    async def pid_of_runner(self, job_id):
-        return await self.connection.fetchval(
-            "SELECT w.pid FROM orchestrator.jobs j JOIN orchestrator.workers w ON w.id = j.worker WHERE j.id = $1",
-            job_id,
-        )
-
-    async def workers(self, count):
-        await self._wait_until(
-            lambda: self.connection.fetchval(
-                "SELECT count(*) = $1 FROM orchestrator.workers WHERE seen_at > now() - interval '3 seconds'", count
-            ),
-            15,
-            f"{count} workers",
-        )
-
-
-@pytest.fixture
-async def look(database_url, wait_until):
-    connection = await asyncpg.connect(database_url)
-    yield Look(connection, wait_until)
-    await connection.close()
 
 
 async def test_a_killed_worker_s_job_is_taken_over_within_the_lease_and_its_attempts_are_counted(
@@ -334,7 +262,9 @@ async def test_work_goes_on_by_itself_when_the_listener_is_terminated_or_the_dat
         await look.until(after.id, "succeeded", timeout_s=2)
 
 
-async def test_work_goes_on_by_itself_when_the_server_crashes_and_restarts(serve, tmp_path, registry, wait_until):
+async def test_work_goes_on_by_itself_when_the_server_crashes_and_restarts(
+    serve, tmp_path, registry, look_by, wait_until
+):
     from orchestrator.database.embedded import embedded_postgres
 
     async with (
@@ -343,7 +273,7 @@ async def test_work_goes_on_by_itself_when_the_server_crashes_and_restarts(serve
     ):
         connection = await asyncpg.connect(server.dsn)
         made = await enqueue(connection, "nap", {"seconds": 2}, registry=registry)
-        await Look(connection, wait_until).until(made.id, "running")
+        await look_by(connection).until(made.id, "running")
         waits = await enqueue(connection, "nap", delay_s=1, registry=registry)
         await connection.fetch("CHECKPOINT")
         witness = await asyncpg.connect(server.dsn)
@@ -356,7 +286,7 @@ async def test_work_goes_on_by_itself_when_the_server_crashes_and_restarts(serve
                 return await asyncpg.connect(server.dsn, timeout=2)
 
         connection = await wait_until(again, 20)
-        look = Look(connection, wait_until)
+        look = look_by(connection)
         for one in (made, waits):
             await look.until(one.id, "succeeded")
         after = await enqueue(connection, "nap", registry=registry)

@@ -14,8 +14,9 @@ import msgspec
 
 from orchestrator.api import streams
 from orchestrator.api.measures import is_told
-from orchestrator.api.operations import Answer, Call, Operation, Refusal
+from orchestrator.api.operations import Answer, Call, Operation
 from orchestrator.api.positions import Position
+from orchestrator.api.problems import Refusal
 from orchestrator.api.tail import replay
 from orchestrator.database.failure import CONNECTION_ERRORS
 from orchestrator.jobs.reading import read_first_event_since

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
-from orchestrator.api.operations import Answer, Call, Operation, Refusal, json_answer, refuse_field
+from orchestrator.api.operations import Answer, Call, Operation, json_answer
+from orchestrator.api.problems import Refusal, refuse_field
+from orchestrator.api.request_body import off_the_loop
 from orchestrator.jobs import queue
 from orchestrator.jobs.errors import PayloadError, UnknownHandlerError
 from orchestrator.jobs.reading import (
@@ -26,6 +28,8 @@ from orchestrator.jobs.reading import (
 
 if TYPE_CHECKING:
     from aiohttp import web
+
+    from orchestrator.jobs.registry import Registry
 
 _BATCH_MAX = 1000
 _YEARS_S = 10 * 365 * 86400.0
@@ -56,7 +60,8 @@ class NewJob(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     name: HandlerName
-    payload: Any = {}
+    # As it was sent: the type to read it as is the handler's own.
+    payload: msgspec.Raw = msgspec.field(default_factory=lambda: msgspec.Raw(b"{}"))
     queue: Annotated[str, msgspec.Meta(pattern=_QUEUE)] | None = None
     run_at: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
     delay_s: Annotated[float, msgspec.Meta(ge=0, le=_YEARS_S)] | None = None
@@ -124,7 +129,7 @@ def _new(given: NewJob, key: str | None = None) -> queue.NewJob:
         raise refuse_field("delay_s", "run_at and delay_s exclude each other")
     return queue.NewJob(
         name=given.name,
-        payload=_payload(given),
+        payload=given.payload,
         queue=given.queue,
         run_at=None if given.run_at is None else _bounded(given.run_at),
         delay_s=given.delay_s,
@@ -134,11 +139,6 @@ def _new(given: NewJob, key: str | None = None) -> queue.NewJob:
         max_attempts=given.max_attempts,
         timeout_s=given.timeout_s,
     )
-
-
-def _payload(given: NewJob) -> object:
-    # None would be an empty payload to the queue; null is what it says.
-    return msgspec.Raw(b"null") if given.payload is None else given.payload
 
 
 def _bounded(moment: datetime) -> datetime:
@@ -167,21 +167,26 @@ async def add_batch(call: Call) -> web.Response:
     """Add many jobs in one statement."""
     if "Idempotency-Key" in call.request.headers:
         raise Refusal(400, "a batch takes no Idempotency-Key: give each of its jobs an idempotency_key")
-    registry = call.backend.registry
+    registry, given = call.backend.registry, call.body.jobs
+    wanted = await off_the_loop(sum(len(bytes(one.payload)) for one in given), _checked, given, registry)
+    async with call.connection() as connection, connection.transaction():
+        made = await queue.enqueue_many(connection, wanted, registry=registry)
+    return json_answer(AddedAll([Added(one.id, one.state, one.created) for one in made]), status=202)
+
+
+def _checked(jobs: list[NewJob], registry: Registry | None) -> list[queue.NewJob]:
+    """The jobs for the queue, checked one by one before anything is written: the queue cannot say which is wrong."""
     wanted = []
-    for number, given in enumerate(call.body.jobs):
-        # Which of them is wrong, the queue cannot say: it is asked one by one, before anything is written.
+    for number, given in enumerate(jobs):
         try:
             if registry is not None:
-                registry.get(given.name).encode(_payload(given))
+                registry.get(given.name).encode(given.payload)
         except UnknownHandlerError as error:
             raise refuse_field(f"jobs[{number}].name", error.message) from None
         except PayloadError as error:
             raise refuse_field(f"jobs[{number}].payload{error.path.removeprefix('$')}", error.reason) from None
         wanted.append(_new(given))
-    async with call.connection() as connection, connection.transaction():
-        made = await queue.enqueue_many(connection, wanted, registry=registry)
-    return json_answer(AddedAll([Added(one.id, one.state, one.created) for one in made]), status=202)
+    return wanted
 
 
 async def listing(call: Call) -> web.Response:

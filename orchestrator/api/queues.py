@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from orchestrator.api.operations import Answer, Call, Operation, Refusal, json_answer
+from orchestrator.api.operations import Answer, Call, Operation, json_answer
+from orchestrator.api.problems import Refusal
 from orchestrator.jobs.reading import Queues
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 
 from orchestrator.api.jobs import Added, HandlerName, Name
-from orchestrator.api.operations import Answer, Call, Operation, Refusal, json_answer, refuse_field
+from orchestrator.api.operations import Answer, Call, Operation, json_answer
+from orchestrator.api.problems import Refusal, refuse_field
 from orchestrator.jobs import schedules
 from orchestrator.jobs.errors import UnknownHandlerError
 from orchestrator.jobs.reading import ScheduleRow, read_schedule, read_schedules

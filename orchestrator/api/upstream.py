@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 
 from orchestrator.api.jobs import HandlerName, Name  # noqa: TC001 msgspec reads the annotations
-from orchestrator.api.operations import Answer, Call, Operation, Refusal, json_answer
+from orchestrator.api.operations import Answer, Call, Operation, json_answer
+from orchestrator.api.problems import Refusal
 from orchestrator.jobs import queue, schedules
 from orchestrator.jobs.errors import JobStateError, PayloadError, UnknownHandlerError
 from orchestrator.jobs.reading import (

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _POLL_S = 5.0
 _POLL_DEAF_S = 0.5  # where nothing can be heard
 _CONTENDED_S = 0.02
-_HEARD_AGAIN_S = 0.1
+_LOOK_GAP_S = 0.02  # between two looks for what was cancelled: whoever may connect may send hints
 _BATCH_MAX = 500
 _UNWRITTEN_MAX = 2000
 _LINES_MAX = 5000
@@ -129,6 +129,8 @@ _CANCELLED_MEANWHILE = """
 SELECT id, attempt FROM orchestrator.jobs WHERE id = ANY($1::bigint[]) AND state = 'running' AND cancel_requested
 """
 
+_LIMITS = "INSERT INTO orchestrator.job_limits (name) SELECT unnest($1::text[]) ON CONFLICT DO NOTHING"
+
 # id, attempt, outcome, state, output, error, wait_s: a row of what `_FINISH` is given.
 _Ending = tuple[int, int, str, str, "str | None", "str | None", float]
 
@@ -201,6 +203,7 @@ class Worker:
         self._pool: Any = None
         self._stopping = False
         self._flush_over = False
+        self._cancel_heard = self._cancel_hinted = False
         self._wake = asyncio.Event()
         self._room_made = asyncio.Event()
         self._drained = asyncio.Event()
@@ -282,13 +285,17 @@ class Worker:
 
     async def _claim_on(self, session: Session) -> None:
         await session.listen(JOBS_CHANNEL, lambda _: self._wake.set())
-        await session.listen(CANCEL_CHANNEL, self._cancel_heard)
-        # What was said while nobody listened.
-        for record in await session.fetch(_CANCELLED_MEANWHILE, [run.id for run in list(self.runs.values())]):
-            self.cancel(record["id"], record["attempt"])
+        await session.listen(CANCEL_CHANNEL, lambda _: self._look_for_cancelled())
+        await session.fetch(_LIMITS, self._limited)
+        self._cancel_hinted = True  # what was said while nobody listened
         poll_s = _POLL_S if session.direct else _POLL_DEAF_S
         loop = asyncio.get_running_loop()
         while not self._stopping:
+            if self._cancel_hinted:
+                self._cancel_hinted = False
+                for record in await session.fetch(_CANCELLED_MEANWHILE, [run.id for run in list(self.runs.values())]):
+                    self.cancel(record["id"], record["attempt"])
+                continue
             room = self._concurrency - len(self.runs)
             if room <= 0 or len(self._endings) >= _UNWRITTEN_MAX:
                 self._room_made.clear()
@@ -437,11 +444,16 @@ class Worker:
         if run is not None:
             self.stop_run(run, "lost")
 
-    def _cancel_heard(self, payload: str) -> None:
-        if payload.isdecimal():
-            self.cancel(int(payload))
-            # Heard before the answer of the claim that it came after was looked at: once more, a moment later.
-            asyncio.get_running_loop().call_later(_HEARD_AGAIN_S, self.cancel, int(payload))
+    def _look_for_cancelled(self) -> None:
+        """A hint was heard. Anybody may send one, so what is cancelled is read from our table, and not too often."""
+        if not self._cancel_heard:
+            self._cancel_heard = True
+            asyncio.get_running_loop().call_later(_LOOK_GAP_S, self._look_now)
+
+    def _look_now(self) -> None:
+        self._cancel_heard, self._cancel_hinted = False, True
+        self._wake.set()
+        self._room_made.set()
 
     # ----------------------------------------------------------------------------------------------- lines and progress
 

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Sequence
     from pathlib import Path
 
+    from orchestrator.analysis.lint import LintFolder, Report
     from orchestrator.api.app import Backend
     from orchestrator.database.starts import Outcome
     from orchestrator.dsn import Dsn
     from orchestrator.jobs.registry import Registry
     from orchestrator.lifecycle import Event, Lifecycle
-    from orchestrator.migrator.lint import LintFolder, Report
-    from orchestrator.migrator.survey import Source
+    from orchestrator.migrator.state import Source
     from orchestrator.settings import Settings
 
 # What is imported late is what `/health` need not wait for.
@@ -50,7 +50,7 @@ async def serve(settings: Settings, life: Lifecycle, *, embedded: bool = False) 
         OrchestratorError: the start failed and must not serve; its class knows the exit code.
     """
     from orchestrator.api.app import Backend, build_app, watching
-    from orchestrator.api.safety import Safety
+    from orchestrator.api.security import Safety
     from orchestrator.api.server import listening
 
     backend = Backend(Safety(settings.api_token, settings.cors_origins, settings.host))
@@ -118,8 +118,8 @@ async def wait_for_database(settings: Settings, life: Lifecycle) -> None:
 
 async def gather_status(settings: Settings, life: Lifecycle, *, with_diff: bool = False) -> dict[str, Any]:
     """What `status` shows, read over one connection; writes nothing and needs no lock. One try, no waiting for ever."""
-    from orchestrator.database.catalogue import extensions_status, server_status, tables_status
     from orchestrator.database.connect import connected
+    from orchestrator.database.info import extensions_status, server_status, tables_status
     from orchestrator.migrator.status import migration_running, migrations_status
 
     sources = await asyncio.to_thread(read_sources, settings)
@@ -148,9 +148,9 @@ async def gather_status(settings: Settings, life: Lifecycle, *, with_diff: bool 
 
 async def gather_plan(settings: Settings, life: Lifecycle, *, embedded: bool = False) -> dict[str, Any]:
     """What `plan` shows, read over one connection; writes nothing and takes no lock. One try, as for `status`."""
-    from orchestrator.database.catalogue import server_status
+    from orchestrator.analysis.plan import preview
     from orchestrator.database.connect import connected
-    from orchestrator.migrator.preview import preview
+    from orchestrator.database.info import server_status
 
     sources = await asyncio.to_thread(read_sources, settings)
     options = _connect_options(settings, "plan")
@@ -173,8 +173,8 @@ async def gather_plan(settings: Settings, life: Lifecycle, *, embedded: bool = F
 
 async def gather_lint(settings: Settings, life: Lifecycle, folder: LintFolder, *, every: bool) -> tuple[Report, str]:
     """What `lint` finds with the database at hand, and in words what it looked at. One try, as for `status`."""
+    from orchestrator.analysis.lint_live import lint_with_ledger
     from orchestrator.database.connect import connected
-    from orchestrator.migrator.lint_live import lint_with_ledger
 
     sources = await asyncio.to_thread(read_sources, settings)
     options = _connect_options(settings, "lint")
@@ -196,7 +196,7 @@ def read_sources(settings: Settings) -> list[Source]:
     from orchestrator.migrator.folder import read_folder
     from orchestrator.migrator.ledger import LedgerTable
     from orchestrator.migrator.records import SERVICE_SCHEMA
-    from orchestrator.migrator.survey import Source
+    from orchestrator.migrator.state import Source
 
     sources = [Source("service", read_folder(service_folder()), LedgerTable(SERVICE_SCHEMA, "__drizzle_migrations"))]
     if settings.migrations_dir is not None:
@@ -218,14 +218,14 @@ def _import_what_comes_next() -> None:
     """Load what the phases after this one need, in a thread: the loop answers `/health` meanwhile."""
     import orchestrator.database.connect
     import orchestrator.database.monitor
-    import orchestrator.migrator.apply  # noqa: F401
+    import orchestrator.migrator.run.apply  # noqa: F401
 
 
 def _import_what_migrates() -> None:
     import orchestrator.database.extensions
     import orchestrator.database.lock
-    import orchestrator.migrator.apply
-    import orchestrator.migrator.options  # noqa: F401
+    import orchestrator.migrator.run.apply
+    import orchestrator.migrator.run.options  # noqa: F401
 
 
 def _given(dsn: Dsn | None) -> Dsn:
@@ -248,7 +248,7 @@ async def _database(settings: Settings, life: Lifecycle, *, embedded: bool) -> A
         yield _given(settings.database), _given(settings.migration_database)
         return
     from orchestrator import dsn
-    from orchestrator.database.embedded import EmbeddedServerError, embedded_postgres
+    from orchestrator.embedded.server import EmbeddedServerError, embedded_postgres
 
     task, died = asyncio.current_task(), False
 
@@ -278,7 +278,7 @@ async def _database(settings: Settings, life: Lifecycle, *, embedded: bool) -> A
 async def _bring_up(settings: Settings, dsn: Dsn, sources: Sequence[Source], life: Lifecycle, *, command: str) -> None:
     """CONNECTING to MIGRATING, again from the start where the connection is lost on the way."""
     from orchestrator.database.connect import connected
-    from orchestrator.database.failure import StandbyError, is_connection_loss
+    from orchestrator.database.connect_errors import StandbyError, is_connection_loss
 
     while True:
         life.enter(Phase.CONNECTING)
@@ -319,8 +319,8 @@ async def _under_the_lock(
     from orchestrator.database.connect import connect_once
     from orchestrator.database.extensions import ensure_extensions
     from orchestrator.database.lock import migration_lock
-    from orchestrator.migrator.apply import migrate
-    from orchestrator.migrator.options import Options
+    from orchestrator.migrator.run.apply import migrate
+    from orchestrator.migrator.run.options import Options
 
     options = Options.of(settings)
 
@@ -337,7 +337,7 @@ async def _under_the_lock(
         backup = None
         try:
             if settings.backup_before_migrate != "never":
-                from orchestrator.migrator.backups import back_up_first  # late: few starts make one
+                from orchestrator.migrator.safety_backup import back_up_first  # late: few starts make one
 
                 backup = await back_up_first(connection, dsn, settings, sources, life)
             await ensure_extensions(connection, settings.extensions, life)
@@ -345,14 +345,17 @@ async def _under_the_lock(
             await migrate(connection, sources, options, life, connect_second=connect_second)
         except MigrationError as error:
             if settings.backup_dir is not None:
-                from orchestrator.migrator.backups import keep_record, offer_way_back  # late: for a start that fails
+                from orchestrator.migrator.safety_backup import (  # late: for a start that fails
+                    keep_record,
+                    offer_way_back,
+                )
 
                 await keep_record(connection, backup, life)
                 await offer_way_back(error, connection, settings, sources)
             await _record(connection, life, command=command, outcome="failed", error=error)
             raise
         if backup is not None:
-            from orchestrator.migrator.backups import keep_record
+            from orchestrator.migrator.safety_backup import keep_record
 
             await keep_record(connection, backup, life)
         serving = None if settings.database is None else settings.database.user
@@ -369,7 +372,7 @@ def _explained(error: Exception) -> Exception:
     """An error of the server outside of any migration file, as one of ours; anything else as it is."""
     import asyncpg
 
-    from orchestrator.database.failure import POOLER_SQLSTATES
+    from orchestrator.database.connect_errors import POOLER_SQLSTATES
     from orchestrator.database.pooler import PoolerError
 
     if isinstance(error, asyncpg.PostgresError):

@@ -29,7 +29,7 @@ import aiohttp
 import asyncpg
 import pytest
 
-from orchestrator.database.embedded import embedded_postgres
+from orchestrator.embedded.server import embedded_postgres
 
 ROOT = Path(__file__).parent.parent
 _STREAM_LIMIT_BYTES = 64 * 1024 * 1024

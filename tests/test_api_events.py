@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.api.positions import GAPS_MAX, Cursor, Position, between
+from orchestrator.api.event_cursor import GAPS_MAX, Cursor, Position, between
 
 HANDLERS = """
 from orchestrator.jobs import job

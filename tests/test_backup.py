@@ -16,14 +16,14 @@ from urllib.parse import urlsplit
 import pytest
 
 from orchestrator import dsn as dsns
-from orchestrator.database import pgtools
-from orchestrator.database.backup import Order, remove_superfluous, superfluous, take_backup
+from orchestrator.backup import pgtools
+from orchestrator.backup.archive import Order, remove_superfluous, superfluous, take_backup
+from orchestrator.backup.manifest import Backup, LedgerState, Manifest, read_backups
+from orchestrator.backup.pgtools import PgToolMissingError, Tool
+from orchestrator.backup.restore import statements_of
+from orchestrator.backup.restore import test_backup as prove_backup
 from orchestrator.database.connect import close, connect_once
-from orchestrator.database.embedded import embedded_postgres
-from orchestrator.database.manifest import Backup, LedgerState, Manifest, read_backups
-from orchestrator.database.pgtools import PgToolMissingError, Tool
-from orchestrator.database.restore import statements_of
-from orchestrator.database.restore import test_backup as prove_backup
+from orchestrator.embedded.server import embedded_postgres
 
 ROOT = Path(__file__).parent.parent
 KEY = "a-key-that-signs-the-backups"

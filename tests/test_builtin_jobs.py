@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator import dsn as dsns
-from orchestrator.database.backup import read_backups
+from orchestrator.backup.archive import read_backups
 from orchestrator.jobs.builtin import without_idle_schedules
 from orchestrator.jobs.registry import load
 from orchestrator.settings import Settings

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
-from orchestrator.database.embedded import DataDirectoryInUseError, embedded_postgres
+from orchestrator.embedded.server import DataDirectoryInUseError, embedded_postgres
 
 BREAK = "\n--> statement-breakpoint\n"
 # In full, the work takes most of a run, so that most instants fall into it.

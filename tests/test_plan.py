@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.migrator.folder import Folder, Migration, ms_to_stamp, stamp_to_ms
-from orchestrator.migrator.plan import Kind, Ledger, LedgerRow, Plan, make_plan
+from orchestrator.migrator.resolve import Kind, Ledger, LedgerRow, Plan, make_plan
 
 
 def migration(name: str, when_ms: int, content: str | None = None) -> Migration:

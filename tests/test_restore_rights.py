@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from orchestrator import dsn as dsns
-from orchestrator.database import pgtools
-from orchestrator.database.embedded import embedded_postgres
+from orchestrator.backup import pgtools
+from orchestrator.embedded.server import embedded_postgres
 
 KEY = "a-key-that-signs-the-backups"
 
@@ -530,8 +530,8 @@ def server_before_17() -> Path | None:
 
 async def test_names_in_an_archive_do_not_command_psql(tmp_path, admin, known, monkeypatch):
     """CVE-2025-8714 and 8715: a name with a line break, in the comments of a script."""
-    from orchestrator.database.archive_fill import Archive, fill
-    from orchestrator.database.restricted_role import Place
+    from orchestrator.backup.archive_fill import Archive, fill
+    from orchestrator.backup.restricted_role import Place
 
     old = server_before_17()
     if old is None:

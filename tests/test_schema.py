@@ -6,8 +6,8 @@ import asyncpg
 import msgspec
 import pytest
 
-from orchestrator.migrator.schema import Schema, SchemaObject, read_schema
-from orchestrator.migrator.schema_diff import column_order, diff
+from orchestrator.schema.diff import column_order, diff
+from orchestrator.schema.objects import Schema, SchemaObject, read_schema
 
 RICH = (Path(__file__).parent / "schema_rich.sql").read_text()
 

@@ -14,9 +14,9 @@ from orchestrator.database.scratch import PREFIX, ScratchError, scratch_database
 from orchestrator.errors import MigrationError
 from orchestrator.migrator.folder import read_folder
 from orchestrator.migrator.ledger import LedgerTable
-from orchestrator.migrator.replay import replay
-from orchestrator.migrator.survey import Source
+from orchestrator.migrator.state import Source
 from orchestrator.supervisor import service_folder
+from orchestrator.tools.replay import replay
 
 BREAK = "\n--> statement-breakpoint\n"
 WHEN = 1716000000000

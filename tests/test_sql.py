@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.migrator.sql import (
+from orchestrator.migrator.sql.statements import (
     ConcurrentIndex,
     SqlSyntaxError,
     excerpt,

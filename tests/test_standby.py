@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 
-from orchestrator.database.embedded import embedded_postgres
+from orchestrator.embedded.server import embedded_postgres
 
 
 def ignore(*_, **__):

@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from orchestrator.api import health, streams
+from orchestrator.api import health, sse
 from orchestrator.lifecycle import Lifecycle, MigrationItem, Phase
 
 
@@ -28,7 +28,7 @@ async def events(response: aiohttp.ClientResponse):
 
 
 async def test_who_reads_too_slowly_is_told_and_dropped_and_others_miss_nothing():
-    hub = streams.Hub(limit=3, most=10)
+    hub = sse.Hub(limit=3, most=10)
     with hub.subscribe() as slow, hub.subscribe() as quick:
         for number in range(4):
             hub.publish(b"%d\n" % number)
@@ -41,7 +41,7 @@ async def test_who_reads_too_slowly_is_told_and_dropped_and_others_miss_nothing(
 
 
 async def test_of_snapshots_a_slow_client_gets_the_newest():
-    hub = streams.Hub(limit=1, most=10, keep="newest")
+    hub = sse.Hub(limit=1, most=10, keep="newest")
     with hub.subscribe() as slow:
         for number in range(1000):
             hub.publish(b"%d" % number)
@@ -50,25 +50,25 @@ async def test_of_snapshots_a_slow_client_gets_the_newest():
 
 
 async def test_a_hub_has_a_limit_and_its_end_reaches_everybody():
-    hub = streams.Hub(limit=3, most=1)
+    hub = sse.Hub(limit=3, most=1)
     with hub.subscribe() as only:
-        with pytest.raises(streams.HubFullError), hub.subscribe():
+        with pytest.raises(sse.HubFullError), hub.subscribe():
             pass
         hub.close(b"bye")
         assert await only.take(timeout_s=1) == b"bye"
         assert await only.take(timeout_s=1) is None
     assert len(hub) == 0
-    with pytest.raises(streams.HubFullError), hub.subscribe():
+    with pytest.raises(sse.HubFullError), hub.subscribe():
         pass
 
 
 async def test_a_client_that_takes_nothing_is_cut_off(monkeypatch, wait_until):
-    monkeypatch.setattr(streams, "_WRITE_TIMEOUT_S", 0.3)
-    hub = streams.Hub(limit=4, most=10, keep="newest")
+    monkeypatch.setattr(sse, "_WRITE_TIMEOUT_S", 0.3)
+    hub = sse.Hub(limit=4, most=10, keep="newest")
 
     async def watch(request):
         with hub.subscribe() as subscriber:
-            return await streams.respond(request, subscriber)
+            return await sse.respond(request, subscriber)
 
     app = web.Application()
     app.router.add_get("/", watch)

@@ -5,7 +5,7 @@ import secrets
 
 import pytest
 
-from orchestrator.database.backup import read_backups
+from orchestrator.backup.archive import read_backups
 
 # Shorter than the work below, and longer than a login takes.
 LIMITS = ("statement_timeout", "idle_session_timeout", "idle_in_transaction_session_timeout")

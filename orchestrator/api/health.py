@@ -11,6 +11,8 @@ import time
 from collections import Counter
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
+from email.utils import formatdate
+from http import HTTPStatus
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -19,9 +21,9 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from orchestrator import __version__
-from orchestrator.api import streams
+from orchestrator.api import sse
 from orchestrator.api.problems import problem
-from orchestrator.api.safety import SECURITY_HEADERS
+from orchestrator.api.security import SECURITY_HEADERS
 from orchestrator.lifecycle import Phase
 
 if TYPE_CHECKING:
@@ -113,12 +115,20 @@ class HealthBody:
     check or warning shows at once. Before READY, where a migration's facts move without an event, nothing is kept.
     """
 
-    __slots__ = ("_after", "_before", "_life", "_made_for")
+    __slots__ = ("_after", "_before", "_date", "_dated", "_life", "_made_for")
 
     def __init__(self, life: Lifecycle) -> None:
         self._life = life
         self._made_for = (-1, -1)
-        self._before = self._after = b""
+        self._before = self._after = self._date = b""
+        self._dated = -1
+
+    def date(self) -> bytes:
+        """The time as HTTP's header Date has it."""
+        now = int(self._life.now())
+        if now != self._dated:
+            self._dated, self._date = now, formatdate(now, usegmt=True).encode()
+        return self._date
 
     def text(self) -> bytes:
         """The body of this instant."""
@@ -196,7 +206,7 @@ class StartEvents:
 
     def __init__(self, life: Lifecycle, access: Callable[[], Mapping[str, object]]) -> None:
         self.life, self._access = life, access
-        self.hub = streams.Hub(limit=1, most=_WATCHERS_LIMIT, keep="newest")
+        self.hub = sse.Hub(limit=1, most=_WATCHERS_LIMIT, keep="newest")
         self._happened = asyncio.Event()
 
     def now(self) -> dict[str, object]:
@@ -218,7 +228,7 @@ class StartEvents:
             still, now = _without_clocks(body), time.monotonic()
             if still != before or now - said_at >= _REPEAT_S:
                 before, said_at = still, now
-                self.hub.publish(streams.frame("state", body))
+                self.hub.publish(sse.frame("state", body))
             await asyncio.sleep(max(_GAP_S, _SHARE * (time.monotonic() - began)))
 
     @asynccontextmanager
@@ -240,7 +250,7 @@ class StartEvents:
 
     async def end(self, _: web.Application) -> None:
         """Tell everybody how it ended (a failed start has its `failure` by now), and close."""
-        self.hub.close(streams.frame("end", self.now()))
+        self.hub.close(sse.frame("end", self.now()))
 
 
 def stream(
@@ -268,8 +278,8 @@ def _watching(events: StartEvents) -> Handler:
             )
         try:
             with events.hub.subscribe() as subscriber:
-                return await streams.respond(request, subscriber, first=streams.frame("state", events.now()))
-        except streams.HubFullError:
+                return await sse.respond(request, subscriber, first=sse.frame("state", events.now()))
+        except sse.HubFullError:
             return problem(
                 503,
                 f"{_WATCHERS_LIMIT} clients watch already; ask for Accept: application/json instead",
@@ -280,20 +290,42 @@ def _watching(events: StartEvents) -> Handler:
     return watch
 
 
-def probes(life: Lifecycle) -> Mapping[str, Callable[[], web.Response]]:
-    """What answers each probe, by path. Nothing of the request matters, and none of them is behind the gate."""
+class Probe:
+    """What answers one probe: nothing of the request matters. `is_ok` says whether the answer is 200, or 503."""
+
+    __slots__ = ("_body", "_is_ok")
+
+    def __init__(self, body: HealthBody, is_ok: Callable[[], bool]) -> None:
+        self._body, self._is_ok = body, is_ok
+
+    def response(self) -> web.Response:
+        """The answer of this instant."""
+        status, headers = (200, _PROBE) if self._is_ok() else (503, _PROBE_RETRY)
+        return web.Response(status=status, body=self._body.text(), headers=headers)
+
+    def wire(self) -> tuple[int, bytes]:
+        """The same as its status and as it goes over the wire."""
+        status, head = (200, _PROBE_HEAD) if self._is_ok() else (503, _PROBE_RETRY_HEAD)
+        body = self._body.text()
+        return status, b"%bContent-Length: %d\r\nDate: %b\r\n\r\n%b" % (head, len(body), self._body.date(), body)
+
+
+def _head(status: int, headers: Mapping[str, str]) -> bytes:
+    rows = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n{rows}".encode()
+
+
+_PROBE_HEAD = _head(200, _PROBE)
+_PROBE_RETRY_HEAD = _head(503, _PROBE_RETRY)
+
+
+def probes(life: Lifecycle) -> Mapping[str, Probe]:
+    """The probes, by path. None of them is behind the gate."""
     body = HealthBody(life)
-
-    def answer(*, ok: bool) -> web.Response:
-        return web.Response(status=200 if ok else 503, body=body.text(), headers=_PROBE if ok else _PROBE_RETRY)
-
-    def ready() -> web.Response:
-        return answer(ok=life.phase is Phase.READY)
-
-    def live() -> web.Response:
-        return answer(ok=True)
-
-    def startup() -> web.Response:
-        return answer(ok=life.was_ready)
-
-    return {"/health": ready, "/health/ready": ready, "/health/live": live, "/health/startup": startup}
+    ready = Probe(body, lambda: life.phase is Phase.READY)
+    return {
+        "/health": ready,
+        "/health/ready": ready,
+        "/health/live": Probe(body, lambda: True),
+        "/health/startup": Probe(body, lambda: life.was_ready),
+    }

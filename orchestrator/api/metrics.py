@@ -19,7 +19,7 @@ from prometheus_client.core import (
 from prometheus_client.exposition import choose_encoder
 
 from orchestrator import __version__
-from orchestrator.jobs.reading import STATES
+from orchestrator.jobs.store import STATES
 from orchestrator.lifecycle import Phase
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
     from orchestrator.api.app import Backend
-    from orchestrator.api.measures import Histogram, Measures
+    from orchestrator.api.counters import Histogram, Measures
     from orchestrator.lifecycle import Lifecycle
 
 

@@ -70,7 +70,7 @@ class Health(msgspec.Struct, frozen=True):
 
 async def document(call: Call) -> web.Response:
     """The document itself."""
-    from orchestrator.api.dispatch import operations
+    from orchestrator.api.routing import operations
 
     return json_answer(build((*operations(), *ELSEWHERE), call.backend.registry))
 

@@ -19,7 +19,7 @@ from aiohttp import web
 from orchestrator.api import request_body
 from orchestrator.api.problems import Refusal, problem, refuse_field
 from orchestrator.api.request_body import refuse_invalid
-from orchestrator.database.failure import CONNECTION_ERRORS
+from orchestrator.database.connect_errors import CONNECTION_ERRORS
 from orchestrator.jobs.errors import (
     IdempotencyError,
     JobError,

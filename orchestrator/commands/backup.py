@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from orchestrator.commands.edge import failed_early, load, prepared, print_json, run, with_folder, with_json
+from orchestrator.commands.runner import failed_early, load, prepared, print_json, run, with_folder, with_json
 
 TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
 if TYPE_CHECKING:
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
-    from orchestrator.database.manifest import Backup
+    from orchestrator.backup.manifest import Backup
     from orchestrator.dsn import Dsn
     from orchestrator.lifecycle import Lifecycle
-    from orchestrator.migrator.survey import Source
+    from orchestrator.migrator.state import Source
     from orchestrator.settings import Settings
 
 _WIDTH_OFF_A_TERMINAL = 200
@@ -78,9 +78,9 @@ def _backup(options: argparse.Namespace) -> int:
     result: dict[str, Any] = {}
 
     async def work(settings: Settings, life: Lifecycle) -> None:
-        from orchestrator.database.vouching import read_records, vouched_for
+        from orchestrator.backup.vouching import read_records, vouched_for
         from orchestrator.lifecycle import Phase
-        from orchestrator.migrator.backups import back_up
+        from orchestrator.migrator.safety_backup import back_up
 
         existing = None if not options.test else await _read(_resolved(options.test, settings))
         directory = None if existing else _directory(options, settings)
@@ -120,8 +120,8 @@ async def _test(
 ) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from orchestrator.database.restore import test_backup
-    from orchestrator.migrator.backups import manifest_reader
+    from orchestrator.backup.restore import test_backup
+    from orchestrator.migrator.safety_backup import manifest_reader
 
     tested = await test_backup(
         backup_,
@@ -187,13 +187,13 @@ def _resolved(given: str, settings: Settings) -> Path:
 async def _read(path: Path) -> Backup:
     import asyncio
 
-    from orchestrator.database.manifest import read_backup
+    from orchestrator.backup.manifest import read_backup
 
     return await asyncio.to_thread(read_backup, path)
 
 
 def _list(options: argparse.Namespace) -> int:
-    from orchestrator.database.manifest import read_backups
+    from orchestrator.backup.manifest import read_backups
     from orchestrator.errors import OrchestratorError
 
     try:
@@ -208,7 +208,7 @@ def _list(options: argparse.Namespace) -> int:
     from rich.markup import escape
     from rich.table import Table
 
-    from orchestrator.terminal import size_words
+    from orchestrator.commands.console import size_words
 
     console = Console(soft_wrap=True)
     if not console.is_terminal:
@@ -233,7 +233,7 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _print_backup(result: dict[str, Any]) -> None:
-    from orchestrator.terminal import size_words
+    from orchestrator.commands.console import size_words
 
     made, test = result["backup"], result.get("test")
     rows = sum(made["tables"].values())
@@ -258,7 +258,7 @@ def _print_backup(result: dict[str, Any]) -> None:
 
 
 def _restore(options: argparse.Namespace) -> int:
-    from orchestrator.database.manifest import read_backup
+    from orchestrator.backup.manifest import read_backup
     from orchestrator.errors import ConfigurationError, OrchestratorError, Problem
 
     try:
@@ -286,10 +286,10 @@ def _restore(options: argparse.Namespace) -> int:
     async def work(settings: Settings, life: Lifecycle) -> None:
         from dataclasses import asdict
 
-        from orchestrator.database.restore import Demand
-        from orchestrator.database.restore import restore as restore_backup
+        from orchestrator.backup.restore import Demand
+        from orchestrator.backup.restore import restore as restore_backup
         from orchestrator.lifecycle import Phase
-        from orchestrator.migrator.backups import manifest_reader
+        from orchestrator.migrator.safety_backup import manifest_reader
 
         dsn = settings.migration_database
         assert dsn is not None, "load() demands a database"  # noqa: S101

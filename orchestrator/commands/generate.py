@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from contextlib import asynccontextmanager
 
-from orchestrator.commands.edge import print_json, run, with_embedded, with_json
 from orchestrator.commands.new import facts_of, folder_of, with_new_file
+from orchestrator.commands.runner import print_json, run, with_embedded, with_json
 
 TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
 if TYPE_CHECKING:
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from orchestrator.dsn import Dsn
     from orchestrator.lifecycle import Lifecycle
     from orchestrator.migrator.folder import Generation
-    from orchestrator.migrator.generate import Generated
-    from orchestrator.migrator.generate_sql import Rename
-    from orchestrator.migrator.survey import Source
+    from orchestrator.migrator.state import Source
+    from orchestrator.schema.table_sql import Rename
     from orchestrator.settings import Settings
+    from orchestrator.tools.generate import Generated
 
 
 def generate(parser: argparse.ArgumentParser) -> None:
@@ -70,7 +70,7 @@ async def _work(options: argparse.Namespace, settings: Settings, life: Lifecycle
     import time
 
     from orchestrator.errors import ConfigurationError, Problem
-    from orchestrator.migrator.new import check_name, plan_migration, write_migrations
+    from orchestrator.tools.new_file import check_name, plan_migration, write_migrations
 
     folder = folder_of(settings)
     if not settings.schema:
@@ -80,11 +80,11 @@ async def _work(options: argparse.Namespace, settings: Settings, life: Lifecycle
     if options.name is not None:
         check_name(options.name)
         plan_migration(folder, options.name, now_ms=now_ms, generation=generation, prefix=options.prefix)
-    from orchestrator.migrator.generate_metadata import load_metadata, schemas_of
+    from orchestrator.schema.models import load_metadata, schemas_of
 
     metadata = load_metadata(settings.schema)
     sources = await asyncio.to_thread(_sources, settings, folder, schemas_of(metadata))
-    from orchestrator.migrator.generate import generate as compare
+    from orchestrator.tools.generate import generate as compare
 
     answers = [*options.rename, *(["*"] if options.no_renames else [])]
     asks = sys.stdin.isatty() and sys.stderr.isatty() and not options.check and not options.json
@@ -122,9 +122,9 @@ def _sources(settings: Settings, folder: Path, schemas: frozenset[str]) -> list[
     from orchestrator import supervisor
     from orchestrator.migrator.folder import read_folder
     from orchestrator.migrator.ledger import LedgerTable
-    from orchestrator.migrator.new import is_begun
     from orchestrator.migrator.records import SERVICE_SCHEMA
-    from orchestrator.migrator.survey import Source
+    from orchestrator.migrator.state import Source
+    from orchestrator.tools.new_file import is_begun
 
     if SERVICE_SCHEMA in schemas:
         table = LedgerTable(SERVICE_SCHEMA, "__drizzle_migrations")
@@ -147,7 +147,7 @@ async def _server(settings: Settings, life: Lifecycle, *, embedded: bool) -> Asy
     from pathlib import Path
 
     from orchestrator import dsn
-    from orchestrator.database.embedded import embedded_postgres
+    from orchestrator.embedded.server import embedded_postgres
 
     with ExitStack() as stack:
         if embedded:
@@ -212,7 +212,7 @@ def _print(options: argparse.Namespace, outcome: dict[str, Any]) -> None:
 
 
 def _remarks(found: Generated, *, written: bool) -> list[str]:
-    from orchestrator.terminal import counted
+    from orchestrator.commands.console import counted
 
     lines = []
     if written:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from orchestrator.commands.edge import failed_early, load, print_json, run, with_folder, with_json
+from orchestrator.commands.runner import failed_early, load, print_json, run, with_folder, with_json
 
 TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
 if TYPE_CHECKING:
     import argparse
     from typing import Any
 
+    from orchestrator.analysis.lint import Finding, LintFolder, Report
     from orchestrator.lifecycle import Lifecycle
-    from orchestrator.migrator.lint import Finding, LintFolder, Report
     from orchestrator.settings import Settings
 
 _GITHUB = {"error": "error", "warning": "warning", "note": "notice"}
@@ -69,8 +69,8 @@ def _is_broken(folder: LintFolder) -> bool:
 
 def _folders(options: argparse.Namespace, settings: Settings) -> list[tuple[LintFolder, list[Path] | None]]:
     """The folders to read, and the files in them to report on (None: all)."""
+    from orchestrator.analysis.lint import LintFile, LintFolder, read_lint_folder
     from orchestrator.errors import ConfigurationError, Problem
-    from orchestrator.migrator.lint import LintFile, LintFolder, read_lint_folder
 
     if not options.paths:
         if settings.migrations_dir is None:
@@ -101,7 +101,7 @@ def _folders(options: argparse.Namespace, settings: Settings) -> list[tuple[Lint
 
 
 def _without_a_database(folder: LintFolder, only: list[Path] | None) -> Report:
-    from orchestrator.migrator.lint import lint as lint_folder
+    from orchestrator.analysis.lint import lint as lint_folder
 
     return lint_folder(folder, only=only)
 
@@ -176,7 +176,7 @@ def _print(findings: list[Finding], allowed: list[Finding], files: int, scope: s
     from rich.console import Console
     from rich.markup import escape
 
-    from orchestrator.terminal import counted
+    from orchestrator.commands.console import counted
 
     console = Console(soft_wrap=True, highlight=False)
     shown = [f for f in findings if notes or f.level != "note"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import groupby
 
-from orchestrator.commands.edge import print_json, run, with_folder, with_json
+from orchestrator.commands.runner import print_json, run, with_folder, with_json
 
 TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def show_plan(options: argparse.Namespace) -> int:
 def _print(found: dict[str, Any]) -> None:
     from rich.console import Console
 
-    from orchestrator.terminal import counted
+    from orchestrator.commands.console import counted
 
     console = Console(soft_wrap=True)
     for source in found["sources"]:
@@ -80,7 +80,7 @@ def _print(found: dict[str, Any]) -> None:
 def _print_source(console: Any, source: dict[str, Any]) -> None:
     from rich.markup import escape
 
-    from orchestrator.terminal import print_findings
+    from orchestrator.commands.console import print_findings
 
     pending, made = source["pending"], "" if source["ledger_exists"] else " (made first)"
     console.print(
@@ -178,7 +178,7 @@ def _add_rows(table: Any, statements: list[dict[str, Any]]) -> None:
 
 
 def _style(touch: dict[str, Any] | None) -> str:
-    from orchestrator.migrator.preview import LARGE_BYTES, LARGE_ROWS
+    from orchestrator.analysis.plan import LARGE_BYTES, LARGE_ROWS
 
     if touch is None or touch["new"]:
         return "dim"
@@ -198,7 +198,7 @@ def _rows(touch: dict[str, Any] | None) -> str:
 
 
 def _size(touch: dict[str, Any] | None) -> str:
-    from orchestrator.terminal import size_words
+    from orchestrator.commands.console import size_words
 
     return "" if touch is None or touch["new"] or touch["size_bytes"] is None else size_words(touch["size_bytes"])
 

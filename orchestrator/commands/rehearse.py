@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from orchestrator.commands.backup import with_own_rights
-from orchestrator.commands.edge import prepared, print_json, run, with_folder, with_json
+from orchestrator.commands.runner import prepared, print_json, run, with_folder, with_json
 from orchestrator.commands.verify import scratch_server, with_scratch
 
 TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from orchestrator.lifecycle import Lifecycle
-    from orchestrator.migrator.rehearse import Report
     from orchestrator.settings import Settings
+    from orchestrator.tools.rehearse import Report
 
 
 def rehearse(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +29,7 @@ def rehearse(parser: argparse.ArgumentParser) -> None:
 
 def _rehearse(options: argparse.Namespace) -> int:
     if options.with_data and options.from_files:
-        from orchestrator.commands.edge import failed_early
+        from orchestrator.commands.runner import failed_early
         from orchestrator.errors import ConfigurationError, Problem
 
         problem = Problem("--from-files", "has no rows to copy", "one of --with-data, --from-files", "--with-data")
@@ -38,9 +38,9 @@ def _rehearse(options: argparse.Namespace) -> int:
 
     async def work(settings: Settings, life: Lifecycle) -> None:
         from orchestrator.lifecycle import Phase
-        from orchestrator.migrator.options import Options
-        from orchestrator.migrator.rehearse import Rehearsal
-        from orchestrator.migrator.rehearse import rehearse as try_it
+        from orchestrator.migrator.run.options import Options
+        from orchestrator.tools.rehearse import Rehearsal
+        from orchestrator.tools.rehearse import rehearse as try_it
 
         sources, dsn = await prepared(settings, life)
         how = Rehearsal(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from orchestrator.commands.edge import prepared, print_json, run, with_folder, with_json
+from orchestrator.commands.runner import prepared, print_json, run, with_folder, with_json
 from orchestrator.commands.verify import print_differences, print_edit, scratch_server, with_scratch
 
 TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from orchestrator.lifecycle import Lifecycle
-    from orchestrator.migrator.repair import Proposal, Row
     from orchestrator.settings import Settings
+    from orchestrator.tools.repair import Proposal, Row
 
 _SHOWN_HASH = 12
 
@@ -54,9 +54,9 @@ def _repair(options: argparse.Namespace) -> int:
 
     async def work(settings: Settings, life: Lifecycle) -> None:
         from orchestrator.lifecycle import Phase
-        from orchestrator.migrator.repair import Wish
-        from orchestrator.migrator.repair import repair as mend
-        from orchestrator.migrator.verify import Scope
+        from orchestrator.tools.repair import Wish
+        from orchestrator.tools.repair import repair as mend
+        from orchestrator.tools.verify import Scope
 
         sources, dsn = await prepared(settings, life)
         is_baseline = options.action == "baseline"
@@ -106,7 +106,7 @@ async def _asked(question: str) -> bool:
     """
     import asyncio
 
-    from orchestrator.migrator.repair import NotConfirmedError
+    from orchestrator.tools.repair import NotConfirmedError
 
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise NotConfirmedError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orchestrator.commands.edge import prepared, print_json, run, with_folder, with_json
+from orchestrator.commands.runner import prepared, print_json, run, with_folder, with_json
 
 TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
 if TYPE_CHECKING:
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from orchestrator.dsn import Dsn
     from orchestrator.lifecycle import Lifecycle
     from orchestrator.migrator.edits import Edit
-    from orchestrator.migrator.schema_diff import Difference
-    from orchestrator.migrator.verify import Verdict
+    from orchestrator.schema.diff import Difference
     from orchestrator.settings import Settings
+    from orchestrator.tools.verify import Verdict
 
 _DIFFED_LINES = 3
 
@@ -58,8 +58,8 @@ def _verify(options: argparse.Namespace) -> int:
 
     async def work(settings: Settings, life: Lifecycle) -> None:
         from orchestrator.lifecycle import Phase
-        from orchestrator.migrator.verify import Scope
-        from orchestrator.migrator.verify import verify as compare
+        from orchestrator.tools.verify import Scope
+        from orchestrator.tools.verify import verify as compare
 
         sources, dsn = await prepared(settings, life)
         found.append(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from orchestrator.database.failure import CONNECTION_ERRORS, Failure, classify
+from orchestrator.database.connect_errors import CONNECTION_ERRORS, Failure, classify
 from orchestrator.database.sessions import (
     KEEP_ALIVE_COUNT,
     KEEP_ALIVE_IDLE_S,

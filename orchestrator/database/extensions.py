@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from orchestrator.database.failure import is_connection_loss
+from orchestrator.database.connect_errors import is_connection_loss
 from orchestrator.database.quoting import identifier
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import secrets
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from orchestrator.database.connect import close
-from orchestrator.database.failure import CONNECTION_ERRORS
+from orchestrator.database.connect_errors import CONNECTION_ERRORS
 from orchestrator.errors import EXIT_CONFIG, OrchestratorError
 
 if TYPE_CHECKING:

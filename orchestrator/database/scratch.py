@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from orchestrator.database.connect import own_session
-from orchestrator.database.failure import is_connection_loss
+from orchestrator.database.connect_errors import is_connection_loss
 from orchestrator.database.quoting import identifier, literal
 from orchestrator.errors import EXIT_CONFIG, EXIT_MIGRATION, DatabaseUnavailableError, OrchestratorError
 

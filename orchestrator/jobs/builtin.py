@@ -58,8 +58,8 @@ class BackupPayload(msgspec.Struct, forbid_unknown_fields=True):
 )
 async def back_up_database(ctx: Context, payload: BackupPayload) -> dict[str, Any]:
     """Dump the database to BACKUP_DIR (pg_dump, custom format), and remove what BACKUP_KEEP and BACKUP_MAX_AGE say."""
-    from orchestrator.database.restore import test_backup  # late, as all of a job's work: few starts run one
-    from orchestrator.migrator.backups import back_up, manifest_reader
+    from orchestrator.backup.restore import test_backup  # late, as all of a job's work: few starts run one
+    from orchestrator.migrator.safety_backup import back_up, manifest_reader
 
     service = _service(ctx)
     directory = service.settings.backup_dir
@@ -232,7 +232,7 @@ async def verify_migrations(ctx: Context, payload: VerifyPayload) -> dict[str, A
     """
     del payload
     from orchestrator.migrator.folder import read_folder
-    from orchestrator.migrator.survey import survey
+    from orchestrator.migrator.state import survey
 
     service = _service(ctx)
     settings, found, refused = service.settings, [], []

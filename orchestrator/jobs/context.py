@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from orchestrator.jobs.failures import cut, redacted_json, without_nul
+from orchestrator.jobs.error_record import cut, redacted_json, without_nul
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from orchestrator.dsn import Dsn
     from orchestrator.jobs.registry import Handler
-    from orchestrator.migrator.survey import Source
+    from orchestrator.migrator.state import Source
     from orchestrator.settings import Settings
 
 Level = Literal["debug", "info", "warning", "error"]

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import msgspec
 
+from orchestrator.jobs.error_record import has_nul, message_of
 from orchestrator.jobs.errors import HandlerError, PayloadError, UnknownHandlerError
-from orchestrator.jobs.failures import has_nul, message_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

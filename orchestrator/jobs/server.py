@@ -19,7 +19,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.jobs.keeper import Keeper
+from orchestrator.jobs.maintenance import Keeper
 from orchestrator.jobs.threads import DaemonThreads
 from orchestrator.jobs.worker import StopTimes, Worker
 

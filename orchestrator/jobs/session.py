@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from orchestrator.database.connect import close, connect_once, cut_when_cancelled
-from orchestrator.database.failure import CONNECTION_ERRORS, classify, is_connection_loss
+from orchestrator.database.connect_errors import CONNECTION_ERRORS, classify, is_connection_loss
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

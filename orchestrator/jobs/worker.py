@@ -19,9 +19,9 @@ import asyncpg
 import msgspec
 
 from orchestrator.database.connect import open_pool
-from orchestrator.database.failure import CONNECTION_ERRORS
+from orchestrator.database.connect_errors import CONNECTION_ERRORS
 from orchestrator.jobs.context import Context, Run
-from orchestrator.jobs.failures import error_record, stored, type_name, without_nul
+from orchestrator.jobs.error_record import error_record, stored, type_name, without_nul
 from orchestrator.jobs.queue import CANCEL_CHANNEL, JOBS_CHANNEL
 from orchestrator.jobs.session import keep_session
 

@@ -12,7 +12,7 @@ import msgspec
 from orchestrator.database.quoting import identifier, literal
 from orchestrator.errors import MigrationError
 from orchestrator.migrator.folder import Folder, Migration, ms_to_stamp
-from orchestrator.migrator.plan import Ledger, LedgerRow
+from orchestrator.migrator.resolve import Ledger, LedgerRow
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from orchestrator.migrator.folder import Migration
-    from orchestrator.migrator.plan import Ledger
+    from orchestrator.migrator.resolve import Ledger
 
 SERVICE_SCHEMA = "orchestrator"
 

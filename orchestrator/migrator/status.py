@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.database.lock import lock_holder
 from orchestrator.migrator import records
 from orchestrator.migrator.edits import edits
-from orchestrator.migrator.plan import Kind
-from orchestrator.migrator.survey import readable_surveys
-from orchestrator.migrator.watch import Seen, excerpt, look_at, query_of
+from orchestrator.migrator.resolve import Kind
+from orchestrator.migrator.run.progress import Seen, excerpt, look_at, query_of
+from orchestrator.migrator.state import readable_surveys
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from orchestrator.migrator.edits import Edit
-    from orchestrator.migrator.plan import Ahead, Finding, Policy
-    from orchestrator.migrator.survey import Source
+    from orchestrator.migrator.resolve import Ahead, Finding, Policy
+    from orchestrator.migrator.state import Source
 
 
 # What we send before a statement of a file, in the same message (apply.py, group.py).

@@ -21,13 +21,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
-from orchestrator.migrator.impact import Lock, impact_of  # noqa: E402 the checkout's own package
-from orchestrator.migrator.known import Known  # noqa: E402
-from orchestrator.migrator.lint import Finding, lint, read_lint_folder  # noqa: E402
-from orchestrator.migrator.lint_rules import SQUAWK, UNLIKE_SQUAWK  # noqa: E402
-from orchestrator.migrator.preview import trees  # noqa: E402
-from orchestrator.migrator.sql import SqlSyntaxError, Statement, statements  # noqa: E402
-from orchestrator.migrator.tree import relation  # noqa: E402
+from orchestrator.analysis.ast import relation  # noqa: E402
+from orchestrator.analysis.catalog import Known  # noqa: E402
+from orchestrator.analysis.impact import Lock, impact_of  # noqa: E402 the checkout's own package
+from orchestrator.analysis.lint import Finding, lint, read_lint_folder  # noqa: E402
+from orchestrator.analysis.lint_rules import SQUAWK, UNLIKE_SQUAWK  # noqa: E402
+from orchestrator.analysis.plan import trees  # noqa: E402
+from orchestrator.migrator.sql.statements import SqlSyntaxError, Statement, statements  # noqa: E402
 
 # What we answer by another rule than the one that usually stands for squawk's.
 ANSWERED = {"constraint-missing-not-valid": {"unique-builds-index", "validate-in-same-transaction"}}

@@ -1,0 +1,359 @@
+"""`lint`: a folder's files, each statement against the rules, and the comments that allow. Touches the file system.
+
+A file is another release: what earlier files made is in use. The files before are read for what they made, so that a
+type is known without a database. With `pending`, the whole pending set is one release on top of the live catalogue.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from orchestrator.analysis.catalog import Known
+from orchestrator.analysis.impact import Holding, impact_of
+from orchestrator.analysis.lint_rules import RULES, Hit, Level, Statements, check, check_held
+from orchestrator.analysis.plan import trees
+from orchestrator.migrator.folder import as_node_reads
+from orchestrator.migrator.sql import parser
+from orchestrator.migrator.sql.statements import SqlSyntaxError, Statement, statements
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+# A file's token by token look for long names is not for data files.
+_TOKENS_LIMIT_BYTES = 1 << 20
+_NAME_LIMIT_BYTES = 63
+_STAMP_DIGITS = 14
+# What a comment says, not SQL.
+_ALLOW = re.compile(r"lint:\s*allow\b[ \t]*([\w-]*)[ \t,:]*(.*)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that will hurt: where, why, and what to write instead. `allowed` is the reason of the comment."""
+
+    rule: str
+    level: Level
+    file: str
+    line: int
+    column: int
+    why: str
+    instead: str
+    statement: str = ""
+    migration: str = ""
+    allowed: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LintFile:
+    """A migration file, in the order of its folder."""
+
+    name: str
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class LintFolder:
+    """A folder as far as it can be read, and what is wrong with it as a folder."""
+
+    path: Path
+    files: tuple[LintFile, ...] = ()
+    problems: tuple[Finding, ...] = ()
+
+
+@dataclass(slots=True)
+class Report:
+    """What was looked at and found, in order of file and line."""
+
+    files: list[str] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    allowed: list[Finding] = field(default_factory=list)
+
+    @property
+    def fails(self) -> bool:
+        """Whether there is an error or a warning."""
+        return any(f.level is not Level.NOTE for f in self.findings)
+
+
+def finding(
+    rule: str, file: Path | str, why: str, *, line: int = 1, column: int = 1, level: Level | None = None
+) -> Finding:
+    """A finding of a rule, with the rule's own level and advice."""
+    return Finding(rule, level or RULES[rule].level, str(file), line, column, why, RULES[rule].instead)
+
+
+# --- The folder ------------------------------------------------------------------------------------------------------
+
+
+class _Entry(msgspec.Struct):
+    tag: str
+    when: float = 0
+
+
+class _Journal(msgspec.Struct):
+    entries: list[_Entry]
+
+
+def read_lint_folder(path: Path) -> LintFolder:
+    """What can be read of a folder of either generation; whatever is wrong is a finding, not an error."""
+    journal = path / "meta" / "_journal.json"
+    if journal.is_file():
+        return _read_v0(path, journal)
+    return _read_v1(path)
+
+
+def _read_v0(path: Path, journal: Path) -> LintFolder:
+    text = journal.read_bytes()
+    try:
+        entries = msgspec.json.decode(text, type=_Journal).entries
+    except msgspec.DecodeError as error:
+        return LintFolder(path, (), (finding("broken-folder", journal, f"not a Drizzle journal: {error}"),))
+    files: list[LintFile] = []
+    problems: list[Finding] = []
+    seen: set[str] = set()
+    highest, holder = float("-inf"), ""
+    for entry in entries:
+        line = _line_of(text, entry.tag)
+        if entry.tag in seen:
+            problems.append(finding("broken-folder", journal, f"{entry.tag} is named twice", line=line))
+            continue
+        seen.add(entry.tag)
+        file = path / f"{entry.tag}.sql"
+        if entry.when <= highest:
+            why = f"the `when` of {entry.tag} ({entry.when:.0f}) is not after that of {holder} ({highest:.0f})"
+            problems.append(replace(finding("when-backwards", journal, why, line=line), migration=entry.tag))
+        else:
+            highest, holder = entry.when, entry.tag
+        if file.is_file():
+            files.append(LintFile(entry.tag, file))
+        else:
+            why = f"the journal names {entry.tag}, and there is no {file.name}"
+            problems.append(finding("missing-file", journal, why, line=line))
+    unlisted = [file for file in sorted(path.glob("*.sql")) if file.stem not in seen]
+    why = "the journal does not name it: no run will ever use it"
+    problems += [finding("unlisted-file", file, why) for file in unlisted]
+    return LintFolder(path, tuple(files), tuple(problems))
+
+
+def _line_of(text: bytes, tag: str) -> int:
+    at = text.find(b'"' + tag.encode() + b'"')
+    return text.count(b"\n", 0, max(at, 0)) + 1
+
+
+def _read_v1(path: Path) -> LintFolder:
+    files: list[LintFile] = []
+    problems: list[Finding] = []
+    for inner in sorted(path.iterdir()) if path.is_dir() else ():
+        file = inner / "migration.sql"
+        is_stamped = inner.name[:_STAMP_DIGITS].isdigit() and len(inner.name) >= _STAMP_DIGITS
+        if inner.is_dir() and file.is_file() and is_stamped:
+            files.append(LintFile(inner.name, file))
+        elif inner.is_dir() and file.is_file():
+            why = "its folder's name does not begin with 14 digits: no run will use it"
+            problems.append(finding("unlisted-file", file, why))
+        elif inner.is_dir() and is_stamped:
+            problems.append(finding("missing-file", inner, f"{inner.name} has no migration.sql"))
+        elif inner.suffix == ".sql":
+            problems.append(finding("unlisted-file", inner, "it lies beside the folders: no run will use it"))
+    if not files and not problems:
+        problems.append(finding("broken-folder", path, "there are no migrations here"))
+    return LintFolder(path, tuple(files), tuple(problems))
+
+
+# --- The walk --------------------------------------------------------------------------------------------------------
+
+
+def lint(
+    folder: LintFolder,
+    *,
+    only: Iterable[Path] | None = None,
+    pending: frozenset[str] | None = None,
+    known: Known | None = None,
+) -> Report:
+    """Hold a folder's files against the rules.
+
+    Args:
+        folder: the files, in order.
+        only: the files to report on; those before them are read for what they made. None: all of them.
+        pending: names of the pending files: they alone are read, as one release, on top of `known`.
+        known: what is there before the first file that is read.
+    """
+    report = Report()
+    known = known or Known()
+    wanted = None if only is None else {path.resolve() for path in only}
+    of_file: dict[str, list[Finding]] = {}
+    for problem in folder.problems:
+        if problem.migration:
+            of_file.setdefault(problem.migration, []).append(problem)
+        elif wanted is None or Path(problem.file).resolve() in wanted:
+            report.findings.append(problem)
+    for file in folder.files:
+        if pending is not None and file.name not in pending:
+            continue
+        is_wanted = wanted is None or file.path.resolve() in wanted
+        raw = as_node_reads(file.path.read_bytes())
+        _text(str(file.path), raw, known, report if is_wanted else None, of_file.get(file.name, ()))
+        if pending is None:
+            known.settle()
+    report.findings.sort(key=lambda f: (f.file, f.line, f.column))
+    return report
+
+
+def lint_file(path: Path, raw: bytes, known: Known | None = None) -> Report:
+    """Hold one file, with nothing before it, against the rules."""
+    report = Report()
+    _text(str(path), raw, known or Known(), report)
+    report.findings.sort(key=lambda f: (f.line, f.column))
+    return report
+
+
+def _text(path: str, raw: bytes, known: Known, report: Report | None, of_folder: Sequence[Finding] = ()) -> None:
+    """One file; `of_folder` is what the journal's entry of it breaks, which any allow in the file can speak of."""
+    if report is not None:
+        report.files.append(path)
+    try:
+        parsed = statements(raw, path=path)
+    except SqlSyntaxError as error:
+        if report is not None:
+            report.findings.append(finding("syntax", path, error.reason, line=error.line, column=error.column))
+            report.findings += of_folder
+        return
+    found: list[tuple[Finding, Statement | None]] = [(one, None) for one in of_folder]
+    for statement, hit in _hits(parsed, len(raw), known):
+        if report is not None:
+            found.append((_placed(path, statement, hit), statement))
+    if report is None:
+        return
+    if len(raw) <= _TOKENS_LIMIT_BYTES:
+        found += [(one, None) for one in _long_names(path, raw)]
+    _allow(path, raw, parsed, found, report)
+
+
+def _hits(parsed: Sequence[Statement], size: int, known: Known) -> Iterator[tuple[Statement, Hit]]:
+    at, holding = Statements(known), Holding()
+    mixed_told = False
+    ends_itself = any(s.transaction_control in {"commit", "rollback"} for s in parsed)
+    inside = sum(s.transactional and s.transaction_control is None for s in parsed)
+    for statement, node, fields in trees(parsed, size):
+        control = statement.transaction_control
+        impact = impact_of(node, fields, known, outside=not statement.transactional)
+        for hit in check(at, node, fields, impact):
+            # That rule says the same of the same lock, and better.
+            at.told_of_lock = at.told_of_lock or hit.rule == "validate-in-same-transaction"
+            yield statement, hit
+        if not statement.transactional and inside and not ends_itself and not mixed_told:
+            mixed_told = True
+            why = (
+                f"{statement.kind} runs outside a transaction, so the file is none: if it fails, what came before stays"
+            )
+            yield statement, Hit("concurrently-mixed", why)
+        if not statement.transactional or control in {"commit", "rollback"}:
+            holding = Holding()
+            at.end()
+        for hit in check_held(at, holding.add(statement.index, node, impact)):
+            yield statement, hit
+        at.begun = control == "begin" or (at.begun and control not in {"commit", "rollback"})
+        at.ended = at.ended or control in {"commit", "rollback"}
+        if at.ended and not at.begun:
+            # After the file's own COMMIT each statement is a transaction.
+            holding = Holding()
+            at.end()
+        known.learn(node, fields)
+
+
+def _placed(path: str, statement: Statement, hit: Hit) -> Finding:
+    line, column = statement.line, statement.column
+    if hit.offset:
+        before = statement.text.encode()[: hit.offset].decode(errors="replace")
+        newlines = before.count("\n")
+        line += newlines
+        column = len(before) - before.rfind("\n") if newlines else column + len(before)
+    made = finding(hit.rule, path, hit.why, line=line, column=column, level=hit.level)
+    return replace(made, statement=statement.kind)
+
+
+def _long_names(path: str, raw: bytes) -> Iterator[Finding]:
+    """Names longer than Postgres keeps: by tokens, since the parser has cut them already."""
+    try:
+        tokens = list(parser.tokens(raw))
+    except parser.GrammarError:
+        return
+    seen: set[bytes] = set()
+    for start, end in tokens:
+        if end - start <= _NAME_LIMIT_BYTES or raw[start : start + 1] in {b"'", b"$"} or b"'" in raw[start : start + 3]:
+            continue
+        name = raw[start + 1 : end - 1].replace(b'""', b'"') if raw[start : start + 1] == b'"' else raw[start:end]
+        if len(name) > _NAME_LIMIT_BYTES and name not in seen:
+            seen.add(name)
+            line = raw.count(b"\n", 0, start) + 1
+            column = start - raw.rfind(b"\n", 0, start)
+            why = f"{name.decode(errors='replace')} is cut to {_NAME_LIMIT_BYTES} bytes by Postgres"
+            yield finding("long-name", path, why, line=line, column=column)
+
+
+# --- Allowing --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Allow:
+    """A comment `-- lint: allow RULE reason`, and the bytes of the file that it speaks for."""
+
+    rule: str
+    reason: str
+    line: int
+    column: int
+    first_line: int
+    last_line: int
+    used: bool = False
+
+
+def _allow(
+    path: str, raw: bytes, parsed: Sequence[Statement], found: list[tuple[Finding, Statement | None]], report: Report
+) -> None:
+    allows = _allows(raw, parsed) if b"lint:" in raw else []
+    for one, statement in found:
+        line = statement.line if statement else one.line
+        of_journal = one.file != path
+        here = (a for a in allows if a.rule == one.rule and (of_journal or a.first_line <= line <= a.last_line))
+        match = next((a for a in here if a.reason), None)
+        if match is None:
+            report.findings.append(one)
+        else:
+            match.used = True
+            report.allowed.append(replace(one, allowed=match.reason))
+    for allow in allows:
+        line, column = allow.line, allow.column
+        if allow.rule not in RULES:
+            why = f"there is no rule {allow.rule!r}: it allows nothing" if allow.rule else "it names no rule"
+            report.findings.append(finding("unused-allow", path, why, line=line, column=column))
+        elif not allow.reason:
+            why = f"the allow of {allow.rule} gives no reason, so it allows nothing"
+            report.findings.append(finding("allow-without-reason", path, why, line=line, column=column))
+        elif not allow.used:
+            why = f"nothing here breaks {allow.rule}: it allows nothing"
+            report.findings.append(finding("unused-allow", path, why, line=line, column=column))
+
+
+def _allows(raw: bytes, parsed: Sequence[Statement]) -> list[_Allow]:
+    """Each allow, and the lines of the statement that it stands in, behind, or above."""
+    ends = [raw.count(b"\n", 0, statement.byte_end) + 1 for statement in parsed]
+    found = []
+    for start, end in parser.comments(raw):
+        text = raw[start:end].decode(errors="replace").strip("-*/ \t\r\n")
+        match = _ALLOW.match(text)
+        if match is None:
+            continue
+        line = raw.count(b"\n", 0, start) + 1
+        spans = [(s.line, e) for s, e in zip(parsed, ends, strict=True)]
+        span = next(
+            (span for span in reversed(spans) if span[0] <= line <= span[1]),
+            next((span for span in spans if span[0] > line), (line, line)),
+        )
+        column = start - raw.rfind(b"\n", 0, start)
+        reason = " ".join(match[2].split())
+        found.append(_Allow(match[1].lower(), reason, line, column, *span))
+    return found

@@ -1,0 +1,248 @@
+"""What a run would do, statement by statement, as plain data for `plan`. Touches database and files; writes nothing.
+
+No lock is taken, and a role that can only read can ask.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from orchestrator.analysis import ast
+from orchestrator.analysis.catalog_reader import read_known
+from orchestrator.analysis.do_blocks import block_statements
+from orchestrator.analysis.impact import Holding, Impact, impact_of
+from orchestrator.migrator.run.errors import refuse_in_single_transaction
+from orchestrator.migrator.sql import parser
+from orchestrator.migrator.sql.statements import SqlSyntaxError, statements
+from orchestrator.migrator.state import readable_surveys
+from orchestrator.migrator.status import described_findings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from orchestrator.analysis.catalog import Known
+    from orchestrator.analysis.impact import Held, Touch
+    from orchestrator.migrator.resolve import Ahead, Policy
+    from orchestrator.migrator.sql.statements import Statement
+    from orchestrator.migrator.state import Source, Survey
+
+# Above this the trees of data statements are not read whole: only which table they write to.
+_HEAD_ONLY_BYTES = 1 << 20
+_DATA_NODES = frozenset({"InsertStmt", "UpdateStmt", "DeleteStmt"})
+_SHOWN_CHARACTERS = 200
+# From here on a table counts as large: what blocks it for as long as it is rewritten is no blink.
+LARGE_ROWS = 10_000
+LARGE_BYTES = 10 * 1024 * 1024
+
+
+async def preview(
+    connection: Any,
+    sources: Sequence[Source],
+    *,
+    policy: Policy,
+    ahead: Ahead,
+    transaction: Literal["each", "all"] = "each",
+) -> dict[str, Any]:
+    """What `migrate` would do now, JSON-ready. Call it in a transaction that only reads.
+
+    Raises:
+        ReadDeniedError: the role may not read a ledger that is there, with the GRANTs that let it.
+        SqlSyntaxError: a pending file is not SQL: `migrate` would refuse it before it runs anything.
+        MigrationError: `transaction` is all, and a statement cannot stand in one with others: so would it this.
+    """
+    surveys = await readable_surveys(connection, sources, policy=policy, ahead=ahead)
+    files = await asyncio.to_thread(_parse_pending, surveys)
+    if transaction == "all":
+        for one in surveys:
+            for migration in one.plan.pending:
+                refuse_in_single_transaction(migration, files[one.source.label, migration.name][1])
+    known = await _known_for(connection, files)
+    refused = [f for s in surveys for f in s.plan.refusals]
+    return {
+        "would_run": not refused and bool(files),
+        "refused": bool(refused),
+        "transaction": transaction,
+        "pending": sum(len(s.plan.pending) for s in surveys),
+        "sources": [await asyncio.to_thread(_source, one, files, known) for one in surveys],
+    }
+
+
+async def known_for(connection: Any, surveys: Sequence[Survey], *, tolerant: bool = False) -> Known:
+    """The catalogue, as far as the pending files speak of it; with `tolerant`, one that is not SQL is left out."""
+    return await _known_for(connection, await asyncio.to_thread(_parse_pending, surveys, tolerant=tolerant))
+
+
+async def _known_for(connection: Any, files: _Files) -> Known:
+    named, functions = await asyncio.to_thread(_mentioned, files)
+    return await read_known(connection, named, functions)
+
+
+def _mentioned(files: _Files) -> tuple[set[str], set[str]]:
+    named: set[str] = set()
+    functions: set[str] = set()
+    for raw_size, parsed in files.values():
+        for _, node, fields in trees(parsed, raw_size):
+            inner = block_statements(fields)[0] if node == "DoStmt" else ()
+            for one_node, one in ((node, fields), *((i.node, i.fields) for i in inner)):
+                named |= {name.name for name in ast.mentioned(one_node, one)}
+                functions |= {name.name for name in ast.called(one)}
+    return named, functions
+
+
+_Files = dict[tuple[str, str], tuple[int, tuple["Statement", ...]]]
+
+
+def _parse_pending(surveys: Sequence[Survey], *, tolerant: bool = False) -> _Files:
+    files: _Files = {}
+    for one in surveys:
+        for migration in one.plan.pending:
+            raw = migration.read()
+            try:
+                files[one.source.label, migration.name] = len(raw), statements(raw, path=migration.path)
+            except SqlSyntaxError:
+                if not tolerant:
+                    raise
+    return files
+
+
+class _Relation(msgspec.Struct):
+    relname: str
+    schemaname: str | None = None
+
+
+class _Head(msgspec.Struct):
+    relation: _Relation
+
+
+def trees(parsed: Sequence[Statement], raw_size: int) -> Iterator[tuple[Statement, str, ast.Tree]]:
+    """Each statement with its tree; of the data statements of a large file only the table."""
+    for statement in parsed:
+        (one,) = parser.parse(statement.text.encode())
+        if raw_size > _HEAD_ONLY_BYTES and one.node in _DATA_NODES:
+            head = msgspec.json.decode(one.body, type=_Head).relation
+            relation = {"relname": head.relname, **({"schemaname": head.schemaname} if head.schemaname else {})}
+            yield statement, one.node, {"relation": relation}
+        else:
+            yield statement, one.node, one.fields()
+
+
+def _source(one: Survey, files: _Files, known: Known) -> dict[str, Any]:
+    source = one.source
+    pending = []
+    for migration in one.plan.pending:
+        raw_size, parsed = files[source.label, migration.name]
+        done = one.unfinished[migration.name].done if migration.name in one.unfinished else 0
+        pending.append(
+            {
+                "name": migration.name,
+                "file": migration.path,
+                "size_bytes": migration.size_bytes,
+                "transaction": "one" if _is_one_transaction(parsed) else "steps",
+                "statements_done": done,
+                **_statements(parsed, raw_size, known),
+            }
+        )
+    return {
+        "source": source.label,
+        "folder": str(source.folder.path),
+        "ledger": source.table.key,
+        "ledger_exists": one.ledger.exists,
+        "applied": len(one.plan.applied),
+        "pending": pending,
+        "findings": described_findings(one.plan.findings),
+        "unlisted": list(source.folder.unlisted),
+    }
+
+
+def _is_one_transaction(parsed: Sequence[Statement]) -> bool:
+    return all(s.fits_a_transaction for s in parsed)
+
+
+def _statements(parsed: Sequence[Statement], raw_size: int, known: Known) -> dict[str, Any]:
+    """The statements of a file; neighbours that do the same to the same tables are one entry with a count."""
+    shown: list[dict[str, Any]] = []
+    held: list[Held] = []
+    holding = Holding()
+    steps = not _is_one_transaction(parsed)
+    in_own = False  # after the file's own COMMIT each statement is a transaction
+    last: tuple[str, Impact] | None = None
+    for statement, node, fields in trees(parsed, raw_size):
+        if statement.transaction_control in {"commit", "rollback"} or not statement.transactional:
+            known.end_transaction()
+            holding = Holding()
+            in_own = in_own or statement.transaction_control is not None
+        impact = impact_of(node, fields, known, outside=not statement.transactional)
+        held += holding.add(statement.index, node, impact)
+        if in_own and steps:
+            holding = Holding()
+        known.learn(node, fields)
+        if last == (statement.kind, impact) and statement.kind in {"INSERT", "UPDATE", "DELETE"}:
+            shown[-1]["count"] += 1
+            continue
+        last = statement.kind, impact
+        shown.append(_described(statement, fields, impact))
+    known.end_transaction()
+    return {
+        "statements": shown,
+        "held": _held(held),
+        "hurts": any(s["hurts"] for s in shown) or bool(held),
+    }
+
+
+def _held(held: Sequence[Held]) -> list[dict[str, Any]]:
+    """One entry for each table whose lock stays while others are worked on."""
+    found: dict[tuple[str, int], dict[str, Any]] = {}
+    for one in held:
+        entry = found.setdefault(
+            (str(one.table), one.taken_by),
+            {
+                "table": str(one.table),
+                "lock": one.lock.mode,
+                "blocks": one.lock.blocks,
+                "taken_by": one.taken_by,
+                "until": one.until,
+                "work": one.work,
+            },
+        )
+        entry["until"] = one.until
+        if one.work not in entry["work"].split("; "):
+            entry["work"] += f"; {one.work}"
+    return list(found.values())
+
+
+def _described(statement: Statement, fields: ast.Tree, impact: Impact) -> dict[str, Any]:
+    text = " ".join(statement.text[: 2 * _SHOWN_CHARACTERS].split())
+    lock = impact.lock
+    return {
+        "index": statement.index,
+        "count": 1,
+        "line": statement.line,
+        "column": statement.column,
+        "kind": statement.kind,
+        "actions": ast.actions(fields),
+        "text": text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 1]}…",
+        "outside_transaction": impact.outside,
+        "lock": lock.mode if lock else None,
+        "hurts": impact.hurts,
+        "touches": [_touched(touch) for touch in impact.touches],
+        "notes": list(impact.notes),
+    }
+
+
+def _touched(touch: Touch) -> dict[str, Any]:
+    return {
+        "table": str(touch.table),
+        "kind": touch.kind,
+        "new": touch.fresh,
+        "lock": touch.lock.mode,
+        "blocks": touch.lock.blocks,
+        "rewrites": touch.rewrites or None,
+        "scans": touch.scans or None,
+        "builds_index": touch.builds_index or None,
+        "rows": touch.rows,
+        "size_bytes": touch.size_bytes,
+        "hurts": touch.hurts,
+    }

@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 
 from orchestrator import dsn as dsns
-from orchestrator.database import pgtools
+from orchestrator.backup import pgtools
 
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "compose" / "roles.sql"

@@ -42,8 +42,18 @@ ALTER DEFAULT PRIVILEGES FOR ROLE :"owner" IN SCHEMA public GRANT USAGE, SELECT 
 GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO :"app";
 GRANT USAGE, SELECT ON ALL SEQUENCES IN SCHEMA public TO :"app";
 
--- Extensions that only a superuser may create; the others are created by the role that migrates.
+-- Extensions that only a superuser may create; the others are created by the role that migrates. They are in a template
+-- as well, from which the program makes the databases for a restore, a test or a rehearsal.
 \if :{?extensions}
+SELECT format('CREATE EXTENSION IF NOT EXISTS %I', name)
+FROM unnest(regexp_split_to_array(:'extensions', '[,[:space:]]+')) AS name
+WHERE name <> '' AND name IN (SELECT pg_available_extensions.name FROM pg_available_extensions) \gexec
+
+SELECT 'CREATE DATABASE orchestrator_template IS_TEMPLATE true'
+WHERE 'orchestrator_template' NOT IN (SELECT datname FROM pg_database) \gexec
+REVOKE ALL ON DATABASE orchestrator_template FROM PUBLIC;
+\connect orchestrator_template
+REVOKE CREATE ON SCHEMA public FROM PUBLIC;
 SELECT format('CREATE EXTENSION IF NOT EXISTS %I', name)
 FROM unnest(regexp_split_to_array(:'extensions', '[,[:space:]]+')) AS name
 WHERE name <> '' AND name IN (SELECT pg_available_extensions.name FROM pg_available_extensions) \gexec

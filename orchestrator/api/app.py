@@ -7,52 +7,31 @@ import time
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 from aiohttp import web
 
 from orchestrator.api import health, page
-from orchestrator.api.counters import Measures
+from orchestrator.api.connections import Connection
 from orchestrator.api.problems import problem
-from orchestrator.api.routing import ROUTE, Dispatcher
-from orchestrator.api.security import BODY_LIMIT_BYTES, Safety
+from orchestrator.api.rate_limit import RateLimitedEvents
+from orchestrator.api.routing import DISPATCHER, ROUTE, Dispatcher
+from orchestrator.api.security import BODY_LIMIT_BYTES
 from orchestrator.lifecycle import Phase
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator
 
     from aiohttp.typedefs import Handler
 
-    from orchestrator.api.event_log import Tail
+    from orchestrator.api.backend import Backend
     from orchestrator.api.metrics import Exposition
-    from orchestrator.api.queue_sampler import Sampler
     from orchestrator.dsn import Dsn
-    from orchestrator.jobs.registry import Registry
-    from orchestrator.jobs.server import JobServer
     from orchestrator.lifecycle import Lifecycle
-    from orchestrator.migrator.state import Source
-
-
-class Backend(msgspec.Struct):
-    """What the routes work with. `safety` is there from the start; the supervisor fills the rest at LAUNCHING."""
-
-    safety: Safety = msgspec.field(default_factory=Safety)
-    pool: Any = None
-    sources: Sequence[Source] = msgspec.field(default_factory=tuple)
-    policy: Any = "drizzle"
-    ahead: Any = "refuse"
-    registry: Registry | None = None
-    jobs: JobServer | None = None
-    life: Lifecycle | None = None
-    measures: Measures = msgspec.field(default_factory=Measures)
-    sampler: Sampler | None = None
-    tail: Tail | None = None
-    dispatcher: Dispatcher | None = None
 
 
 def build_app(life: Lifecycle, backend: Backend) -> web.Application:
     """The application. It can serve before anything else is there: until READY only what tells of the start is open."""
     backend.life = life
-    dispatcher = backend.dispatcher = Dispatcher(backend)
+    dispatcher = Dispatcher(backend)
     life.listen(backend.measures.hear)
     gate = Gate(life, backend)
     own_methods: dict[str, list[str]] = {}
@@ -75,18 +54,26 @@ def build_app(life: Lifecycle, backend: Backend) -> web.Application:
 
     # No middlewares: two of them cost a request more than all that `/health` does. The handlers are wrapped instead.
     app = web.Application(client_max_size=BODY_LIMIT_BYTES)
+    app[DISPATCHER] = dispatcher
     app.on_response_prepare.append(prepare)
     app.on_shutdown.append(end_streams)
-    for path, answer in health.probes(life).items():
-        app.router.add_get(path, gate.for_probe(answer, path))
+    for path, probe in health.probes(life).items():
+        app.router.add_get(path, gate.for_probe(probe, path), expect_handler=_no_expectation)
     stream = health.stream(app, life, lambda: backend.safety.access)
-    app.router.add_get("/health/events", gate.before(stream, "/health/events"), allow_head=False)
+    app.router.add_get(
+        "/health/events", gate.before(stream, "/health/events"), allow_head=False, expect_handler=_no_expectation
+    )
     for path, handler in {**page.files(), "/metrics": _metrics(life, backend)}.items():
-        app.router.add_get(path, gate.before(handler, path))
+        app.router.add_get(path, gate.before(handler, path), expect_handler=_no_expectation)
     own_methods |= {one.canonical: sorted(route.method for route in one) for one in app.router.resources()}
-    app.router.add_route("*", r"/{path:[\s\S]*}", gate.before(elsewhere, "none"))  # a dot does not match %0A
+    anything = r"/{path:[\s\S]*}"  # a dot does not match %0A
+    app.router.add_route("*", anything, gate.before(elsewhere, "none"), expect_handler=_no_expectation)
     app.on_shutdown.append(end_requests)  # after the streams, which would never end by themselves
     return app
+
+
+async def _no_expectation(_: web.Request) -> None:
+    """Nobody is told to send a body before it is known who they are: who reads the body, says so."""
 
 
 class Gate:
@@ -95,6 +82,7 @@ class Gate:
     def __init__(self, life: Lifecycle, backend: Backend) -> None:
         self._life, self._backend = life, backend
         self._requests: set[asyncio.Task[Any]] = set()
+        self._events = RateLimitedEvents(life)
 
     async def close(self, limit_s: float) -> None:
         """Wait for the requests in flight (probes never wait for anything), and cancel those that take longer."""
@@ -126,21 +114,33 @@ class Gate:
 
         return handle
 
-    def for_probe(self, answer: Callable[[], web.Response], label: str) -> Handler:
-        """The same for what is open to all: where there is neither query nor body, there is nothing to look at."""
-        measures = self._backend.measures
+    def for_probe(self, probe: health.Probe, label: str) -> Handler:
+        """The same for what is open to all: where there is neither query nor body, there is nothing to look at.
+
+        A request that comes again byte by byte is answered by the connection itself, before it is parsed.
+        """
+        measures, safety = self._backend.measures, self._backend.safety
 
         async def answered(_: web.Request) -> web.Response:
-            return answer()
+            return probe.response()
 
         looked_at = self.before(answered, label)
+
+        def again() -> bytes:
+            began = time.perf_counter()
+            status, text = probe.wire()
+            measures.count_request("GET", label, status, time.perf_counter() - began)
+            return text
 
         async def handle(request: web.Request) -> web.StreamResponse:
             if request.body_exists or request.rel_url.raw_query_string:
                 return await looked_at(request)
             began = time.perf_counter()
-            response = answer()
+            response = probe.response()
             measures.count_request(request.method, label, response.status, time.perf_counter() - began)
+            connection = request.protocol
+            if isinstance(connection, Connection) and not safety.cors_origins:
+                connection.keep(request, again)
             return response
 
         return handle
@@ -155,13 +155,15 @@ class Gate:
             detail = "no such route" if error.status == 404 else error.reason  # noqa: PLR2004
             return problem(error.status, detail, headers=keep, instance=request.path)
         except Exception as error:  # noqa: BLE001 the edge of HTTP: logged once, told without its insides
-            self._life.emit(
+            self._events.emit(
                 "http.request_failed", level="error", method=request.method, path=request.path, exc_info=error
             )
             return problem(500, "something went wrong; the log has the error", instance=request.path)
 
     def _refusal(self, request: web.Request) -> web.StreamResponse | None:
         """The answer to what must not go on, or needs not: the page is one for all that ask for `/` as browsers do."""
+        if isinstance(request.protocol, Connection) and request.protocol.is_reserved:
+            return problem(503, "there are too many connections; try again", headers=_LATER, instance=request.path)
         refused = self._backend.safety.check(request)
         if refused is not None:
             return refused
@@ -177,6 +179,9 @@ class Gate:
             instance=request.path,
             phase=str(phase),
         )
+
+
+_LATER = {"Retry-After": "1"}
 
 
 def is_before_the_gate(path: str) -> bool:
@@ -204,12 +209,11 @@ def _exposition(life: Lifecycle, backend: Backend) -> Exposition:
     return Exposition(life, backend)
 
 
-def load_routes(backend: Backend) -> None:
+def load_routes(app: web.Application) -> None:
     """Load what stands behind the gate, so that the first request after READY need not. Blocking: for a thread."""
     import orchestrator.api.event_log  # noqa: F401
 
-    if backend.dispatcher is not None:
-        backend.dispatcher.load()
+    app[DISPATCHER].load()
 
 
 @asynccontextmanager

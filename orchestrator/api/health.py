@@ -11,6 +11,8 @@ import time
 from collections import Counter
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
+from email.utils import formatdate
+from http import HTTPStatus
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -113,12 +115,20 @@ class HealthBody:
     check or warning shows at once. Before READY, where a migration's facts move without an event, nothing is kept.
     """
 
-    __slots__ = ("_after", "_before", "_life", "_made_for")
+    __slots__ = ("_after", "_before", "_date", "_dated", "_life", "_made_for")
 
     def __init__(self, life: Lifecycle) -> None:
         self._life = life
         self._made_for = (-1, -1)
-        self._before = self._after = b""
+        self._before = self._after = self._date = b""
+        self._dated = -1
+
+    def date(self) -> bytes:
+        """The time as HTTP's header Date has it."""
+        now = int(self._life.now())
+        if now != self._dated:
+            self._dated, self._date = now, formatdate(now, usegmt=True).encode()
+        return self._date
 
     def text(self) -> bytes:
         """The body of this instant."""
@@ -280,20 +290,42 @@ def _watching(events: StartEvents) -> Handler:
     return watch
 
 
-def probes(life: Lifecycle) -> Mapping[str, Callable[[], web.Response]]:
-    """What answers each probe, by path. Nothing of the request matters, and none of them is behind the gate."""
+class Probe:
+    """What answers one probe: nothing of the request matters. `is_ok` says whether the answer is 200, or 503."""
+
+    __slots__ = ("_body", "_is_ok")
+
+    def __init__(self, body: HealthBody, is_ok: Callable[[], bool]) -> None:
+        self._body, self._is_ok = body, is_ok
+
+    def response(self) -> web.Response:
+        """The answer of this instant."""
+        status, headers = (200, _PROBE) if self._is_ok() else (503, _PROBE_RETRY)
+        return web.Response(status=status, body=self._body.text(), headers=headers)
+
+    def wire(self) -> tuple[int, bytes]:
+        """The same as its status and as it goes over the wire."""
+        status, head = (200, _PROBE_HEAD) if self._is_ok() else (503, _PROBE_RETRY_HEAD)
+        body = self._body.text()
+        return status, b"%bContent-Length: %d\r\nDate: %b\r\n\r\n%b" % (head, len(body), self._body.date(), body)
+
+
+def _head(status: int, headers: Mapping[str, str]) -> bytes:
+    rows = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n{rows}".encode()
+
+
+_PROBE_HEAD = _head(200, _PROBE)
+_PROBE_RETRY_HEAD = _head(503, _PROBE_RETRY)
+
+
+def probes(life: Lifecycle) -> Mapping[str, Probe]:
+    """The probes, by path. None of them is behind the gate."""
     body = HealthBody(life)
-
-    def answer(*, ok: bool) -> web.Response:
-        return web.Response(status=200 if ok else 503, body=body.text(), headers=_PROBE if ok else _PROBE_RETRY)
-
-    def ready() -> web.Response:
-        return answer(ok=life.phase is Phase.READY)
-
-    def live() -> web.Response:
-        return answer(ok=True)
-
-    def startup() -> web.Response:
-        return answer(ok=life.was_ready)
-
-    return {"/health": ready, "/health/ready": ready, "/health/live": live, "/health/startup": startup}
+    ready = Probe(body, lambda: life.phase is Phase.READY)
+    return {
+        "/health": ready,
+        "/health/ready": ready,
+        "/health/live": Probe(body, lambda: True),
+        "/health/startup": Probe(body, lambda: life.was_ready),
+    }

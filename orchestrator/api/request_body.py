@@ -44,6 +44,9 @@ async def read(request: web.Request, kind: Any, *, invalid: int = 422) -> Any:
     """
     try:
         async with asyncio.timeout(_BODY_TIMEOUT_S):
+            if request.body_exists and request.headers.get("Expect", "").lower() == "100-continue":
+                await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                request.writer.output_size = 0  # of the answer itself
             text = await request.read()
     except TimeoutError:
         raise Refusal(408, "the body did not arrive in time") from None

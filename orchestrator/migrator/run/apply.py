@@ -41,8 +41,9 @@ if TYPE_CHECKING:
     from orchestrator.migrator.folder import Migration
     from orchestrator.migrator.run.options import Options
     from orchestrator.migrator.run.progress import Watch
+    from orchestrator.migrator.sources import Source
     from orchestrator.migrator.sql.statements import Statement
-    from orchestrator.migrator.state import Source, Survey
+    from orchestrator.migrator.state import Survey
 
 
 _LEAVE_TIMEOUT_S = 2.0

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
     from orchestrator.migrator.folder import Migration
     from orchestrator.migrator.records import Unfinished
-    from orchestrator.migrator.resolve import Finding
+    from orchestrator.migrator.resolve import HistoryFinding
+    from orchestrator.migrator.sources import Source
     from orchestrator.migrator.sql.statements import Statement
-    from orchestrator.migrator.state import Source
 
 # lock_not_available, deadlock_detected
 LOCK_ERRORS = frozenset({"55P03", "40P01"})
@@ -178,7 +178,7 @@ def refuse_in_single_transaction(migration: Migration, statements: Sequence[Stat
         )
 
 
-def refused_history(refused: Sequence[tuple[Source, Finding]]) -> MigrationError:
+def refused_history(refused: Sequence[tuple[Source, HistoryFinding]]) -> MigrationError:
     """Files and ledger disagree in a way that is refused; nothing was run."""
     shown = [f"{f.kind}: {f.name}{f', applied {f.applied_at}' if f.applied_at else ''}" for _, f in refused[:5]]
     more = f" and {len(refused) - 5} more" if len(refused) > 5 else ""  # noqa: PLR2004

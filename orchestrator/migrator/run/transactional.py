@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
     from orchestrator.migrator.folder import Migration
     from orchestrator.migrator.run.apply import Run
+    from orchestrator.migrator.sources import Source
     from orchestrator.migrator.sql.statements import Statement
-    from orchestrator.migrator.state import Source
 
 # Of what is larger, the parsed statements are not kept until their turn, and the text is packed into our record.
 KEPT_PARSED_BYTES = 1 << 20

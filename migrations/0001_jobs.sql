@@ -131,7 +131,7 @@ CREATE TABLE "orchestrator"."job_limits" (
 	"name" text PRIMARY KEY
 );
 --> statement-breakpoint
-CREATE FUNCTION "orchestrator"."forget_deleted_jobs"() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION "orchestrator"."forget_deleted_jobs"() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
 	DELETE FROM "orchestrator"."job_attempts" a USING gone g WHERE a."job_id" = g."id";
 	DELETE FROM "orchestrator"."job_logs" l USING gone g WHERE l."job_id" = g."id";
@@ -141,7 +141,7 @@ END $$;
 CREATE TRIGGER "jobs_forgotten" AFTER DELETE ON "orchestrator"."jobs" REFERENCING OLD TABLE AS gone FOR EACH STATEMENT EXECUTE FUNCTION "orchestrator"."forget_deleted_jobs"();
 --> statement-breakpoint
 -- The clock of the schedules: one for all replicas.
-CREATE FUNCTION "orchestrator"."clock"() RETURNS timestamp with time zone LANGUAGE sql VOLATILE RETURN clock_timestamp();
+CREATE FUNCTION "orchestrator"."clock"() RETURNS timestamp with time zone LANGUAGE sql VOLATILE RETURN pg_catalog.clock_timestamp();
 --> statement-breakpoint
 -- Takes up to "room" jobs for a worker. A function, because each of its statements sees what was committed before it
 -- (a limit is counted after its lock is held, in one way to the server), and because of the settings: a plan that was
@@ -149,6 +149,7 @@ CREATE FUNCTION "orchestrator"."clock"() RETURNS timestamp with time zone LANGUA
 CREATE FUNCTION "orchestrator"."claim_jobs"(p_worker text, p_lease_s double precision, p_room integer, p_names text[], p_limited text[], p_limits integer[])
 RETURNS TABLE ("id" bigint, "name" text, "queue" text, "attempt" integer, "max_attempts" integer, "timeout_s" double precision, "payload" text)
 LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET enable_bitmapscan = off
 SET enable_hashjoin = off

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from orchestrator import dsn
 from orchestrator.jobs import Backoff, job
+from orchestrator.jobs.cron import next_after
 from orchestrator.jobs.error_record import has_nul, redacted_json, without_nul
 from orchestrator.jobs.errors import (
     HandlerError,
@@ -33,7 +34,6 @@ from orchestrator.jobs.schedules import (
     Schedule,
     delete_schedule,
     fire_due,
-    next_after,
     put_schedule,
     sync_schedules,
     trigger_schedule,

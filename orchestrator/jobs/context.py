@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from orchestrator.dsn import Dsn
     from orchestrator.jobs.registry import Handler
-    from orchestrator.migrator.state import Source
+    from orchestrator.migrator.sources import Source
     from orchestrator.settings import Settings
 
 Level = Literal["debug", "info", "warning", "error"]

@@ -269,8 +269,8 @@ def _check_schedule(
     decoder: msgspec.json.Decoder[Any],
     refuse: Callable[[str, str], HandlerError],
 ) -> None:
+    from orchestrator.jobs.cron import check_cron
     from orchestrator.jobs.errors import ScheduleError  # late, with cronsim: few modules have a schedule
-    from orchestrator.jobs.schedules import check_cron
 
     try:
         check_cron(cron, timezone)

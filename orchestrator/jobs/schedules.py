@@ -1,16 +1,14 @@
-"""Schedules: cron rows in the database that make jobs. Touches the database; `next_after` and `check_cron` are pure."""
+"""Schedules: cron rows in the database that make jobs. Touches the database."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
-from zoneinfo import ZoneInfo
 
 import msgspec
-from cronsim import CronSim, CronSimError
 
-from orchestrator.jobs.errors import JobError, ScheduleError, ScheduleNotFoundError
+from orchestrator.jobs.cron import next_after
+from orchestrator.jobs.errors import JobError, ScheduleNotFoundError
 from orchestrator.jobs.queue import NewJob, enqueue_many
 from orchestrator.jobs.registry import DECLARED
 
@@ -31,39 +29,6 @@ class Schedule:
     timezone: str = "UTC"
     payload: Mapping[str, Any] | None = None
     enabled: bool = True
-
-
-def check_cron(cron: str, timezone: str) -> None:
-    """Whether both can be used.
-
-    Raises:
-        ScheduleError: one of them cannot; says which.
-    """
-    next_after(cron, timezone, datetime(2026, 1, 1, tzinfo=ZoneInfo("UTC")))
-
-
-def next_after(cron: str, timezone: str, moment: datetime) -> datetime:
-    """The first time after `moment` (which has a zone) that the expression names, in UTC.
-
-    Where clocks change, as Debian's cron does: what falls into a skipped hour runs right after it, a fixed hour that
-    comes twice runs once, and `*` in the field of hours goes on with real time.
-
-    Raises:
-        ScheduleError: the expression or the zone cannot be used, or names no time in the next 50 years.
-    """
-    try:
-        zone = ZoneInfo(timezone)
-    except (KeyError, ValueError, OSError) as error:
-        raise ScheduleError(
-            f"{timezone!r} is no time zone", remedy="Use a name such as UTC or Europe/Berlin."
-        ) from error
-    try:
-        return next(CronSim(cron, moment.astimezone(zone))).astimezone(ZoneInfo("UTC"))
-    except (CronSimError, StopIteration) as error:
-        raise ScheduleError(
-            f"{cron!r} is no cron expression, or names no time",
-            remedy='Use five fields: minute hour day month weekday, e.g. "*/5 * * * *".',
-        ) from error
 
 
 async def put_schedule(

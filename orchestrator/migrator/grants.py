@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from orchestrator.lifecycle import Lifecycle
-    from orchestrator.migrator.state import Source
+    from orchestrator.migrator.sources import Source
 
 # What vouches for what was migrated and backed up: the role that serves may read it, and change none of it.
 _READ_ONLY = ("__drizzle_migrations", "migration_records", "unfinished_migrations", "repairs", "backups")

@@ -94,6 +94,11 @@ class Connection(asyncpg.Connection):  # type: ignore[misc] # asyncpg has no typ
             return {**_KEEP_ALIVE, **limits}
         return {"search_path": OUR_PATH, **_KEEP_ALIVE, **limits, **_MEANING}
 
+    @property
+    def setting(self) -> str:
+        """SQL that gives the session the settings of its kind again, after a RESET ALL."""
+        return f"SELECT {_set_config(self._settings())}"
+
     def _for_each_transaction(self) -> str:
         """SQL that sets the same for the transaction that is open, where the session itself is not ours to set."""
         return "; ".join(
@@ -148,7 +153,7 @@ class Connection(asyncpg.Connection):  # type: ignore[misc] # asyncpg has no typ
         if self.is_shared:
             return "" if self.kind == "ours" else str(super().get_reset_query())
         reset = super().get_reset_query().replace("pg_advisory", "pg_catalog.pg_advisory")
-        return f"{reset}\nSELECT {_set_config(self._settings())};"
+        return f"{reset}\n{self.setting};"
 
 
 @asynccontextmanager

@@ -216,6 +216,11 @@ async def _under_the_lock(
             from orchestrator.migrator.safety_backup import keep_record
 
             await keep_record(connection, backup, life)
+        serving = None if settings.database is None else settings.database.user
+        if serving is not None and serving != dsn.user:
+            from orchestrator.migrator.grants import grant_to_server  # late: most have one role for both
+
+            await grant_to_server(connection, serving, sources, life)
         life.emit("migrations.completed", applied=life.migrations.applied_now, total=life.migrations.total)
         if command == "migrate":
             await _record(connection, life, command=command, outcome="migrated")

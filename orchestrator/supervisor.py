@@ -64,6 +64,10 @@ async def serve(settings: Settings, life: Lifecycle, *, embedded: bool = False) 
         from orchestrator.migrator.sources import read_sources
 
         sources = await asyncio.to_thread(read_sources, settings)
+        if settings.backup_dir is not None:
+            from orchestrator.jobs.schedule_monitor import try_backup_directory  # before the night shows it
+
+            await try_backup_directory(settings.backup_dir, life)
         async with chosen_database(settings, life, embedded=embedded) as (given, migration_dsn):
             await _bring_up(settings, migration_dsn, sources, life, command="serve")
             life.enter(Phase.LAUNCHING)
@@ -76,7 +80,7 @@ async def serve(settings: Settings, life: Lifecycle, *, embedded: bool = False) 
                 backend.pool, backend.sources = pool, sources
                 backend.policy, backend.ahead = settings.migration_policy, settings.migration_ahead
                 backend.registry, backend.jobs = registry, jobs
-                async with watching(backend, dsn, life) as tasks:
+                async with watching(backend, dsn, life, settings.backup_dir) as tasks:
                     life.enter(Phase.READY)
                     life.emit(
                         "service.ready",

@@ -37,6 +37,9 @@ def wait(parser: argparse.ArgumentParser) -> None:
 
 def healthcheck(parser: argparse.ArgumentParser) -> None:
     """For the help alone: `main` answers it before there is a parser."""
+    parser.add_argument("--live", action="store_true", help="ask whether the process lives, not whether it is ready")
+    parser.add_argument("--host", metavar="HOST", help="the address to ask (HOST)")
+    parser.add_argument("--port", metavar="PORT", help="the port to ask; 0 looks into PORT_FILE (PORT)")
     parser.set_defaults(run=_serve)
 
 

@@ -28,9 +28,11 @@ class Command:
 
 COMMANDS = (
     Command("run", "serve", "serve", "start everything in order, and serve until stopped", "serve --embedded"),
-    Command("run", "migrate", "serve", "wait for the database, apply what is pending, exit", "migrate"),
-    Command("run", "wait", "serve", "wait until a login and a query succeed, exit", "wait"),
-    Command("run", "healthcheck", "serve", "ask the running service whether it is ready; exit 0 or 1", "healthcheck"),
+    Command("run", "migrate", "migrate", "wait for the database, apply what is pending, exit", "migrate"),
+    Command("run", "wait", "wait", "wait until a login and a query succeed, exit", "wait"),
+    Command(
+        "run", "healthcheck", "healthcheck", "ask the running service whether it is ready; exit 0 or 1", "healthcheck"
+    ),
     Command("look", "status", "status", "show what is applied, pending, and different", "status --exit-code"),
     Command("look", "plan", "plan", "show what would run, and what each statement locks, rewrites, scans", "plan"),
     Command("before", "lint", "lint", "say what will hurt in the files that are pending (or --all)", "lint --github"),
@@ -43,7 +45,7 @@ COMMANDS = (
     Command(
         "after", "restore", "backup", "put a backup in the database's place, and keep what was there", "restore FILE"
     ),
-    Command("look", "config", "status", "show what would be used and where each value came from", "config"),
+    Command("look", "config", "config", "show what would be used and where each value came from", "config"),
     Command("look", "token", "token", "make a token for API_TOKEN, or a line for API_TOKENS_FILE", "token"),
     Command("look", "studio", "studio", "open a database client in the terminal, read-only (harlequin)", "studio"),
     Command("look", "help", "help", "list the pages of the manual, or show one", "help jobs"),

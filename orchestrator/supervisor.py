@@ -13,20 +13,20 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from orchestrator import __version__
+from orchestrator.embedded.choice import chosen_database
 from orchestrator.errors import MigrationError, OrchestratorError
 from orchestrator.lifecycle import Phase
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Sequence
-    from pathlib import Path
 
-    from orchestrator.analysis.lint import LintFolder, Report
-    from orchestrator.api.app import Backend
+    from aiohttp.web import Application
+
     from orchestrator.database.starts import Outcome
     from orchestrator.dsn import Dsn
     from orchestrator.jobs.registry import Registry
-    from orchestrator.lifecycle import Event, Lifecycle
-    from orchestrator.migrator.state import Source
+    from orchestrator.lifecycle import Lifecycle
+    from orchestrator.migrator.sources import Source
     from orchestrator.settings import Settings
 
 # What is imported late is what `/health` need not wait for.
@@ -49,7 +49,8 @@ async def serve(settings: Settings, life: Lifecycle, *, embedded: bool = False) 
     Raises:
         OrchestratorError: the start failed and must not serve; its class knows the exit code.
     """
-    from orchestrator.api.app import Backend, build_app, watching
+    from orchestrator.api.app import build_app, watching
+    from orchestrator.api.backend import Backend
     from orchestrator.api.security import Safety
     from orchestrator.api.server import listening
 
@@ -67,11 +68,13 @@ async def serve(settings: Settings, life: Lifecycle, *, embedded: bool = False) 
         _failure_shown(life),
     ):
         await asyncio.to_thread(_import_what_comes_next)
+        from orchestrator.migrator.sources import read_sources
+
         sources = await asyncio.to_thread(read_sources, settings)
-        async with _database(settings, life, embedded=embedded) as (given, migration_dsn):
+        async with chosen_database(settings, life, embedded=embedded) as (given, migration_dsn):
             await _bring_up(settings, migration_dsn, sources, life, command="serve")
             life.enter(Phase.LAUNCHING)
-            registry = await _handlers_loaded(settings, backend)
+            registry = await _handlers_loaded(settings, app)
             dsn = given if given == migration_dsn else await _other_way(settings, given, life)
             async with (
                 _pool(dsn, settings, life) as pool,  # after the DDL: no stale plans or OIDs
@@ -104,121 +107,15 @@ async def _failure_shown(life: Lifecycle) -> AsyncIterator[None]:
 
 async def migrate_once(settings: Settings, life: Lifecycle, *, embedded: bool = False) -> None:
     """The one-shot: wait, lock, extensions, migrate. Errors as in `serve`."""
+    from orchestrator.migrator.sources import read_sources
+
     sources = await asyncio.to_thread(read_sources, settings)
     # The login is mostly waiting: what comes after it is loaded meanwhile.
     loading = asyncio.create_task(asyncio.to_thread(_import_what_migrates))
-    async with _database(settings, life, embedded=embedded) as (_, migration_dsn):
+    async with chosen_database(settings, life, embedded=embedded) as (_, migration_dsn):
         await _bring_up(settings, migration_dsn, sources, life, command="migrate")
     await loading
     life.enter(Phase.STOPPED)
-
-
-async def wait_for_database(settings: Settings, life: Lifecycle) -> None:
-    """Return when a login and a query succeed; errors as in `connect`."""
-    from orchestrator.database.connect import connected
-
-    life.enter(Phase.CONNECTING)
-    async with connected(_given(settings.database), life, **_connect_options(settings, "wait")):
-        pass
-    life.enter(Phase.STOPPED)
-
-
-async def gather_status(settings: Settings, life: Lifecycle, *, with_diff: bool = False) -> dict[str, Any]:
-    """What `status` shows, read over one connection; writes nothing and needs no lock. One try, no waiting for ever."""
-    from orchestrator.database.connect import connected
-    from orchestrator.database.info import extensions_status, server_status, tables_status
-    from orchestrator.migrator.status import migration_running, migrations_status
-
-    sources = await asyncio.to_thread(read_sources, settings)
-    options = _connect_options(settings, "status")
-    options["wait_timeout_s"] = settings.command_wait_s
-    life.enter(Phase.CONNECTING)
-    async with (
-        connected(_given(settings.migration_database), life, **options) as connection,
-        connection.transaction(readonly=True, isolation="repeatable_read"),
-    ):
-        return {
-            "version": __version__,
-            "server": await server_status(connection, _given(settings.migration_database)),
-            "sources": await migrations_status(
-                connection,
-                sources,
-                policy=settings.migration_policy,
-                ahead=settings.migration_ahead,
-                with_diff=with_diff,
-            ),
-            "running": await migration_running(connection),
-            "extensions": await extensions_status(connection, settings.extensions),
-            "tables": await tables_status(connection),
-        }
-
-
-async def gather_plan(settings: Settings, life: Lifecycle, *, embedded: bool = False) -> dict[str, Any]:
-    """What `plan` shows, read over one connection; writes nothing and takes no lock. One try, as for `status`."""
-    from orchestrator.analysis.plan import preview
-    from orchestrator.database.connect import connected
-    from orchestrator.database.info import server_status
-
-    sources = await asyncio.to_thread(read_sources, settings)
-    options = _connect_options(settings, "plan")
-    options["wait_timeout_s"] = settings.command_wait_s
-    async with _database(settings, life, embedded=embedded) as (_, dsn):
-        life.enter(Phase.CONNECTING)
-        async with (
-            connected(dsn, life, **options) as connection,
-            connection.transaction(readonly=True, isolation="repeatable_read"),
-        ):
-            found = await preview(
-                connection,
-                sources,
-                policy=settings.migration_policy,
-                ahead=settings.migration_ahead,
-                transaction=settings.migration_transaction,
-            )
-            return {"version": __version__, "server": await server_status(connection, dsn), **found}
-
-
-async def gather_lint(settings: Settings, life: Lifecycle, folder: LintFolder, *, every: bool) -> tuple[Report, str]:
-    """What `lint` finds with the database at hand, and in words what it looked at. One try, as for `status`."""
-    from orchestrator.analysis.lint_live import lint_with_ledger
-    from orchestrator.database.connect import connected
-
-    sources = await asyncio.to_thread(read_sources, settings)
-    options = _connect_options(settings, "lint")
-    options["wait_timeout_s"] = settings.command_wait_s
-    life.enter(Phase.CONNECTING)
-    async with (
-        connected(_given(settings.migration_database), life, **options) as connection,
-        connection.transaction(readonly=True, isolation="repeatable_read"),
-    ):
-        return await lint_with_ledger(connection, sources[-1], folder, every=every)
-
-
-def read_sources(settings: Settings) -> list[Source]:
-    """The service's own folder, then the user's. Blocking. A broken image fails here, before it waits for anything.
-
-    Raises:
-        FolderError: a folder is not what Drizzle would accept.
-    """
-    from orchestrator.migrator.folder import read_folder
-    from orchestrator.migrator.ledger import LedgerTable
-    from orchestrator.migrator.records import SERVICE_SCHEMA
-    from orchestrator.migrator.state import Source
-
-    sources = [Source("service", read_folder(service_folder()), LedgerTable(SERVICE_SCHEMA, "__drizzle_migrations"))]
-    if settings.migrations_dir is not None:
-        table = LedgerTable(settings.migrations_schema, settings.migrations_table)
-        sources.append(Source("user", read_folder(settings.migrations_dir), table))
-    return sources
-
-
-def service_folder() -> Path:
-    """Where the program's own migrations are: inside the installed package, or at the top of a checkout."""
-    from pathlib import Path
-
-    package = Path(__file__).parent
-    installed = package / "_migrations"
-    return installed if installed.is_dir() else package.parent / "migrations"
 
 
 def _import_what_comes_next() -> None:
@@ -235,51 +132,12 @@ def _import_what_migrates() -> None:
     import orchestrator.migrator.run.options  # noqa: F401
 
 
-def _given(dsn: Dsn | None) -> Dsn:
-    assert dsn is not None, "settings.load() demands a database unless told otherwise"  # noqa: S101
-    return dsn
-
-
 def _connect_options(settings: Settings, command: str) -> dict[str, Any]:
     return {
         "wait_timeout_s": settings.db_wait_timeout_s,
         "connect_timeout_s": settings.db_connect_timeout_s,
         "application_name": f"orchestrator {command}",
     }
-
-
-@asynccontextmanager
-async def _database(settings: Settings, life: Lifecycle, *, embedded: bool) -> AsyncIterator[tuple[Dsn, Dsn]]:
-    """The database to use, and the one to migrate through: as configured, or a private server that runs meanwhile."""
-    if not embedded:
-        yield _given(settings.database), _given(settings.migration_database)
-        return
-    from orchestrator import dsn
-    from orchestrator.embedded.server import EmbeddedServerError, embedded_postgres
-
-    task, died = asyncio.current_task(), False
-
-    def end_with_the_server(event: Event) -> None:
-        nonlocal died
-        if event.name == "embedded.exited" and task is not None:
-            died = True
-            task.cancel("the embedded server ended")
-
-    async with embedded_postgres(settings.data_dir, life.emit) as server:
-        own = dsn.parse(server.dsn)
-        stop_listening = life.listen(end_with_the_server)
-        try:
-            yield own, own
-        except asyncio.CancelledError:
-            if died and task is not None and task.uncancel() == 0:
-                raise EmbeddedServerError(
-                    "the embedded Postgres ended while it was in use",
-                    remedy=f"Its log says why: {server.log_file}; then start again, the data is kept.",
-                    facts={"log_file": str(server.log_file)},
-                ) from None
-            raise
-        finally:
-            stop_listening()
 
 
 async def _bring_up(settings: Settings, dsn: Dsn, sources: Sequence[Source], life: Lifecycle, *, command: str) -> None:
@@ -365,6 +223,11 @@ async def _under_the_lock(
             from orchestrator.migrator.safety_backup import keep_record
 
             await keep_record(connection, backup, life)
+        serving = None if settings.database is None else settings.database.user
+        if serving is not None and serving != dsn.user:
+            from orchestrator.migrator.grants import grant_to_server  # late: most have one role for both
+
+            await grant_to_server(connection, serving, sources, life)
         life.emit("migrations.completed", applied=life.migrations.applied_now, total=life.migrations.total)
         if command == "migrate":
             await _record(connection, life, command=command, outcome="migrated")
@@ -444,20 +307,20 @@ async def _pool(dsn: Dsn, settings: Settings, life: Lifecycle) -> AsyncIterator[
             pool.terminate()
 
 
-async def _handlers_loaded(settings: Settings, backend: Backend) -> Registry:
+async def _handlers_loaded(settings: Settings, app: Application) -> Registry:
     from orchestrator.jobs.threads import DaemonThreads
 
     # asyncio waits for the threads of its own executor as it ends: a module that hangs at import would hold a stop.
-    return await asyncio.get_running_loop().run_in_executor(DaemonThreads(), _load_handlers, settings, backend)
+    return await asyncio.get_running_loop().run_in_executor(DaemonThreads(), _load_handlers, settings, app)
 
 
-def _load_handlers(settings: Settings, backend: Backend) -> Registry:
+def _load_handlers(settings: Settings, app: Application) -> Registry:
     """Import the job server, the API, and the modules of JOBS, in a thread: `/health` answers meanwhile."""
     from orchestrator.api.app import load_routes
     from orchestrator.jobs.builtin import without_idle_schedules
     from orchestrator.jobs.registry import load
 
-    load_routes(backend)
+    load_routes(app)
     return without_idle_schedules(load(settings.jobs), settings)
 
 

@@ -324,14 +324,16 @@ async def test_upstreams_clients_find_its_paths_and_shapes(serving, wait_until):
 
 
 async def test_the_document_and_the_routes_are_the_same(serving, orchestrator, database_url):
-    from orchestrator.api.app import Backend, build_app
+    from orchestrator.api.app import build_app
+    from orchestrator.api.backend import Backend
+    from orchestrator.api.routing import DISPATCHER
     from orchestrator.lifecycle import Lifecycle
 
     backend = Backend()
     app = build_app(Lifecycle(lambda: 0.0, lambda: 0.0), backend)
     served = {
         (route.method, route.resource.canonical)
-        for router in (app.router, backend.dispatcher.load())
+        for router in (app.router, app[DISPATCHER].load())
         for route in router.routes()
         # The page's own files are no API; the last route of the application leads to the other router.
         if route.method not in {"HEAD", "*"} and not route.resource.canonical.startswith("/page/")

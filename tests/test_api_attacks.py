@@ -17,7 +17,7 @@ import pytest
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.test_utils import make_mocked_request
 
-from orchestrator.api.app import Backend
+from orchestrator.api.backend import Backend
 from orchestrator.api.operations import Operation, perform
 
 TOKEN = "s3cr3t-token-of-the-attacked"

@@ -13,7 +13,8 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from orchestrator.api.app import Backend, build_app
+from orchestrator.api.app import build_app
+from orchestrator.api.backend import Backend
 from orchestrator.api.connections import Connection, Limits, _address
 from orchestrator.api.server import listening
 from orchestrator.errors import ListenError

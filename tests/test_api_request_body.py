@@ -127,7 +127,7 @@ def test_depth_is_told_exactly_whatever_the_strings_hold(depth, noise):
 
 def test_a_payload_is_encoded_in_time_with_its_length():
     def made(name="x"):
-        return Handler(name, "", "q", Any, 1, None, None, None, "UTC", None, None, msgspec.json.Decoder(Any), "")
+        return Handler(name, "", "q", Any, 1, None, None, None, "UTC", None, None, msgspec.json.Decoder(Any), "", "")
 
     for text in (b'"' + b"\\\\" * (1 << 19) + b'"', b'"' + b"\\\\u0000" * (1 << 17) + b'"'):
         began = time.perf_counter()

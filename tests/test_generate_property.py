@@ -19,8 +19,7 @@ from sqlalchemy.dialects import postgresql as pg
 from orchestrator import dsn
 from orchestrator.migrator.folder import read_folder
 from orchestrator.migrator.ledger import LedgerTable
-from orchestrator.migrator.state import Source
-from orchestrator.supervisor import service_folder
+from orchestrator.migrator.sources import Source, service_folder
 from orchestrator.tools.generate import generate
 from orchestrator.tools.new_file import write_migrations
 

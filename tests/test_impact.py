@@ -14,7 +14,8 @@ from orchestrator.analysis import ast
 from orchestrator.analysis.ast import Name
 from orchestrator.analysis.catalog import Known
 from orchestrator.analysis.catalog_reader import read_known
-from orchestrator.analysis.impact import SEARCHED, Impact, Lock, impact_of
+from orchestrator.analysis.impact import SEARCHED, impact_of
+from orchestrator.analysis.locks import Impact, Lock
 from orchestrator.migrator.sql import parser
 
 SCHEMA = """

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from orchestrator import dsn
 from orchestrator.jobs import Backoff, job
+from orchestrator.jobs.cron import next_after
 from orchestrator.jobs.error_record import has_nul, redacted_json, without_nul
 from orchestrator.jobs.errors import (
     HandlerError,
@@ -27,13 +28,14 @@ from orchestrator.jobs.errors import (
     ScheduleError,
     UnknownHandlerError,
 )
+from orchestrator.jobs.lease import Lease
+from orchestrator.jobs.parameters import WorkerParameters
 from orchestrator.jobs.queue import NewJob, cancel, cancel_named, enqueue, enqueue_many, retry
 from orchestrator.jobs.registry import DECLARED, Registry
 from orchestrator.jobs.schedules import (
     Schedule,
     delete_schedule,
     fire_due,
-    next_after,
     put_schedule,
     sync_schedules,
     trigger_schedule,
@@ -114,7 +116,7 @@ def work(queue_url):
     ):
         events: list[tuple[str, dict]] = []
         until = asyncio.Event()
-        worker = Worker(
+        parameters = WorkerParameters(
             dsn.parse(url),
             registry,
             worker_id=worker_id,
@@ -124,12 +126,20 @@ def work(queue_url):
             emit=lambda name, **facts: events.append((name, facts)),
             redact=lambda text: text.replace("s3cr3t", "***"),
         )
+        worker, loop = Worker(parameters), asyncio.get_running_loop()
+        lease = Lease(
+            parameters,
+            count=lambda: len(worker.runs),
+            changed=lambda: loop.call_soon_threadsafe(worker.compare_soon),
+        )
+        lease.start()
         task = asyncio.create_task(worker.run(until, lambda: StopTimes(5.0, drain_s, grace_s, 5.0)))
         try:
             yield events
         finally:
             until.set()
             await task
+            await asyncio.to_thread(lease.end)
 
     return working
 

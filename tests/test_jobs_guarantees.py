@@ -257,7 +257,7 @@ async def test_work_goes_on_by_itself_when_the_listener_is_terminated_or_the_dat
         for one in (during, *waiting):
             await look.until(one.id, "succeeded", timeout_s=10)
         assert await look.outcomes(during.id) == ["succeeded"]
-        await run.event("jobs.connection_restored", purpose="keeper")
+        await run.event("jobs.connection_restored", purpose="maintenance")
         after = await enqueue(look.connection, "nap", registry=registry)
         await look.until(after.id, "succeeded", timeout_s=2)
 

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import pytest
 
-from orchestrator.analysis.impact import Lock
-from orchestrator.analysis.lint import Finding, Level, finding, lint, lint_file, read_lint_folder
+from orchestrator.analysis.lint import Level, LintFinding, finding, lint, lint_file, read_lint_folder
 from orchestrator.analysis.lint_rules import RULES, SQUAWK, UNLIKE_SQUAWK
+from orchestrator.analysis.locks import Lock
 from orchestrator.commands.lint import github_line
 
 BEFORE = """
@@ -210,18 +210,19 @@ SQUAWK_RULES = sorted({*SQUAWK, *UNLIKE_SQUAWK} - {"syntax-error", "unused-ignor
 def known_before():
     def made():
         from orchestrator.analysis.catalog import Known
+        from orchestrator.analysis.follow import follow
         from orchestrator.migrator.sql import parser
 
         known = Known()
         for one in parser.parse(BEFORE.encode()):
-            known.learn(one.node, one.fields())
+            follow(known, one.node, one.fields())
         known.settle()
         return known
 
     return made
 
 
-def rules(findings: list[Finding], *levels: Level) -> list[str]:
+def rules(findings: list[LintFinding], *levels: Level) -> list[str]:
     return [f.rule for f in findings if f.level in levels]
 
 

@@ -346,24 +346,6 @@ async def test_a_run_with_times_that_go_backwards_goes_on_where_it_stopped(
     assert applied(await migrate(folder)) == []
 
 
-@pytest.mark.parametrize("transaction", ["each", "all"])
-async def test_a_role_that_a_file_sets_holds_for_the_next_ones_and_not_for_our_records(
-    migrate, admin, database_url, tmp_path, transaction, write
-):
-    """The last file is large: its text is kept in another way."""
-    name = f"maker_{database_url.rsplit('_', 1)[1][:8]}"
-    make = f"CREATE ROLE {name}; GRANT CREATE ON SCHEMA public TO {name}; SET ROLE {name};"
-    large = f"CREATE TABLE l (t text);{BREAK}INSERT INTO l VALUES ('{'x' * (1 << 20)}');"
-    folder = write(tmp_path / "m", ("0000_role", make), ("0001_t", "CREATE TABLE t ();"), ("0002_l", large))
-    result = await migrate(folder, MIGRATION_TRANSACTION=transaction)
-    try:
-        assert (result.returncode, applied(result)) == (0, ["0000_role", "0001_t", "0002_l"]), result.stderr
-        owners = "SELECT DISTINCT relowner::regrole::text FROM pg_class WHERE relname IN ('t', 'l')"
-        assert [row[0] for row in await admin(database_url, owners)] == [name]
-    finally:
-        await admin.script(database_url, f"DROP OWNED BY {name}; DROP ROLE {name}")
-
-
 async def test_a_role_of_our_schemas_name_makes_its_tables_where_drizzle_would(
     orchestrator, make_database, admin, server, tmp_path, known, write
 ):

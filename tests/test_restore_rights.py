@@ -178,8 +178,8 @@ async def dumped(server, url: str) -> list[str]:
 # What a role without rights cannot make, and what it must give to others.
 WITH_OWNERS = """
 CREATE SCHEMA private AUTHORIZATION {role};
-CREATE SCHEMA extended;
-CREATE EXTENSION pg_trgm WITH SCHEMA extended;
+CREATE SCHEMA "ext end""ed"; COMMENT ON SCHEMA "ext end""ed" IS 'for extensions';
+CREATE EXTENSION pg_trgm WITH SCHEMA "ext end""ed";
 CREATE EXTENSION pageinspect;
 COMMENT ON EXTENSION pageinspect IS 'looked into';
 COMMENT ON SCHEMA public IS 'open to all';

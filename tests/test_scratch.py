@@ -14,8 +14,7 @@ from orchestrator.database.scratch import PREFIX, ScratchError, scratch_database
 from orchestrator.errors import MigrationError
 from orchestrator.migrator.folder import read_folder
 from orchestrator.migrator.ledger import LedgerTable
-from orchestrator.migrator.state import Source
-from orchestrator.supervisor import service_folder
+from orchestrator.migrator.sources import Source, service_folder
 from orchestrator.tools.replay import replay
 
 BREAK = "\n--> statement-breakpoint\n"

@@ -84,12 +84,18 @@ async def test_a_type_is_looked_up_by_no_planted_function_whatever_the_path(data
         CREATE FUNCTION step(state oid[], one oid) RETURNS oid[] LANGUAGE plpgsql AS
           $$ BEGIN INSERT INTO public.called VALUES (current_user); RETURN state || one; END $$;
         CREATE AGGREGATE array_agg(oid) (SFUNC = step, STYPE = oid[]);
-        CREATE TYPE pair AS (a int, b text)""",
+        CREATE TYPE pair AS (a int, b text); CREATE TYPE triple AS (a int, b text, c date)""",
     )
     for kind in ("handlers", "migration", "ours"):
         connection = await connect_once(dsns.parse(database_url), timeout_s=5, application_name="test", kind=kind)
         try:
             assert await connection.fetchval("SELECT (1, 'x')::public.pair") == (1, "x")
+            if kind == "ours":
+                continue
+            async with connection.transaction():
+                await connection.execute("SET LOCAL search_path = public, pg_catalog")
+                assert await connection.fetchval("SELECT (1, 'x', NULL)::public.triple") == (1, "x", None)
+                assert await connection.fetchval("SHOW search_path") == "public, pg_catalog"
         finally:
             await close(connection)
     assert await admin.value(database_url, "SELECT count(*) FROM called") == 0

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any, cast
 import asyncpg
 
 from orchestrator.analysis.ast import Name, Type, nodes, only, proves_not_null
-from orchestrator.analysis.catalog import Check, Column, ForeignKey, Known, RelationKind, Table, TypeFact
+from orchestrator.analysis.catalog import (
+    Known,
+    KnownCheck,
+    KnownColumn,
+    KnownForeignKey,
+    KnownTable,
+    KnownType,
+    RelationKind,
+)
 from orchestrator.database.sessions import role_schemas
 from orchestrator.migrator.records import SERVICE_SCHEMA
 
@@ -108,12 +116,12 @@ async def read_known(connection: Any, named: Iterable[str], functions: Iterable[
     known.search_path = await _path(connection)
     zone = await connection.fetchval("SELECT pg_catalog.current_setting('TimeZone')")
     known.timezone_is_utc = str(zone).upper() in {"UTC", "ETC/UTC", "GMT", "ETC/GMT", "UCT", "ZULU"}
-    by_oid: dict[int, Table] = {}
+    by_oid: dict[int, KnownTable] = {}
     on_oids: dict[int, int] = {}
     for row in await connection.fetch(_RELATIONS):
         kind = _KINDS[row["kind"]]
         holds_rows = kind in {"table", "materialized view"}
-        table = Table(
+        table = KnownTable(
             Name(row["schema"], row["name"]),
             kind,
             rows=row["rows"] if holds_rows else None,
@@ -159,7 +167,7 @@ async def read_known(connection: Any, named: Iterable[str], functions: Iterable[
     return known
 
 
-async def _read_columns(connection: Any, known: Known, by_oid: dict[int, Table], named: set[str]) -> None:
+async def _read_columns(connection: Any, known: Known, by_oid: dict[int, KnownTable], named: set[str]) -> None:
     del known
     wanted = [oid for oid, table in by_oid.items() if table.name.name in named and table.kind != "index"]
     for row in await connection.fetch(_COLUMNS, wanted):
@@ -167,10 +175,10 @@ async def _read_columns(connection: Any, known: Known, by_oid: dict[int, Table],
         if table:
             name = Name(row["type_schema"], row["type_name"])
             written = Type(name, _mods(row["type_name"], row["mod"]), row["is_array"])
-            table.columns[row["name"]] = Column(written, row["not_null"])
+            table.columns[row["name"]] = KnownColumn(written, row["not_null"])
 
 
-async def _read_constraints(connection: Any, by_oid: dict[int, Table]) -> None:
+async def _read_constraints(connection: Any, by_oid: dict[int, KnownTable]) -> None:
     from orchestrator.migrator.sql import parser
 
     for row in await connection.fetch(_CONSTRAINTS):
@@ -180,14 +188,14 @@ async def _read_constraints(connection: Any, by_oid: dict[int, Table]) -> None:
         if row["kind"] == "f":
             referenced = by_oid.get(row["references"])
             if referenced:
-                table.foreign_keys[row["name"]] = ForeignKey(
+                table.foreign_keys[row["name"]] = KnownForeignKey(
                     columns, referenced.name, frozenset(row["referenced"]), row["valid"]
                 )
             continue
         parsed = parser.parse(f"SELECT {row['expression']}".encode())[0].fields()
         target = next((only(fields["val"]) for _, fields in nodes(parsed, "ResTarget")), None)
         proven = proves_not_null({target[0]: target[1]}) if target else frozenset()
-        table.checks[row["name"]] = Check(columns, proven, row["valid"])
+        table.checks[row["name"]] = KnownCheck(columns, proven, row["valid"])
 
 
 async def _read_types(connection: Any, known: Known) -> None:
@@ -195,7 +203,7 @@ async def _read_types(connection: Any, known: Known) -> None:
         name = Name(row["schema"], row["name"])
         kind = {"e": "enum", "d": "domain"}.get(row["kind"], "other")
         base = Type(Name(row["base_schema"], row["base"]), _mods(row["base"], row["mod"])) if row["base"] else None
-        known.types[name] = TypeFact(name, cast("Any", kind), base, row["constrained"])
+        known.types[name] = KnownType(name, cast("Any", kind), base, row["constrained"])
     pairs = await connection.fetch(
         "SELECT s.typname::text, t.typname::text FROM pg_catalog.pg_cast c"
         " JOIN pg_catalog.pg_type s ON s.oid = c.castsource JOIN pg_catalog.pg_type t ON t.oid = c.casttarget"
@@ -204,7 +212,7 @@ async def _read_types(connection: Any, known: Known) -> None:
     known.coercible = frozenset((row[0], row[1]) for row in pairs)
 
 
-async def _read_sizes(connection: Any, tables: dict[int, Table]) -> None:
+async def _read_sizes(connection: Any, tables: dict[int, KnownTable]) -> None:
     """The size of each table with its indexes and toast, where nobody holds it against readers."""
     wanted = {oid: t for oid, t in tables.items() if t.kind in {"table", "materialized view"}}
     if not wanted:

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable  # noqa: TC003 (a value of a table)
 from dataclasses import dataclass, field
-from enum import IntEnum
 from typing import TYPE_CHECKING
 
-from orchestrator.analysis import ast as tree
+from orchestrator.analysis import ast
 from orchestrator.analysis.ast import Name, Tree, Type
 from orchestrator.analysis.catalog import VOLATILE, serial_base
 from orchestrator.analysis.do_blocks import block_statements
+from orchestrator.analysis.locks import Impact, Lock, Touch
 
 if TYPE_CHECKING:
-    from orchestrator.analysis.catalog import Known, Table
+    from orchestrator.analysis.catalog import Known, KnownTable
 
 # Parsing and planning look at few names; a data file's VALUES are never walked further than this many lists.
 _WALKED_VALUES = 50
@@ -26,82 +26,6 @@ _MICROSECONDS = 6
 _INTERVAL_FULL = 0x7FFF
 # How the scan of a table that a foreign key leads to is told.
 SEARCHED = "searched for each row of"
-
-
-class Lock(IntEnum):
-    """Table-level lock modes, the weakest first (lockdefs.h)."""
-
-    ACCESS_SHARE = 1
-    ROW_SHARE = 2
-    ROW_EXCLUSIVE = 3
-    SHARE_UPDATE_EXCLUSIVE = 4
-    SHARE = 5
-    SHARE_ROW_EXCLUSIVE = 6
-    EXCLUSIVE = 7
-    ACCESS_EXCLUSIVE = 8
-
-    @property
-    def mode(self) -> str:
-        """As pg_locks has it: `AccessExclusiveLock`."""
-        return f"{self.name.title().replace('_', '')}Lock"
-
-    @property
-    def blocks(self) -> str:
-        """Who waits while it is held."""
-        if self is Lock.ACCESS_EXCLUSIVE:
-            return "reads and writes"
-        if self >= Lock.SHARE:
-            return "writes"
-        return "other DDL" if self is Lock.SHARE_UPDATE_EXCLUSIVE else "nothing"
-
-
-@dataclass(frozen=True, slots=True)
-class Touch:
-    """What a statement does to one relation. `rewrites`, `scans` and `builds_index` say why, empty where it does not.
-
-    `fresh`: the pending set itself makes the relation, so that nobody waits for it and it holds nothing.
-    """
-
-    table: Name
-    kind: str
-    lock: Lock
-    rewrites: str = ""
-    scans: str = ""
-    builds_index: str = ""
-    fresh: bool = False
-    rows: int | None = None
-    size_bytes: int | None = None
-
-    @property
-    def work(self) -> str:
-        """The long work that it does under its lock, in a word; empty where it only touches the catalogue."""
-        if self.rewrites:
-            return "rewrites"
-        return "builds an index" if self.builds_index else "scans" if self.scans else ""
-
-    @property
-    def hurts(self) -> bool:
-        """Whether running code waits for as long as the work takes."""
-        return not self.fresh and bool(self.work) and self.lock >= Lock.SHARE
-
-
-@dataclass(frozen=True, slots=True)
-class Impact:
-    """What a statement does. The strongest lock comes first in `touches`; `outside` a transaction it must run."""
-
-    touches: tuple[Touch, ...] = ()
-    outside: bool = False
-    notes: tuple[str, ...] = ()
-
-    @property
-    def lock(self) -> Lock | None:
-        """The strongest lock on a relation that others use."""
-        return max((t.lock for t in self.touches if not t.fresh), default=None)
-
-    @property
-    def hurts(self) -> bool:
-        """Whether running code waits for long work."""
-        return any(t.hurts for t in self.touches)
 
 
 def impact_of(node: str, fields: Tree, known: Known, *, outside: bool = False) -> Impact:
@@ -148,11 +72,11 @@ class _Found:
 
     def reads(self, fields: object, lock: Lock = Lock.ACCESS_SHARE) -> None:
         """The relations that a query names."""
-        for name in sorted(tree.read_tables(fields), key=str):
+        for name in sorted(ast.read_tables(fields), key=str):
             if name.schema not in {"pg_catalog", "information_schema"}:
                 self.touch(name, lock)
-        for _, inner in tree.nodes(fields, "InsertStmt", "UpdateStmt", "DeleteStmt", "MergeStmt"):
-            self.touch(tree.relation(inner["relation"]), Lock.ROW_EXCLUSIVE)
+        for _, inner in ast.nodes(fields, "InsertStmt", "UpdateStmt", "DeleteStmt", "MergeStmt"):
+            self.touch(ast.relation(inner["relation"]), Lock.ROW_EXCLUSIVE)
 
     def touches(self) -> list[Touch]:
         found = []
@@ -216,7 +140,7 @@ def subcommand_lock(command: Tree) -> Lock:
 
 
 def _alter_table(found: _Found, fields: Tree) -> None:
-    name, commands = tree.relation(fields["relation"]), tree.commands(fields)
+    name, commands = ast.relation(fields["relation"]), ast.commands(fields)
     if fields["objtype"] == "OBJECT_TYPE":
         for table in found.known.users_of(name):
             found.tree(table.name, Lock.ACCESS_EXCLUSIVE)
@@ -254,7 +178,7 @@ def _alter_index(found: _Found, name: Name, lock: Lock, commands: list[Tree]) ->
     found.touch(name, lock, rewrites="SET TABLESPACE copies it" if moves else "", kind="index")
     for command in commands:
         if command["subtype"] == "AT_AttachPartition":
-            found.touch(tree.relation(command["def"]["PartitionCmd"]["name"]), Lock.ACCESS_EXCLUSIVE, kind="index")
+            found.touch(ast.relation(command["def"]["PartitionCmd"]["name"]), Lock.ACCESS_EXCLUSIVE, kind="index")
 
 
 def _add_column(found: _Found, name: Name, command: Tree, inherit: bool) -> None:  # noqa: FBT001 (the handlers' form)
@@ -263,7 +187,7 @@ def _add_column(found: _Found, name: Name, command: Tree, inherit: bool) -> None
     if command.get("missing_ok") and found.known.column(name, column) is not None:
         found.notes.append(f"{name}.{column} is there: nothing is done")
         return
-    constraints = tree.constraints(definition)
+    constraints = ast.constraints(definition)
     kinds = {constraint["contype"] for constraint in constraints}
     defaults = [c["raw_expr"] for c in constraints if c["contype"] == "CONSTR_DEFAULT"]
     for constraint in constraints:
@@ -287,13 +211,13 @@ def _add_column(found: _Found, name: Name, command: Tree, inherit: bool) -> None
 
 def added_column_rewrites(definition: Tree, known: Known) -> str:
     """Why ADD COLUMN rewrites the table; empty where the catalogue can keep the one value (ATExecAddColumn)."""
-    written = tree.column_type(definition["typeName"])
+    written = ast.column_type(definition["typeName"])
     fact = known.type_fact(written.name)
     if serial_base(written):
         return "serial gives each row a number"
     if fact and fact.kind == "domain" and fact.constrained:
         return f"each row is tested against the domain {fact.name}"
-    for constraint in tree.constraints(definition):
+    for constraint in ast.constraints(definition):
         kind = constraint["contype"]
         if kind == "CONSTR_DEFAULT" and (volatile := known.volatile_in(constraint["raw_expr"])):
             may = "is" if known.functions.get(volatile) or volatile in VOLATILE else "may be"
@@ -306,7 +230,7 @@ def added_column_rewrites(definition: Tree, known: Known) -> str:
 
 
 def _is_null(expression: Tree) -> bool:
-    kind, fields = tree.only(expression)
+    kind, fields = ast.only(expression)
     if kind == "TypeCast":
         return _is_null(fields["arg"])
     return kind == "A_Const" and bool(fields.get("isnull"))
@@ -324,7 +248,7 @@ def _count(indexes: int) -> str:
 
 def _alter_type(found: _Found, name: Name, command: Tree, inherit: bool) -> None:  # noqa: FBT001
     column, definition = command["name"], command["def"]["ColumnDef"]
-    new = tree.column_type(definition["typeName"])
+    new = ast.column_type(definition["typeName"])
     known = found.known
     facts = known.column(name, column)
     old = facts.type if facts else None
@@ -418,10 +342,10 @@ def _keeps_length(old: Type, new: Type) -> bool:  # noqa: PLR0911 (a table of ty
 
 def _is_plain_cast(using: Tree, column: str, new: Type) -> bool:
     """Whether USING is the column itself, or its cast to the new type, as drizzle-kit writes it."""
-    kind, fields = tree.only(using)
+    kind, fields = ast.only(using)
     if kind == "TypeCast":
-        return tree.column_type(fields["typeName"]) == new and _is_plain_cast(fields["arg"], column, new)
-    return kind == "ColumnRef" and tree.strings(fields.get("fields"))[-1:] == [column]
+        return ast.column_type(fields["typeName"]) == new and _is_plain_cast(fields["arg"], column, new)
+    return kind == "ColumnRef" and ast.strings(fields.get("fields"))[-1:] == [column]
 
 
 def _set_not_null(found: _Found, name: Name, command: Tree, inherit: bool) -> None:  # noqa: FBT001
@@ -446,7 +370,7 @@ def _add_constraint(found: _Found, name: Name, command: Tree, inherit: bool) -> 
             found.tree(name, Lock.ACCESS_EXCLUSIVE, inherit=inherit, scans="the CHECK is tested on each row")
     elif kind == "CONSTR_NOTNULL":
         if validates:
-            _set_not_null(found, name, {"name": tree.strings(constraint.get("keys"))[0]}, inherit)
+            _set_not_null(found, name, {"name": ast.strings(constraint.get("keys"))[0]}, inherit)
     elif kind in {"CONSTR_PRIMARY", "CONSTR_UNIQUE", "CONSTR_EXCLUSION"}:
         words = {"CONSTR_PRIMARY": "PRIMARY KEY", "CONSTR_UNIQUE": "UNIQUE"}.get(kind, "EXCLUDE")
         if "indexname" in constraint:
@@ -455,19 +379,21 @@ def _add_constraint(found: _Found, name: Name, command: Tree, inherit: bool) -> 
             )
         else:
             found.tree(name, Lock.ACCESS_EXCLUSIVE, inherit=inherit, builds=words)
-        for column in tree.strings(constraint.get("keys")) if kind == "CONSTR_PRIMARY" else ():
+        for column in ast.strings(constraint.get("keys")) if kind == "CONSTR_PRIMARY" else ():
             _set_not_null(found, name, {"name": column}, inherit)
 
 
 def _foreign_key(found: _Found, name: Name, constraint: Tree, *, validates: bool) -> None:
-    referenced = tree.relation(constraint["pktable"])
+    referenced = ast.relation(constraint["pktable"])
     validates = validates and not found.known.is_fresh(name)
     reason = f"each row is looked up in {referenced}" if validates else ""
     found.tree(name, Lock.SHARE_ROW_EXCLUSIVE, scans=reason)
     found.tree(referenced, Lock.SHARE_ROW_EXCLUSIVE, scans=f"{SEARCHED} {name}" if validates else "")
 
 
-def _foreign_keys_fall(found: _Found, table: Table | None, columns: set[str] | None, *, remade: bool = False) -> None:
+def _foreign_keys_fall(
+    found: _Found, table: KnownTable | None, columns: set[str] | None, *, remade: bool = False
+) -> None:
     """Dropping a foreign key drops its triggers on the other table too, under ACCESS EXCLUSIVE."""
     for key in table.foreign_keys.values() if table else ():
         if columns is None or key.columns & columns:
@@ -547,7 +473,7 @@ def _set_expression(found: _Found, name: Name, command: Tree, inherit: bool) -> 
 def _attach(found: _Found, name: Name, command: Tree, inherit: bool) -> None:  # noqa: FBT001
     del name, inherit
     partition = command["def"]["PartitionCmd"]
-    child = tree.relation(partition["name"])
+    child = ast.relation(partition["name"])
     found.tree(
         child, Lock.ACCESS_EXCLUSIVE, scans="each row is tested against the partition's bounds, unless a CHECK does"
     )
@@ -556,12 +482,12 @@ def _attach(found: _Found, name: Name, command: Tree, inherit: bool) -> None:  #
 def _detach(found: _Found, name: Name, command: Tree, inherit: bool) -> None:  # noqa: FBT001
     del name, inherit
     partition = command["def"]["PartitionCmd"]
-    found.tree(tree.relation(partition["name"]), Lock.ACCESS_EXCLUSIVE)
+    found.tree(ast.relation(partition["name"]), Lock.ACCESS_EXCLUSIVE)
 
 
 def _inherit(found: _Found, name: Name, command: Tree, inherit: bool) -> None:  # noqa: FBT001
     del name, inherit
-    parent = tree.relation(command["def"]["RangeVar"])
+    parent = ast.relation(command["def"]["RangeVar"])
     adds = command["subtype"] == "AT_AddInherit"
     found.touch(parent, Lock.SHARE_UPDATE_EXCLUSIVE if adds else Lock.ACCESS_SHARE)
 
@@ -591,24 +517,24 @@ _SUBCOMMANDS: dict[str, Callable[[_Found, Name, Tree, bool], None]] = {
 
 
 def _create_table(found: _Found, fields: Tree) -> None:
-    name = tree.relation(fields["relation"])
+    name = ast.relation(fields["relation"])
     if fields.get("if_not_exists") and found.known.find(name) is not None:
         found.notes.append(f"{name} is there: nothing is done")
         return
     inherited = Lock.ACCESS_EXCLUSIVE if "partbound" in fields else Lock.SHARE_UPDATE_EXCLUSIVE
     for parent in fields.get("inhRelations", ()):
-        parent_name = tree.relation(parent["RangeVar"])
+        parent_name = ast.relation(parent["RangeVar"])
         found.touch(parent_name, inherited)
         table = found.known.find(parent_name)
         for key in table.foreign_keys.values() if table and "partbound" in fields else ():
             found.touch(key.references, Lock.SHARE_ROW_EXCLUSIVE)
     for element in fields.get("tableElts", ()):
         if "TableLikeClause" in element:
-            found.touch(tree.relation(element["TableLikeClause"]["relation"]), Lock.ACCESS_SHARE)
-    inline = [c for column in tree.columns(fields) for c in tree.constraints(column)]
-    for constraint in [*inline, *tree.table_constraints(fields)]:
-        if constraint["contype"] == "CONSTR_FOREIGN" and tree.relation(constraint["pktable"]) != name:
-            found.tree(tree.relation(constraint["pktable"]), Lock.SHARE_ROW_EXCLUSIVE)
+            found.touch(ast.relation(element["TableLikeClause"]["relation"]), Lock.ACCESS_SHARE)
+    inline = [c for column in ast.columns(fields) for c in ast.constraints(column)]
+    for constraint in [*inline, *ast.table_constraints(fields)]:
+        if constraint["contype"] == "CONSTR_FOREIGN" and ast.relation(constraint["pktable"]) != name:
+            found.tree(ast.relation(constraint["pktable"]), Lock.SHARE_ROW_EXCLUSIVE)
 
 
 def _create_as(found: _Found, fields: Tree) -> None:
@@ -616,14 +542,14 @@ def _create_as(found: _Found, fields: Tree) -> None:
 
 
 def _create_view(found: _Found, fields: Tree) -> None:
-    name = tree.relation(fields["view"])
+    name = ast.relation(fields["view"])
     if fields.get("replace") and (table := found.known.find(name)) and not table.fresh:
         found.touch(name, Lock.ACCESS_EXCLUSIVE, kind="view")
     found.reads(fields.get("query"))
 
 
 def _create_index(found: _Found, fields: Tree) -> None:
-    name = tree.relation(fields["relation"])
+    name = ast.relation(fields["relation"])
     lock = Lock.SHARE_UPDATE_EXCLUSIVE if fields.get("concurrent") else Lock.SHARE
     index = fields.get("idxname")
     existing = found.known.find(Name(found.known.full(name).schema, index)) if index else None
@@ -636,10 +562,10 @@ def _create_index(found: _Found, fields: Tree) -> None:
 
 
 def _create_trigger(found: _Found, fields: Tree) -> None:
-    found.tree(tree.relation(fields["relation"]), Lock.SHARE_ROW_EXCLUSIVE)
+    found.tree(ast.relation(fields["relation"]), Lock.SHARE_ROW_EXCLUSIVE)
     if "constrrel" in fields:
         # CreateTriggerFiringOn: the table behind FROM is only looked up.
-        found.touch(tree.relation(fields["constrrel"]), Lock.ACCESS_SHARE)
+        found.touch(ast.relation(fields["constrrel"]), Lock.ACCESS_SHARE)
 
 
 def _create_sequence(found: _Found, fields: Tree) -> None:
@@ -647,22 +573,22 @@ def _create_sequence(found: _Found, fields: Tree) -> None:
 
 
 def _alter_sequence(found: _Found, fields: Tree) -> None:
-    found.touch(tree.relation(fields["sequence"]), Lock.SHARE_ROW_EXCLUSIVE, kind="sequence")
+    found.touch(ast.relation(fields["sequence"]), Lock.SHARE_ROW_EXCLUSIVE, kind="sequence")
     _owned_by(found, fields)
 
 
 def _owned_by(found: _Found, fields: Tree) -> None:
-    owner = tree.option(fields.get("options"), "owned_by")
-    words = tree.strings((owner or {}).get("arg", {}).get("List", {}).get("items"))
+    owner = ast.option(fields.get("options"), "owned_by")
+    words = ast.strings((owner or {}).get("arg", {}).get("List", {}).get("items"))
     if len(words) > 1:
-        found.touch(tree.qualified(words[:-1]), Lock.ACCESS_SHARE)
+        found.touch(ast.qualified(words[:-1]), Lock.ACCESS_SHARE)
 
 
 def _on_relations(lock: Lock) -> Callable[[_Found, Tree], None]:
     def rule(found: _Found, fields: Tree) -> None:
         for one in fields.get("relations", ()):
             if "RangeVar" in one:
-                found.touch(tree.relation(one["RangeVar"]), lock)
+                found.touch(ast.relation(one["RangeVar"]), lock)
 
     return rule
 
@@ -670,7 +596,7 @@ def _on_relations(lock: Lock) -> Callable[[_Found, Tree], None]:
 def _on_table(key: str, lock: Lock) -> Callable[[_Found, Tree], None]:
     def rule(found: _Found, fields: Tree) -> None:
         if key in fields:
-            found.touch(tree.relation(fields[key]), lock)
+            found.touch(ast.relation(fields[key]), lock)
 
     return rule
 
@@ -691,10 +617,10 @@ def _drop(found: _Found, fields: Tree) -> None:
     kind, known = fields["removeType"], found.known
     cascades = fields.get("behavior") == "DROP_CASCADE"
     for item in fields.get("objects", ()):
-        words = tree.dropped_name(kind, item)
-        name = tree.qualified(words)
+        words = ast.dropped_name(kind, item)
+        name = ast.qualified(words)
         if kind in _ON_A_TABLE:
-            found.tree(tree.qualified(words[:-1]), Lock.ACCESS_EXCLUSIVE, inherit=kind == "OBJECT_TRIGGER")
+            found.tree(ast.qualified(words[:-1]), Lock.ACCESS_EXCLUSIVE, inherit=kind == "OBJECT_TRIGGER")
         elif kind == "OBJECT_INDEX":
             _drop_index(found, name, concurrent=bool(fields.get("concurrent")))
         elif kind == "OBJECT_STATISTIC_EXT":
@@ -755,7 +681,7 @@ def _rename(found: _Found, fields: Tree) -> None:
     kind = fields["renameType"]
     if "relation" not in fields:
         return
-    name = tree.relation(fields["relation"])
+    name = ast.relation(fields["relation"])
     if kind == "OBJECT_INDEX":
         found.touch(name, Lock.SHARE_UPDATE_EXCLUSIVE, kind="index")
     elif kind == "OBJECT_ATTRIBUTE":
@@ -769,12 +695,12 @@ def _rename(found: _Found, fields: Tree) -> None:
 
 def _set_schema(found: _Found, fields: Tree) -> None:
     if "relation" in fields:
-        found.touch(tree.relation(fields["relation"]), Lock.ACCESS_EXCLUSIVE)
+        found.touch(ast.relation(fields["relation"]), Lock.ACCESS_EXCLUSIVE)
 
 
 def _comment(found: _Found, fields: Tree) -> None:
     kind = fields["objtype"]
-    words = tree.dropped_name(kind, fields["object"])
+    words = ast.dropped_name(kind, fields["object"])
     if kind in {
         "OBJECT_TABLE",
         "OBJECT_VIEW",
@@ -783,18 +709,18 @@ def _comment(found: _Found, fields: Tree) -> None:
         "OBJECT_SEQUENCE",
         "OBJECT_FOREIGN_TABLE",
     }:
-        found.touch(tree.qualified(words), Lock.SHARE_UPDATE_EXCLUSIVE)
+        found.touch(ast.qualified(words), Lock.SHARE_UPDATE_EXCLUSIVE)
     elif kind == "OBJECT_COLUMN" and len(words) > 1:
-        found.touch(tree.qualified(words[:-1]), Lock.SHARE_UPDATE_EXCLUSIVE)
+        found.touch(ast.qualified(words[:-1]), Lock.SHARE_UPDATE_EXCLUSIVE)
     elif kind in {*_ON_A_TABLE, "OBJECT_TABCONSTRAINT"} and len(words) > 1:
-        found.touch(tree.qualified(words[:-1]), Lock.ACCESS_SHARE)
+        found.touch(ast.qualified(words[:-1]), Lock.ACCESS_SHARE)
 
 
 # --- Data and maintenance --------------------------------------------------------------------------------------------
 
 
 def _truncate(found: _Found, fields: Tree) -> None:
-    pending = [tree.relation(one["RangeVar"]) for one in fields.get("relations", ())]
+    pending = [ast.relation(one["RangeVar"]) for one in fields.get("relations", ())]
     seen: set[Name] = set()
     while pending:
         name = found.known.full(pending.pop())
@@ -808,11 +734,11 @@ def _truncate(found: _Found, fields: Tree) -> None:
 
 def _lock(found: _Found, fields: Tree) -> None:
     for one in fields.get("relations", ()):
-        found.tree(tree.relation(one["RangeVar"]), Lock(fields["mode"]), inherit=bool(one["RangeVar"].get("inh")))
+        found.tree(ast.relation(one["RangeVar"]), Lock(fields["mode"]), inherit=bool(one["RangeVar"].get("inh")))
 
 
 def _refresh(found: _Found, fields: Tree) -> None:
-    name = tree.relation(fields["relation"])
+    name = ast.relation(fields["relation"])
     if fields.get("skipData"):
         found.touch(name, Lock.ACCESS_EXCLUSIVE, kind="materialized view")
     elif fields.get("concurrent"):
@@ -826,12 +752,12 @@ def _refresh(found: _Found, fields: Tree) -> None:
 
 
 def _reindex(found: _Found, fields: Tree) -> None:
-    concurrent = tree.is_on(fields.get("params"), "concurrently")
+    concurrent = ast.is_on(fields.get("params"), "concurrently")
     lock = Lock.SHARE_UPDATE_EXCLUSIVE if concurrent else Lock.SHARE
     if "relation" not in fields:
         found.notes.append("every index is built again, one table after the other")
         return
-    name = tree.relation(fields["relation"])
+    name = ast.relation(fields["relation"])
     if fields["kind"] == "REINDEX_OBJECT_INDEX":
         index = found.known.find(name)
         if index and index.on:
@@ -845,18 +771,18 @@ def _reindex(found: _Found, fields: Tree) -> None:
 
 def _cluster(found: _Found, fields: Tree) -> None:
     if "relation" in fields:
-        found.touch(tree.relation(fields["relation"]), Lock.ACCESS_EXCLUSIVE, rewrites="CLUSTER writes the table anew")
-        _rebuilds(found, tree.relation(fields["relation"]), inherit=False)
+        found.touch(ast.relation(fields["relation"]), Lock.ACCESS_EXCLUSIVE, rewrites="CLUSTER writes the table anew")
+        _rebuilds(found, ast.relation(fields["relation"]), inherit=False)
     else:
         found.notes.append("every table that was clustered before is written anew")
 
 
 def _vacuum(found: _Found, fields: Tree) -> None:
-    full = tree.is_on(fields.get("options"), "full")
+    full = ast.is_on(fields.get("options"), "full")
     for one in fields.get("rels", ()):
         if "relation" not in one["VacuumRelation"]:
             continue
-        name = tree.relation(one["VacuumRelation"]["relation"])
+        name = ast.relation(one["VacuumRelation"]["relation"])
         if full:
             found.tree(name, Lock.ACCESS_EXCLUSIVE, rewrites="VACUUM FULL writes the table anew")
             _rebuilds(found, name, inherit=True)
@@ -871,12 +797,12 @@ def _insert(found: _Found, fields: Tree) -> None:
     select = fields.get("selectStmt", {}).get("SelectStmt", {})
     if not select.get("valuesLists") or len(select["valuesLists"]) <= _WALKED_VALUES:
         found.reads(fields)
-    found.touch(tree.relation(fields["relation"]), Lock.ROW_EXCLUSIVE)
+    found.touch(ast.relation(fields["relation"]), Lock.ROW_EXCLUSIVE)
 
 
 def _update(found: _Found, fields: Tree) -> None:
     found.reads(fields)
-    name = tree.relation(fields["relation"])
+    name = ast.relation(fields["relation"])
     words = "" if "whereClause" in fields else "every row"
     found.tree(name, Lock.ROW_EXCLUSIVE, inherit=bool(fields["relation"].get("inh")), scans=words)
 
@@ -884,19 +810,19 @@ def _update(found: _Found, fields: Tree) -> None:
 def _select(found: _Found, fields: Tree) -> None:
     into = fields.get("intoClause", {}).get("rel")
     found.reads({key: value for key, value in fields.items() if key != "intoClause"})
-    for _, clause in tree.nodes(fields, "LockingClause"):
-        named = [tree.relation(one["RangeVar"]) for one in clause.get("lockedRels", ())]
-        for name in named or tree.read_tables(fields.get("fromClause")):
+    for _, clause in ast.nodes(fields, "LockingClause"):
+        named = [ast.relation(one["RangeVar"]) for one in clause.get("lockedRels", ())]
+        for name in named or ast.read_tables(fields.get("fromClause")):
             found.touch(name, Lock.ROW_SHARE)
     del into
-    if any(name.schema not in {None, "pg_catalog"} for name in tree.called(fields)):
+    if any(name.schema not in {None, "pg_catalog"} for name in ast.called(fields)):
         found.notes.append("calls functions: what they do is not seen")
 
 
 def _copy(found: _Found, fields: Tree) -> None:
     if "relation" in fields:
         lock = Lock.ROW_EXCLUSIVE if fields.get("is_from") else Lock.ACCESS_SHARE
-        found.touch(tree.relation(fields["relation"]), lock)
+        found.touch(ast.relation(fields["relation"]), lock)
     found.reads(fields.get("query"))
 
 
@@ -918,14 +844,14 @@ def _call(found: _Found, fields: Tree) -> None:
 def _grant(found: _Found, fields: Tree) -> None:
     if fields.get("objtype") == "OBJECT_TABLE" and fields.get("targtype") == "ACL_TARGET_OBJECT":
         for one in fields.get("objects", ()):
-            found.touch(tree.relation(one["RangeVar"]), Lock.ACCESS_SHARE)
+            found.touch(ast.relation(one["RangeVar"]), Lock.ACCESS_SHARE)
 
 
 def _publication(found: _Found, fields: Tree) -> None:
     for one in fields.get("pubobjects", ()):
         table = one["PublicationObjSpec"].get("pubtable")
         if table:
-            found.tree(tree.relation(table["relation"]), Lock.SHARE_UPDATE_EXCLUSIVE)
+            found.tree(ast.relation(table["relation"]), Lock.SHARE_UPDATE_EXCLUSIVE)
 
 
 def _alter_domain(found: _Found, fields: Tree) -> None:
@@ -934,7 +860,7 @@ def _alter_domain(found: _Found, fields: Tree) -> None:
     if not validates:
         return
     lock = Lock.SHARE_UPDATE_EXCLUSIVE if subtype == "V" else Lock.SHARE
-    for table in found.known.users_of(tree.qualified(tree.strings(fields["typeName"]))):
+    for table in found.known.users_of(ast.qualified(ast.strings(fields["typeName"]))):
         found.touch(table.name, lock, scans="each value of the domain is tested")
 
 
@@ -945,7 +871,7 @@ def _alter_extension(found: _Found, fields: Tree) -> None:
 
 def _create_schema(found: _Found, fields: Tree) -> None:
     for element in fields.get("schemaElts", ()):
-        node, inner = tree.only(element)
+        node, inner = ast.only(element)
         if rule := _RULES.get(node):
             rule(found, inner)
 
@@ -990,64 +916,3 @@ _RULES: dict[str, Callable[[_Found, Tree], None]] = {
     "VacuumStmt": _vacuum,
     "ViewStmt": _create_view,
 }
-
-
-# --- Through a transaction -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """A strong lock on a table in use that stays, since a transaction keeps its locks, while a later statement works.
-
-    `taken_by` and `until` are statement indexes within the file; `work` says what the later one does.
-    """
-
-    table: Name
-    lock: Lock
-    taken_by: int
-    until: int
-    work: str
-
-
-@dataclass(slots=True)
-class Holding:
-    """The locks of the open transaction. `add` each statement in order; a new transaction needs a new one."""
-
-    locks: dict[Name, tuple[Lock, int]] = field(default_factory=dict)
-
-    def add(self, index: int, node: str, impact: Impact) -> list[Held]:
-        """What is held, on which other tables use waits, while this statement does long work."""
-        work = long_work(node, impact)
-        held = []
-        if work:
-            # What the statement itself locks as strongly is its own affair.
-            own = {t.table: t.lock for t in impact.touches}
-            held = [Held(t, lock, at, index, work) for t, (lock, at) in self.locks.items() if lock > own.get(t, 0)]
-        for touch in impact.touches:
-            if (
-                touch.lock >= Lock.SHARE
-                and not touch.fresh
-                and touch.kind in {"table", "partitioned", "materialized view"}
-            ):
-                lock, at = self.locks.get(touch.table, (touch.lock, index))
-                self.locks[touch.table] = (max(lock, touch.lock), at)
-        return held
-
-
-_DATA = {"UpdateStmt": "UPDATE", "DeleteStmt": "DELETE", "MergeStmt": "MERGE", "InsertStmt": "INSERT … SELECT"}
-
-
-def long_work(node: str, impact: Impact) -> str:
-    """The work of a statement that grows with a table in use; empty where there is none."""
-    if node in _DATA:
-        written = [t for t in impact.touches if t.lock is Lock.ROW_EXCLUSIVE]
-        in_use = [t for t in impact.touches if not t.fresh]
-        if node == "InsertStmt":
-            return f"INSERT from {in_use[0].table}" if [t for t in in_use if t not in written] else ""
-        return f"{_DATA[node]} of {written[0].table}" if written and not written[0].fresh else ""
-    if node == "CallStmt":
-        return "CALL"
-    at_work = next((t for t in impact.touches if t.work and not t.fresh), None)
-    if at_work is None:
-        return ""
-    return f"{at_work.work}{' on' if at_work.work.startswith('builds') else ''} {at_work.table}"

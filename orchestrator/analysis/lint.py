@@ -1,4 +1,6 @@
-"""`lint`: a folder's files, each statement against the rules, and the comments that allow. Touches the file system.
+"""`lint`: a folder's files, each statement against the rules, and the comments that allow.
+
+Touches the file system, and in `lint_with_ledger` the database; it only reads.
 
 A file is another release: what earlier files made is in use. The files before are read for what they made, so that a
 type is known without a database. With `pending`, the whole pending set is one release on top of the live catalogue.
@@ -6,23 +8,30 @@ type is known without a database. With `pending`, the whole pending set is one r
 
 from __future__ import annotations
 
+import asyncio
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from orchestrator.analysis.catalog import Known
-from orchestrator.analysis.impact import Holding, impact_of
+from orchestrator.analysis.follow import follow
+from orchestrator.analysis.impact import impact_of
 from orchestrator.analysis.lint_rules import RULES, Hit, Level, Statements, check, check_held
-from orchestrator.analysis.plan import trees
+from orchestrator.analysis.locks import Holding
+from orchestrator.analysis.plan import known_for, trees
 from orchestrator.migrator.folder import as_node_reads
+from orchestrator.migrator.resolve import Kind
 from orchestrator.migrator.sql import parser
 from orchestrator.migrator.sql.statements import SqlSyntaxError, Statement, statements
+from orchestrator.migrator.state import readable_surveys
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+
+    from orchestrator.migrator.sources import Source
 
 # A file's token by token look for long names is not for data files.
 _TOKENS_LIMIT_BYTES = 1 << 20
@@ -33,7 +42,7 @@ _ALLOW = re.compile(r"lint:\s*allow\b[ \t]*([\w-]*)[ \t,:]*(.*)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class LintFinding:
     """One thing that will hurt: where, why, and what to write instead. `allowed` is the reason of the comment."""
 
     rule: str
@@ -62,16 +71,16 @@ class LintFolder:
 
     path: Path
     files: tuple[LintFile, ...] = ()
-    problems: tuple[Finding, ...] = ()
+    problems: tuple[LintFinding, ...] = ()
 
 
 @dataclass(slots=True)
-class Report:
+class LintReport:
     """What was looked at and found, in order of file and line."""
 
     files: list[str] = field(default_factory=list)
-    findings: list[Finding] = field(default_factory=list)
-    allowed: list[Finding] = field(default_factory=list)
+    findings: list[LintFinding] = field(default_factory=list)
+    allowed: list[LintFinding] = field(default_factory=list)
 
     @property
     def fails(self) -> bool:
@@ -81,9 +90,9 @@ class Report:
 
 def finding(
     rule: str, file: Path | str, why: str, *, line: int = 1, column: int = 1, level: Level | None = None
-) -> Finding:
+) -> LintFinding:
     """A finding of a rule, with the rule's own level and advice."""
-    return Finding(rule, level or RULES[rule].level, str(file), line, column, why, RULES[rule].instead)
+    return LintFinding(rule, level or RULES[rule].level, str(file), line, column, why, RULES[rule].instead)
 
 
 # --- The folder ------------------------------------------------------------------------------------------------------
@@ -113,7 +122,7 @@ def _read_v0(path: Path, journal: Path) -> LintFolder:
     except msgspec.DecodeError as error:
         return LintFolder(path, (), (finding("broken-folder", journal, f"not a Drizzle journal: {error}"),))
     files: list[LintFile] = []
-    problems: list[Finding] = []
+    problems: list[LintFinding] = []
     seen: set[str] = set()
     highest, holder = float("-inf"), ""
     for entry in entries:
@@ -146,7 +155,7 @@ def _line_of(text: bytes, tag: str) -> int:
 
 def _read_v1(path: Path) -> LintFolder:
     files: list[LintFile] = []
-    problems: list[Finding] = []
+    problems: list[LintFinding] = []
     for inner in sorted(path.iterdir()) if path.is_dir() else ():
         file = inner / "migration.sql"
         is_stamped = inner.name[:_STAMP_DIGITS].isdigit() and len(inner.name) >= _STAMP_DIGITS
@@ -173,7 +182,7 @@ def lint(
     only: Iterable[Path] | None = None,
     pending: frozenset[str] | None = None,
     known: Known | None = None,
-) -> Report:
+) -> LintReport:
     """Hold a folder's files against the rules.
 
     Args:
@@ -182,10 +191,10 @@ def lint(
         pending: names of the pending files: they alone are read, as one release, on top of `known`.
         known: what is there before the first file that is read.
     """
-    report = Report()
+    report = LintReport()
     known = known or Known()
     wanted = None if only is None else {path.resolve() for path in only}
-    of_file: dict[str, list[Finding]] = {}
+    of_file: dict[str, list[LintFinding]] = {}
     for problem in folder.problems:
         if problem.migration:
             of_file.setdefault(problem.migration, []).append(problem)
@@ -203,15 +212,17 @@ def lint(
     return report
 
 
-def lint_file(path: Path, raw: bytes, known: Known | None = None) -> Report:
+def lint_file(path: Path, raw: bytes, known: Known | None = None) -> LintReport:
     """Hold one file, with nothing before it, against the rules."""
-    report = Report()
+    report = LintReport()
     _text(str(path), raw, known or Known(), report)
     report.findings.sort(key=lambda f: (f.line, f.column))
     return report
 
 
-def _text(path: str, raw: bytes, known: Known, report: Report | None, of_folder: Sequence[Finding] = ()) -> None:
+def _text(
+    path: str, raw: bytes, known: Known, report: LintReport | None, of_folder: Sequence[LintFinding] = ()
+) -> None:
     """One file; `of_folder` is what the journal's entry of it breaks, which any allow in the file can speak of."""
     if report is not None:
         report.files.append(path)
@@ -222,7 +233,7 @@ def _text(path: str, raw: bytes, known: Known, report: Report | None, of_folder:
             report.findings.append(finding("syntax", path, error.reason, line=error.line, column=error.column))
             report.findings += of_folder
         return
-    found: list[tuple[Finding, Statement | None]] = [(one, None) for one in of_folder]
+    found: list[tuple[LintFinding, Statement | None]] = [(one, None) for one in of_folder]
     for statement, hit in _hits(parsed, len(raw), known):
         if report is not None:
             found.append((_placed(path, statement, hit), statement))
@@ -262,10 +273,10 @@ def _hits(parsed: Sequence[Statement], size: int, known: Known) -> Iterator[tupl
             # After the file's own COMMIT each statement is a transaction.
             holding = Holding()
             at.end()
-        known.learn(node, fields)
+        follow(known, node, fields)
 
 
-def _placed(path: str, statement: Statement, hit: Hit) -> Finding:
+def _placed(path: str, statement: Statement, hit: Hit) -> LintFinding:
     line, column = statement.line, statement.column
     if hit.offset:
         before = statement.text.encode()[: hit.offset].decode(errors="replace")
@@ -276,7 +287,7 @@ def _placed(path: str, statement: Statement, hit: Hit) -> Finding:
     return replace(made, statement=statement.kind)
 
 
-def _long_names(path: str, raw: bytes) -> Iterator[Finding]:
+def _long_names(path: str, raw: bytes) -> Iterator[LintFinding]:
     """Names longer than Postgres keeps: by tokens, since the parser has cut them already."""
     try:
         tokens = list(parser.tokens(raw))
@@ -312,7 +323,11 @@ class _Allow:
 
 
 def _allow(
-    path: str, raw: bytes, parsed: Sequence[Statement], found: list[tuple[Finding, Statement | None]], report: Report
+    path: str,
+    raw: bytes,
+    parsed: Sequence[Statement],
+    found: list[tuple[LintFinding, Statement | None]],
+    report: LintReport,
 ) -> None:
     allows = _allows(raw, parsed) if b"lint:" in raw else []
     for one, statement in found:
@@ -357,3 +372,36 @@ def _allows(raw: bytes, parsed: Sequence[Statement]) -> list[_Allow]:
         reason = " ".join(match[2].split())
         found.append(_Allow(match[1].lower(), reason, line, column, *span))
     return found
+
+
+# --- With a database at hand ------------------------------------------------------------------------------------------
+
+
+async def lint_with_ledger(
+    connection: Any, source: Source, folder: LintFolder, *, every: bool
+) -> tuple[LintReport, str]:
+    """What is found in the pending files (or in all), and in words what was looked at.
+
+    With `every` the files are read from the first on, as without a database; the ledger then adds which file was
+    changed after it was applied. Raises as `preview`, and not for a file that is not SQL: that is a finding.
+    """
+    (one,) = await readable_surveys(connection, [source])
+    if every:
+        report = await asyncio.to_thread(lint, folder)
+        scope = f"all files of {folder.path}"
+    else:
+        known = await known_for(connection, [one], tolerant=True)
+        pending = frozenset(migration.name for migration in one.plan.pending)
+        report = await asyncio.to_thread(lint, folder, pending=pending, known=known)
+        files = "file" if len(pending) == 1 else "files"
+        scope = f"the {len(pending)} pending {files} of {folder.path}; --all looks at every one"
+    paths = {file.name: str(file.path) for file in folder.files}
+    for found in one.plan.findings:
+        path = paths.get(found.name)
+        if path is not None and found.kind is Kind.EDITED and not found.cosmetic:
+            report.findings.append(finding("changed-after-apply", path, "it was changed after it was applied"))
+        elif path is not None and found.kind is Kind.OUT_OF_ORDER and source.folder.generation == "v0":
+            why = "it is older than the newest applied migration: drizzle, and so a run, passes over it"
+            report.findings.append(finding("never-runs", path, why))
+    report.findings.sort(key=lambda f: (f.file, f.line, f.column))
+    return report, scope

@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from orchestrator.analysis import ast
 from orchestrator.analysis.catalog import Known, serial_base
 from orchestrator.analysis.do_blocks import block_statements
-from orchestrator.analysis.impact import Impact, Lock, added_column_rewrites, impact_of
+from orchestrator.analysis.impact import added_column_rewrites, impact_of
+from orchestrator.analysis.locks import Impact, Lock
 
 if TYPE_CHECKING:
     from orchestrator.analysis.ast import Name, Tree
-    from orchestrator.analysis.impact import Held
+    from orchestrator.analysis.locks import HeldLock
 
 
 class Level(StrEnum):
@@ -271,7 +272,7 @@ def check(at: Statements, node: str, fields: Tree, impact: Impact) -> Iterator[H
     yield from _enum_values_used(at, node, fields)
 
 
-def check_held(at: Statements, held: list[Held]) -> Iterator[Hit]:
+def check_held(at: Statements, held: list[HeldLock]) -> Iterator[Hit]:
     """Long work under a lock of an earlier statement: told once in a transaction."""
     if held and not at.told_of_lock:
         at.told_of_lock = True

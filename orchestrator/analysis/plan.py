@@ -13,7 +13,9 @@ import msgspec
 from orchestrator.analysis import ast
 from orchestrator.analysis.catalog_reader import read_known
 from orchestrator.analysis.do_blocks import block_statements
-from orchestrator.analysis.impact import Holding, Impact, impact_of
+from orchestrator.analysis.follow import follow
+from orchestrator.analysis.impact import impact_of
+from orchestrator.analysis.locks import Holding, Impact
 from orchestrator.migrator.run.errors import refuse_in_single_transaction
 from orchestrator.migrator.sql import parser
 from orchestrator.migrator.sql.statements import SqlSyntaxError, statements
@@ -24,10 +26,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from orchestrator.analysis.catalog import Known
-    from orchestrator.analysis.impact import Held, Touch
+    from orchestrator.analysis.locks import HeldLock, Touch
     from orchestrator.migrator.resolve import Ahead, Policy
+    from orchestrator.migrator.sources import Source
     from orchestrator.migrator.sql.statements import Statement
-    from orchestrator.migrator.state import Source, Survey
+    from orchestrator.migrator.state import Survey
 
 # Above this the trees of data statements are not read whole: only which table they write to.
 _HEAD_ONLY_BYTES = 1 << 20
@@ -164,7 +167,7 @@ def _is_one_transaction(parsed: Sequence[Statement]) -> bool:
 def _statements(parsed: Sequence[Statement], raw_size: int, known: Known) -> dict[str, Any]:
     """The statements of a file; neighbours that do the same to the same tables are one entry with a count."""
     shown: list[dict[str, Any]] = []
-    held: list[Held] = []
+    held: list[HeldLock] = []
     holding = Holding()
     steps = not _is_one_transaction(parsed)
     in_own = False  # after the file's own COMMIT each statement is a transaction
@@ -178,7 +181,7 @@ def _statements(parsed: Sequence[Statement], raw_size: int, known: Known) -> dic
         held += holding.add(statement.index, node, impact)
         if in_own and steps:
             holding = Holding()
-        known.learn(node, fields)
+        follow(known, node, fields)
         if last == (statement.kind, impact) and statement.kind in {"INSERT", "UPDATE", "DELETE"}:
             shown[-1]["count"] += 1
             continue
@@ -192,7 +195,7 @@ def _statements(parsed: Sequence[Statement], raw_size: int, known: Known) -> dic
     }
 
 
-def _held(held: Sequence[Held]) -> list[dict[str, Any]]:
+def _held(held: Sequence[HeldLock]) -> list[dict[str, Any]]:
     """One entry for each table whose lock stays while others are worked on."""
     found: dict[tuple[str, int], dict[str, Any]] = {}
     for one in held:

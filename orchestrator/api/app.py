@@ -9,54 +9,32 @@ from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 from aiohttp import web
 
 from orchestrator.api import health, page
 from orchestrator.api.connections import Connection
-from orchestrator.api.counters import Measures
 from orchestrator.api.problems import problem
 from orchestrator.api.rate_limit import RateLimitedEvents
-from orchestrator.api.routing import ROUTE, Dispatcher
-from orchestrator.api.security import BODY_LIMIT_BYTES, Safety, is_loopback
+from orchestrator.api.routing import DISPATCHER, ROUTE, Dispatcher
+from orchestrator.api.security import BODY_LIMIT_BYTES, is_loopback
 from orchestrator.lifecycle import Phase
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator
 
     from aiohttp.typedefs import Handler
 
-    from orchestrator.api.event_log import Tail
+    from orchestrator.api.backend import Backend
     from orchestrator.api.metrics import Exposition
-    from orchestrator.api.queue_sampler import Sampler
+    from orchestrator.api.security import Safety
     from orchestrator.dsn import Dsn
-    from orchestrator.jobs.registry import Registry
-    from orchestrator.jobs.server import JobServer
     from orchestrator.lifecycle import Lifecycle
-    from orchestrator.migrator.state import Source
-
-
-class Backend(msgspec.Struct):
-    """What the routes work with. `safety` is there from the start; the supervisor fills the rest at LAUNCHING."""
-
-    safety: Safety = msgspec.field(default_factory=Safety)
-    pool: Any = None
-    sources: Sequence[Source] = msgspec.field(default_factory=tuple)
-    policy: Any = "drizzle"
-    ahead: Any = "refuse"
-    registry: Registry | None = None
-    jobs: JobServer | None = None
-    life: Lifecycle | None = None
-    measures: Measures = msgspec.field(default_factory=Measures)
-    sampler: Sampler | None = None
-    tail: Tail | None = None
-    dispatcher: Dispatcher | None = None
 
 
 def build_app(life: Lifecycle, backend: Backend) -> web.Application:
     """The application. It can serve before anything else is there: until READY only what tells of the start is open."""
     backend.life = life
-    dispatcher = backend.dispatcher = Dispatcher(backend)
+    dispatcher = Dispatcher(backend)
     life.listen(backend.measures.hear)
     gate = Gate(life, backend)
     own_methods: dict[str, list[str]] = {}
@@ -79,6 +57,7 @@ def build_app(life: Lifecycle, backend: Backend) -> web.Application:
 
     # No middlewares: two of them cost a request more than all that `/health` does. The handlers are wrapped instead.
     app = web.Application(client_max_size=BODY_LIMIT_BYTES)
+    app[DISPATCHER] = dispatcher
     app.on_response_prepare.append(prepare)
     app.on_shutdown.append(end_streams)
     told_all, told_little = health.probes(life), health.probes(life, tells_all=False)
@@ -242,12 +221,11 @@ def _exposition(life: Lifecycle, backend: Backend) -> Exposition:
     return Exposition(life, backend)
 
 
-def load_routes(backend: Backend) -> None:
+def load_routes(app: web.Application) -> None:
     """Load what stands behind the gate, so that the first request after READY need not. Blocking: for a thread."""
     import orchestrator.api.event_log  # noqa: F401
 
-    if backend.dispatcher is not None:
-        backend.dispatcher.load()
+    app[DISPATCHER].load()
 
 
 def _tell_who_may_ask(safety: Safety, life: Lifecycle) -> None:

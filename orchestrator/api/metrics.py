@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from prometheus_client.metrics_core import Metric
 
-    from orchestrator.api.app import Backend
+    from orchestrator.api.backend import Backend
     from orchestrator.api.counters import Histogram, Measures
     from orchestrator.lifecycle import Lifecycle
 

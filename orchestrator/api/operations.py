@@ -34,7 +34,7 @@ from orchestrator.jobs.errors import (
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
-    from orchestrator.api.app import Backend
+    from orchestrator.api.backend import Backend
 
 _ACQUIRE_TIMEOUT_S = 10.0
 # A statement that takes longer is cancelled, and its connection given back: a pool is small.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from aiohttp.typedefs import Handler
 
-    from orchestrator.api.app import Backend
+    from orchestrator.api.backend import Backend
     from orchestrator.api.operations import Operation
 
 # Where the template of the route that served a request is kept, for the metrics.
@@ -28,7 +28,7 @@ def operations() -> Sequence[Operation]:
     from orchestrator.api.routes import events, jobs, migrations, queues, schedules, streamystats
 
     return (
-        *openapi.OPERATIONS,
+        *openapi.about(operations),
         *jobs.OPERATIONS,
         *queues.OPERATIONS,
         *schedules.OPERATIONS,
@@ -70,6 +70,9 @@ class Dispatcher:
         request[ROUTE] = "" if resource is None else resource.canonical
         request["match"] = dict(match)
         return await match.handler(request)
+
+
+DISPATCHER = web.AppKey("dispatcher", Dispatcher)
 
 
 def _handler(operation: Operation, backend: Backend) -> Handler:

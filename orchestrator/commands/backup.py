@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from orchestrator.backup.manifest import Backup
     from orchestrator.dsn import Dsn
     from orchestrator.lifecycle import Lifecycle
-    from orchestrator.migrator.state import Source
+    from orchestrator.migrator.sources import Source
     from orchestrator.settings import Settings
 
 _WIDTH_OFF_A_TERMINAL = 200

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from orchestrator.dsn import Dsn
     from orchestrator.lifecycle import Lifecycle
     from orchestrator.migrator.folder import Generation
-    from orchestrator.migrator.state import Source
+    from orchestrator.migrator.sources import Source
     from orchestrator.schema.table_sql import Rename
     from orchestrator.settings import Settings
     from orchestrator.tools.generate import Generated
@@ -119,21 +119,13 @@ async def _work(options: argparse.Namespace, settings: Settings, life: Lifecycle
 
 def _sources(settings: Settings, folder: Path, schemas: frozenset[str]) -> list[Source]:
     """What to replay: the service's own folder and the user's, or, where the tables are the service's own, that one."""
-    from orchestrator import supervisor
-    from orchestrator.migrator.folder import read_folder
-    from orchestrator.migrator.ledger import LedgerTable
     from orchestrator.migrator.records import SERVICE_SCHEMA
-    from orchestrator.migrator.state import Source
+    from orchestrator.migrator.sources import read_sources, service_source
     from orchestrator.tools.new_file import is_begun
 
     if SERVICE_SCHEMA in schemas:
-        table = LedgerTable(SERVICE_SCHEMA, "__drizzle_migrations")
-        return [Source("service", read_folder(folder), table)] if is_begun(folder) else []
-    if is_begun(folder):
-        return supervisor.read_sources(settings)
-    return [
-        Source("service", read_folder(supervisor.service_folder()), LedgerTable(SERVICE_SCHEMA, "__drizzle_migrations"))
-    ]
+        return [service_source(folder)] if is_begun(folder) else []
+    return read_sources(settings) if is_begun(folder) else [service_source()]
 
 
 @asynccontextmanager

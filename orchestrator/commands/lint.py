@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import argparse
     from typing import Any
 
-    from orchestrator.analysis.lint import Finding, LintFolder, Report
+    from orchestrator.analysis.lint import LintFinding, LintFolder, LintReport
     from orchestrator.lifecycle import Lifecycle
     from orchestrator.settings import Settings
 
@@ -48,18 +48,32 @@ def _lint(options: argparse.Namespace) -> int:
     if settings.database is None or _is_broken(folders[0][0]):
         reports = [(_without_a_database(folder, only), _scope(folder, only)) for folder, only in folders]
         return _tell(options, reports)
-    found: list[Report] = []
+    found: list[LintReport] = []
     scope: list[str] = []
 
     async def ask(settings: Settings, life: Lifecycle) -> None:
-        from orchestrator import supervisor
-
-        report, words = await supervisor.gather_lint(settings, life, folders[0][0], every=options.all)
+        report, words = await _with_ledger(settings, life, folders[0][0], every=options.all)
         found.append(report)
         scope.append(words)
 
     code = run(options, ask, default_level="warning")
     return code if code != 0 else _tell(options, [(found[0], scope[0])])
+
+
+async def _with_ledger(
+    settings: Settings, life: Lifecycle, folder: LintFolder, *, every: bool
+) -> tuple[LintReport, str]:
+    """What is found with the database at hand, and in words what was looked at."""
+    import asyncio
+
+    from orchestrator.analysis.lint import lint_with_ledger
+    from orchestrator.commands.reading import reading
+    from orchestrator.embedded.choice import given
+    from orchestrator.migrator.sources import read_sources
+
+    sources = await asyncio.to_thread(read_sources, settings)
+    async with reading(settings, life, given(settings.migration_database), "lint") as connection:
+        return await lint_with_ledger(connection, sources[-1], folder, every=every)
 
 
 def _is_broken(folder: LintFolder) -> bool:
@@ -100,7 +114,7 @@ def _folders(options: argparse.Namespace, settings: Settings) -> list[tuple[Lint
     return found
 
 
-def _without_a_database(folder: LintFolder, only: list[Path] | None) -> Report:
+def _without_a_database(folder: LintFolder, only: list[Path] | None) -> LintReport:
     from orchestrator.analysis.lint import lint as lint_folder
 
     return lint_folder(folder, only=only)
@@ -115,7 +129,7 @@ def _shown(file: str) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else file
 
 
-def _tell(options: argparse.Namespace, reports: list[tuple[Report, str]]) -> int:
+def _tell(options: argparse.Namespace, reports: list[tuple[LintReport, str]]) -> int:
     findings = [f for report, _ in reports for f in report.findings]
     allowed = [f for report, _ in reports for f in report.allowed]
     files = sum(len(report.files) for report, _ in reports)
@@ -140,7 +154,7 @@ def _tell(options: argparse.Namespace, reports: list[tuple[Report, str]]) -> int
     return int(fails)
 
 
-def _described(one: Finding) -> dict[str, Any]:
+def _described(one: LintFinding) -> dict[str, Any]:
     return {
         "rule": one.rule,
         "level": one.level,
@@ -154,7 +168,7 @@ def _described(one: Finding) -> dict[str, Any]:
     }
 
 
-def github_line(one: Finding) -> str:
+def github_line(one: LintFinding) -> str:
     """A workflow command (actions/toolkit, command.ts: `escapeData` and `escapeProperty`)."""
     properties = {
         "file": _shown(one.file),
@@ -171,7 +185,7 @@ def _escaped(text: str, *, in_property: bool = False) -> str:
     return text.replace(":", "%3A").replace(",", "%2C") if in_property else text
 
 
-def _print(findings: list[Finding], allowed: list[Finding], files: int, scope: str, *, notes: bool) -> None:
+def _print(findings: list[LintFinding], allowed: list[LintFinding], files: int, scope: str, *, notes: bool) -> None:
     """Findings by file; what to write instead stands once for each rule, at the end."""
     from rich.console import Console
     from rich.markup import escape

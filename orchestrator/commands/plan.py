@@ -30,13 +30,11 @@ def with_plan_options(parser: argparse.ArgumentParser) -> None:
 
 def show_plan(options: argparse.Namespace) -> int:
     """Print the plan; the exit code is that of `status --exit-code`."""
-    from orchestrator import supervisor
-
     found: dict[str, Any] = {}
 
     async def gather(settings: Settings, life: Lifecycle) -> None:
         embedded = getattr(options, "embedded", False)
-        found.update(await supervisor.gather_plan(settings, life, embedded=embedded))
+        found.update(await _gather(settings, life, embedded=embedded))
 
     code = run(options, gather, default_level="warning")
     if code != 0:
@@ -50,6 +48,32 @@ def show_plan(options: argparse.Namespace) -> int:
 
         return EXIT_MIGRATION if found["refused"] else int(found["pending"] > 0)
     return 0
+
+
+async def _gather(settings: Settings, life: Lifecycle, *, embedded: bool) -> dict[str, Any]:
+    """What is shown, read over one connection."""
+    import asyncio
+
+    from orchestrator import __version__
+    from orchestrator.analysis.plan import preview
+    from orchestrator.commands.reading import reading
+    from orchestrator.database.info import server_status
+    from orchestrator.embedded.choice import chosen_database
+    from orchestrator.migrator.sources import read_sources
+
+    sources = await asyncio.to_thread(read_sources, settings)
+    async with (
+        chosen_database(settings, life, embedded=embedded) as (_, dsn),
+        reading(settings, life, dsn, "plan") as connection,
+    ):
+        found = await preview(
+            connection,
+            sources,
+            policy=settings.migration_policy,
+            ahead=settings.migration_ahead,
+            transaction=settings.migration_transaction,
+        )
+        return {"version": __version__, "server": await server_status(connection, dsn), **found}
 
 
 def _print(found: dict[str, Any]) -> None:

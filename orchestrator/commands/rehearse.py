@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from orchestrator.lifecycle import Lifecycle
     from orchestrator.settings import Settings
-    from orchestrator.tools.rehearse import Report
+    from orchestrator.tools.rehearse import RehearsalReport
 
 
 def rehearse(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +34,7 @@ def _rehearse(options: argparse.Namespace) -> int:
 
         problem = Problem("--from-files", "has no rows to copy", "one of --with-data, --from-files", "--with-data")
         return failed_early(ConfigurationError([problem]))
-    found: list[Report] = []
+    found: list[RehearsalReport] = []
 
     async def work(settings: Settings, life: Lifecycle) -> None:
         from orchestrator.lifecycle import Phase
@@ -73,7 +73,7 @@ def _rehearse(options: argparse.Namespace) -> int:
     return 0 if report.is_well else 1
 
 
-def _print(report: Report) -> None:
+def _print(report: RehearsalReport) -> None:
     from rich.console import Console
 
     console = Console(soft_wrap=True, highlight=False)
@@ -114,7 +114,7 @@ def _print(report: Report) -> None:
     _verdict(console, report)
 
 
-def _verdict(console: Any, report: Report) -> None:
+def _verdict(console: Any, report: RehearsalReport) -> None:
     if report.failed is not None:
         console.print("[red]It would fail.[/] The copy is dropped; the database is as it was.")
     elif report.findings:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from orchestrator.dsn import Dsn
     from orchestrator.errors import OrchestratorError
     from orchestrator.lifecycle import Lifecycle
-    from orchestrator.migrator.state import Source
+    from orchestrator.migrator.sources import Source
     from orchestrator.settings import Settings
 
 _OVERRIDES = {
@@ -60,10 +60,10 @@ async def prepared(settings: Settings, life: Lifecycle) -> tuple[list[Source], D
     """
     import asyncio
 
-    from orchestrator import supervisor
     from orchestrator.lifecycle import Phase
+    from orchestrator.migrator.sources import read_sources
 
-    sources = await asyncio.to_thread(supervisor.read_sources, settings)
+    sources = await asyncio.to_thread(read_sources, settings)
     assert settings.migration_database is not None, "load() demands a database"  # noqa: S101
     life.enter(Phase.CONNECTING)
     return sources, settings.migration_database

@@ -1,8 +1,8 @@
-"""`status` and `config`: what is, read without changing anything."""
+"""`status`: what is applied, pending and different, read without changing anything."""
 
 from __future__ import annotations
 
-from orchestrator.commands.runner import failed_early, load, print_json, run, with_folder, with_json
+from orchestrator.commands.runner import print_json, run, with_folder, with_json
 
 TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
 if TYPE_CHECKING:
@@ -22,22 +22,11 @@ def status(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_status)
 
 
-def config(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `config`."""
-    with_folder(parser)
-    with_json(parser)
-    parser.add_argument("--embedded", action="store_true", help="as for serve --embedded: no database is needed")
-    parser.add_argument("--markdown", action="store_true", help="the table of all variables, for the README")
-    parser.set_defaults(run=_config)
-
-
 def _status(options: argparse.Namespace) -> int:
-    from orchestrator import supervisor
-
     found: dict[str, Any] = {}
 
     async def gather(settings: Settings, life: Lifecycle) -> None:
-        found.update(await supervisor.gather_status(settings, life, with_diff=options.diff))
+        found.update(await _gather(settings, life, with_diff=options.diff))
 
     code = run(options, gather, default_level="warning")
     if code != 0:
@@ -57,23 +46,31 @@ def _status(options: argparse.Namespace) -> int:
     return 0
 
 
-def _config(options: argparse.Namespace) -> int:
-    from orchestrator.errors import OrchestratorError
+async def _gather(settings: Settings, life: Lifecycle, *, with_diff: bool) -> dict[str, Any]:
+    """What is shown, read over one connection."""
+    import asyncio
 
-    if options.markdown:
-        from orchestrator.variables import markdown_table
+    from orchestrator import __version__
+    from orchestrator.commands.reading import reading
+    from orchestrator.database.info import extensions_status, server_status, tables_status
+    from orchestrator.embedded.choice import given
+    from orchestrator.migrator.sources import read_sources
+    from orchestrator.migrator.status import migration_running, migrations_status
 
-        print(markdown_table())
-        return 0
-    try:
-        settings = load(options)
-    except OrchestratorError as error:
-        return failed_early(error)
-    if options.json:
-        rows = [{"variable": n, "value": v, "source": s} for n, v, s in settings.describe()]
-        print_json({"settings": rows, "suspects": settings.suspects})
-    else:
-        from orchestrator.commands.console import print_settings
-
-        print_settings(settings.describe(), settings.suspects)
-    return 0
+    sources = await asyncio.to_thread(read_sources, settings)
+    dsn = given(settings.migration_database)
+    async with reading(settings, life, dsn, "status") as connection:
+        return {
+            "version": __version__,
+            "server": await server_status(connection, dsn),
+            "sources": await migrations_status(
+                connection,
+                sources,
+                policy=settings.migration_policy,
+                ahead=settings.migration_ahead,
+                with_diff=with_diff,
+            ),
+            "running": await migration_running(connection),
+            "extensions": await extensions_status(connection, settings.extensions),
+            "tables": await tables_status(connection),
+        }

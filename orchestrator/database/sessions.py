@@ -59,7 +59,6 @@ _MEANING = {
     "extra_float_digits": "1",
 }
 _FIRST_WITH_TRANSACTION_TIMEOUT = 17
-_WRITTEN_BY_ASYNCPG, _QUALIFIED = " array_agg(", " pg_catalog.array_agg("
 _ALONE = ("CREATE DATABASE", "DROP DATABASE", "ALTER DATABASE", "VACUUM")
 
 
@@ -72,7 +71,6 @@ class Connection(asyncpg.Connection):  # type: ignore[misc] # asyncpg has no typ
 
     kind: Kind = "handlers"
     is_shared = False
-    _intro_query: str
 
     async def become(self, kind: Kind, *, may_be_shared: bool) -> None:
         """Take the settings of the kind, in one message; with a pooler between us and the server, for each transaction.
@@ -80,8 +78,6 @@ class Connection(asyncpg.Connection):  # type: ignore[misc] # asyncpg has no typ
         A pooler answers the login with a process id of its own making. Nothing is set where the ids differ.
         """
         self.kind = kind
-        # The types of a result are looked up with the path of the session.
-        self._intro_query = self._intro_query.replace(_WRITTEN_BY_ASYNCPG, _QUALIFIED)
         is_ours = f"pg_catalog.pg_backend_pid() OPERATOR(pg_catalog.=) {self.get_server_pid()}"
         self.is_shared = may_be_shared or (
             await super().execute(f"SELECT {_set_config(self._settings())} WHERE {is_ours}") != "SELECT 1"
@@ -97,6 +93,11 @@ class Connection(asyncpg.Connection):  # type: ignore[misc] # asyncpg has no typ
         if self.kind == "migration":
             return {**_KEEP_ALIVE, **limits}
         return {"search_path": OUR_PATH, **_KEEP_ALIVE, **limits, **_MEANING}
+
+    @property
+    def setting(self) -> str:
+        """SQL that gives the session the settings of its kind again, after a RESET ALL."""
+        return f"SELECT {_set_config(self._settings())}"
 
     def _for_each_transaction(self) -> str:
         """SQL that sets the same for the transaction that is open, where the session itself is not ours to set."""
@@ -134,12 +135,25 @@ class Connection(asyncpg.Connection):  # type: ignore[misc] # asyncpg has no typ
         async with self.transaction():
             return await super()._executemany(*args, **options)
 
+    async def _introspect_types(self, typeoids: Any, timeout: float) -> Any:  # noqa: ASYNC109 asyncpg's signature
+        """Look up the types of a result, with our path: asyncpg's queries are not qualified."""
+        if self.kind == "ours":
+            return await super()._introspect_types(typeoids, timeout)
+        is_nested = self.is_in_transaction()
+        await super().execute(f"{'SAVEPOINT orchestrator_types' if is_nested else 'BEGIN'}; {SET_OUR_PATH}")
+        try:
+            return await super()._introspect_types(typeoids, timeout)
+        finally:
+            await super().execute(
+                "ROLLBACK TO orchestrator_types; RELEASE orchestrator_types" if is_nested else "ROLLBACK"
+            )
+
     def get_reset_query(self) -> str:
         """What a pool runs when a connection is given back: asyncpg's own, and the settings of the kind again."""
         if self.is_shared:
             return "" if self.kind == "ours" else str(super().get_reset_query())
         reset = super().get_reset_query().replace("pg_advisory", "pg_catalog.pg_advisory")
-        return f"{reset}\nSELECT {_set_config(self._settings())};"
+        return f"{reset}\n{self.setting};"
 
 
 @asynccontextmanager

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
+from orchestrator.database.sessions import as_ours
 from orchestrator.errors import ConfigurationError, MigrationError, Problem
 from orchestrator.jobs.registry import Backoff, Registry, job
 
@@ -206,7 +207,7 @@ async def prune_jobs(ctx: Context, payload: PrunePayload) -> dict[str, Any]:
     before = datetime.now(UTC) - timedelta(seconds=retention_s)
     for what, statement in (("jobs", _PRUNE_JOBS), ("events", _PRUNE_EVENTS)):
         while True:
-            async with ctx.pool.acquire() as connection:
+            async with ctx.pool.acquire() as connection, as_ours(connection):
                 tag = await connection.execute(statement, before, payload.batch)
             count = int(tag.rpartition(" ")[2])
             deleted[what] += count

@@ -49,7 +49,7 @@ class Kind(StrEnum):
     DAMAGED = "damaged"
 
 
-class Finding(msgspec.Struct, frozen=True):
+class HistoryFinding(msgspec.Struct, frozen=True):
     """One place where files and ledger disagree: what it is, what was decided, what the person can do.
 
     `refused` says that nothing runs because of it; `cosmetic` that only white space or comments changed. `applied_at`
@@ -84,12 +84,12 @@ class Plan(msgspec.Struct, frozen=True):
 
     pending: tuple[Migration, ...]
     applied: tuple[Applied, ...]
-    findings: tuple[Finding, ...]
+    findings: tuple[HistoryFinding, ...]
     resumable: tuple[Migration, ...] = ()
     names: Mapping[int, str] | None = None
 
     @property
-    def refusals(self) -> tuple[Finding, ...]:
+    def refusals(self) -> tuple[HistoryFinding, ...]:
         """The findings because of which nothing may run."""
         return tuple(f for f in self.findings if f.refused)
 
@@ -132,14 +132,14 @@ def make_plan(
     return Plan(plan.pending, plan.applied, findings, plan.resumable, plan.names)
 
 
-def _judge(finding: Finding, policy: Policy, ahead: Ahead, cosmetic: frozenset[str]) -> Finding:
+def _judge(finding: HistoryFinding, policy: Policy, ahead: Ahead, cosmetic: frozenset[str]) -> HistoryFinding:
     is_cosmetic = finding.kind is Kind.EDITED and finding.name in cosmetic
     refused = (
         finding.refused
         or (finding.kind is Kind.AHEAD and ahead == "refuse")
         or (policy == "strict" and finding.kind is not Kind.AHEAD and not is_cosmetic)
     )
-    return Finding(
+    return HistoryFinding(
         finding.kind,
         finding.name,
         "refused: nothing was run" if refused else finding.decision,
@@ -158,7 +158,7 @@ def _plan_v0(folder: Folder, ledger: Ledger, known_names: Mapping[int, str], unf
     redated = _match_redated(folder.migrations, rows, matching, known_names)
     newest = max((row.created_at for row in rows if row.created_at is not None), default=None)
     pending: list[Migration] = []
-    findings: list[Finding] = list(damaged)
+    findings: list[HistoryFinding] = list(damaged)
     for migration in folder.migrations:
         row = matching.row_of.get(migration.name)
         # `!lastDbMigration || Number(lastDbMigration.created_at) < migration.folderMillis`, read once before the loop
@@ -311,7 +311,7 @@ def _passed_over(pending: Sequence[Migration], newest: int | None) -> tuple[Migr
 
 def _unmatched_rows(
     folder: Folder, rows: Sequence[LedgerRow], matching: _Matching, redated: Mapping[str, LedgerRow]
-) -> list[Finding]:
+) -> list[HistoryFinding]:
     explained = {row.id for row in redated.values()}
     newest_file = max((m.when_ms for m in folder.migrations), default=None)
     findings = []
@@ -327,8 +327,8 @@ def _row_title(row: LedgerRow) -> str:
     return row.name or f"ledger row {row.id} (hash {row.hash[:12]}…)"
 
 
-def _edited(migration: Migration, row: LedgerRow) -> Finding:
-    return Finding(
+def _edited(migration: Migration, row: LedgerRow) -> HistoryFinding:
+    return HistoryFinding(
         Kind.EDITED,
         migration.name,
         "not run again: the database has the earlier text",
@@ -338,28 +338,28 @@ def _edited(migration: Migration, row: LedgerRow) -> Finding:
     )
 
 
-def _out_of_order(migration: Migration, *, runs: bool) -> Finding:
+def _out_of_order(migration: Migration, *, runs: bool) -> HistoryFinding:
     if runs:
         decision = "run now, though newer migrations are applied (drizzle v1 goes by name)"
         remedy = "Check that it does not depend on what came after it; date it anew to run it last."
     else:
         decision = "skipped, as drizzle skips it: it is older than the newest applied migration and was never applied"
         remedy = "Give it a `when` in meta/_journal.json that is newer than every applied one, then start again."
-    return Finding(Kind.OUT_OF_ORDER, migration.name, decision, remedy, created_at=migration.when_ms)
+    return HistoryFinding(Kind.OUT_OF_ORDER, migration.name, decision, remedy, created_at=migration.when_ms)
 
 
-def _redated(migration: Migration, row: LedgerRow, *, runs: bool) -> Finding:
+def _redated(migration: Migration, row: LedgerRow, *, runs: bool) -> HistoryFinding:
     if runs:
         decision = f"run again, as drizzle does: ledger row {row.id} has it under another time"
         remedy = "Give the migration its old time again, unless it is written to run twice."
     else:
         decision = f"not run again: ledger row {row.id} has it under another time"
         remedy = "Give the migration its old time again, so that file and ledger agree."
-    return Finding(Kind.REDATED, migration.name, decision, remedy, row_id=row.id, created_at=row.created_at)
+    return HistoryFinding(Kind.REDATED, migration.name, decision, remedy, row_id=row.id, created_at=row.created_at)
 
 
-def _orphaned(row: LedgerRow) -> Finding:
-    return Finding(
+def _orphaned(row: LedgerRow) -> HistoryFinding:
+    return HistoryFinding(
         Kind.ORPHANED,
         _row_title(row),
         "passed over: no file of the folder matches it",
@@ -369,8 +369,8 @@ def _orphaned(row: LedgerRow) -> Finding:
     )
 
 
-def _ahead(row: LedgerRow) -> Finding:
-    return Finding(
+def _ahead(row: LedgerRow) -> HistoryFinding:
+    return HistoryFinding(
         Kind.AHEAD,
         _row_title(row),
         "served all the same (MIGRATION_AHEAD=warn)",
@@ -380,8 +380,8 @@ def _ahead(row: LedgerRow) -> Finding:
     )
 
 
-def _damaged(row: LedgerRow) -> Finding:
-    return Finding(
+def _damaged(row: LedgerRow) -> HistoryFinding:
+    return HistoryFinding(
         Kind.DAMAGED,
         _row_title(row),
         "refused: with an empty created_at Drizzle would run every migration again",
@@ -391,8 +391,8 @@ def _damaged(row: LedgerRow) -> Finding:
     )
 
 
-def _lost_in_upgrade(row: LedgerRow) -> Finding:
-    return Finding(
+def _lost_in_upgrade(row: LedgerRow) -> HistoryFinding:
+    return HistoryFinding(
         Kind.ORPHANED,
         _row_title(row),
         "refused: the v0 ledger cannot be upgraded to drizzle v1 while a row matches no file",

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from orchestrator.dsn import Dsn
     from orchestrator.lifecycle import Lifecycle
     from orchestrator.migrator.resolve import Ledger
-    from orchestrator.migrator.state import Source
+    from orchestrator.migrator.sources import Source
     from orchestrator.settings import Settings
 
 

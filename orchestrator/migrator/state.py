@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -10,21 +10,13 @@ from orchestrator.database.quoting import identifier
 from orchestrator.database.sessions import as_ours
 from orchestrator.errors import MigrationError
 from orchestrator.migrator import records
-from orchestrator.migrator.ledger import LedgerTable, read_ledger
-from orchestrator.migrator.resolve import Ahead, Finding, Kind, Ledger, Plan, Policy, make_plan
+from orchestrator.migrator.ledger import read_ledger
+from orchestrator.migrator.resolve import Ahead, HistoryFinding, Kind, Ledger, Plan, Policy, make_plan
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from orchestrator.migrator.folder import Folder
-
-
-class Source(msgspec.Struct, frozen=True):
-    """A folder and the ledger that it is kept in: the service's own, or the user's."""
-
-    label: Literal["service", "user"]
-    folder: Folder
-    table: LedgerTable
+    from orchestrator.migrator.sources import Source
 
 
 class Survey(msgspec.Struct, frozen=True):
@@ -114,7 +106,7 @@ async def readable_surveys(
     return [await survey(connection, source, policy=policy, ahead=ahead) for source in sources]
 
 
-def _named(finding: Finding, names: dict[int, str]) -> Finding:
+def _named(finding: HistoryFinding, names: dict[int, str]) -> HistoryFinding:
     known = names.get(finding.row_id) if finding.row_id is not None else None
     return (
         msgspec.structs.replace(finding, name=known)

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Column, Connection, Index, Table
 
     from orchestrator.dsn import Dsn
-    from orchestrator.schema.tables import Name
+    from orchestrator.schema.tables import ObjectName
 
 _PUBLIC = "public"
 
@@ -149,7 +149,7 @@ def schemas_of(metadata: MetaData) -> frozenset[str]:
     return frozenset(table.schema or _PUBLIC for table in metadata.tables.values()) or frozenset({_PUBLIC})
 
 
-def tables_of(metadata: MetaData) -> frozenset[Name]:
+def tables_of(metadata: MetaData) -> frozenset[ObjectName]:
     """Schema and name of every table."""
     return frozenset((table.schema or _PUBLIC, table.name) for table in metadata.tables.values())
 
@@ -214,7 +214,7 @@ def _quiet() -> warnings.catch_warnings[None]:
     return warnings.catch_warnings(action="ignore", category=sqlalchemy.exc.SAWarning)
 
 
-async def write_missing(dsn: Dsn, metadata: MetaData, *, path: str, without: Collection[Name] = ()) -> Written:
+async def write_missing(dsn: Dsn, metadata: MetaData, *, path: str, without: Collection[ObjectName] = ()) -> Written:
     """Let alembic compare the metadata with `dsn` and write what the database lacks: tables, columns, indexes.
 
     What both have is compared by the server's own definitions instead: alembic sees no CHECK, no enum value, no
@@ -224,7 +224,7 @@ async def write_missing(dsn: Dsn, metadata: MetaData, *, path: str, without: Col
         return await session.run_sync(lambda sync: _write_missing(sync, metadata, without))
 
 
-def _write_missing(connection: Connection, metadata: MetaData, without: Collection[Name]) -> Written:
+def _write_missing(connection: Connection, metadata: MetaData, without: Collection[ObjectName]) -> Written:
     schemas = schemas_of(metadata)
 
     def is_compared(name: str | None, kind: str, parents: Any) -> bool:
@@ -249,7 +249,7 @@ def _write_missing(connection: Connection, metadata: MetaData, without: Collecti
     )
     with _quiet():
         found = produce_migrations(context, metadata).upgrade_ops
-    tables: dict[Name, str] = {}
+    tables: dict[ObjectName, str] = {}
     # A generated column whose expression changes is made anew.
     columns = {
         ((table.schema or _PUBLIC, table.name), column.name): _write(
@@ -279,7 +279,7 @@ def _write_missing(connection: Connection, metadata: MetaData, without: Collecti
     )
 
 
-def _named_checks(metadata: MetaData) -> dict[tuple[Name, str], CheckConstraint]:
+def _named_checks(metadata: MetaData) -> dict[tuple[ObjectName, str], CheckConstraint]:
     preparer = _dialect().identifier_preparer
     return {
         ((table.schema or _PUBLIC, table.name), _unquoted(quoted)): constraint

@@ -16,7 +16,7 @@ from orchestrator.database.quoting import identifier, literal
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from orchestrator.schema.tables import Catalogue, Column, Constraint, Enum, Index, Name, Sequence, Table
+    from orchestrator.schema.tables import Catalogue, Column, Constraint, Enum, Index, ObjectName, Sequence, Table
 
 # Where a statement stands in the file: each rank needs only what comes before it.
 _SCHEMA, _TYPE, _SEQUENCE, _RENAME, _DROP_KEY, _DROP_CONSTRAINT, _ENUM, _TABLE, _ANEW = range(9)
@@ -26,7 +26,7 @@ _COULD_BE_RENAMED = 0.5
 _PUBLIC = "public"
 _T = TypeVar("_T")
 
-Target = tuple[Literal["table", "column"], "Name", str]
+Target = tuple[Literal["table", "column"], "ObjectName", str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,17 +50,17 @@ class Step:
 class Written:
     """Statements that alembic wrote, by what they make."""
 
-    tables: Mapping[Name, str] = field(default_factory=dict)
-    columns: Mapping[tuple[Name, str], str] = field(default_factory=dict)
-    indexes: Mapping[tuple[Name, str], str] = field(default_factory=dict)
-    checks: Mapping[tuple[Name, str], str] = field(default_factory=dict)
+    tables: Mapping[ObjectName, str] = field(default_factory=dict)
+    columns: Mapping[tuple[ObjectName, str], str] = field(default_factory=dict)
+    indexes: Mapping[tuple[ObjectName, str], str] = field(default_factory=dict)
+    checks: Mapping[tuple[ObjectName, str], str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Rename:
     """A table, or with `column` one of its columns, that may have got another name. `table` is the present name."""
 
-    table: Name
+    table: ObjectName
     new: str
     column: str = ""
 
@@ -85,7 +85,7 @@ class Rename:
         return ("table", self.table, ""), ("table", (self.table[0], self.new), "")
 
 
-def named(name: Name) -> str:
+def named(name: ObjectName) -> str:
     """`name` for a statement: the schema is left out where it is public, as in what SQLAlchemy writes."""
     return identifier(name[1]) if name[0] == _PUBLIC else f"{identifier(name[0])}.{identifier(name[1])}"
 
@@ -158,7 +158,7 @@ def _values(values: tuple[str, ...]) -> str:
     return ", ".join(literal(value) for value in values)
 
 
-def _enum(name: Name, was: Enum, enum: Enum, before: Catalogue, wanted: Catalogue) -> Iterator[Step]:
+def _enum(name: ObjectName, was: Enum, enum: Enum, before: Catalogue, wanted: Catalogue) -> Iterator[Step]:
     kept = [value for value in enum.values if value in was.values]
     if tuple(kept) != was.values:
         yield from _enum_made_anew(name, was, enum, before, wanted)
@@ -170,7 +170,7 @@ def _enum(name: Name, was: Enum, enum: Enum, before: Catalogue, wanted: Catalogu
             yield Step(_TYPE, f"ALTER TYPE {named(name)} ADD VALUE {literal(value)}{position}", adds_enum_value=True)
 
 
-def _enum_made_anew(name: Name, was: Enum, enum: Enum, before: Catalogue, wanted: Catalogue) -> Iterator[Step]:
+def _enum_made_anew(name: ObjectName, was: Enum, enum: Enum, before: Catalogue, wanted: Catalogue) -> Iterator[Step]:
     """Postgres takes no value out of an enum and moves none: another type takes its place."""
     gone = [value for value in was.values if value not in enum.values]
     note = (
@@ -250,16 +250,16 @@ def _sequences(before: Catalogue, wanted: Catalogue) -> Iterator[Step]:
         yield Step(_DROP_SEQUENCE, f"DROP SEQUENCE {named(name)}", "loses where it stands", drops=True)
 
 
-def _is_the_same_serial(name: Name, old: Sequence, new: Sequence, wanted: Catalogue) -> bool:
+def _is_the_same_serial(name: ObjectName, old: Sequence, new: Sequence, wanted: Catalogue) -> bool:
     return old.owned_by is not None and old.owned_by == new.owned_by and name not in wanted.sequences
 
 
-def _owner(name: Name, sequence: Sequence) -> Step:
+def _owner(name: ObjectName, sequence: Sequence) -> Step:
     owner = "NONE" if sequence.owned_by is None else f"{named(sequence.owned_by[0])}.{identifier(sequence.owned_by[1])}"
     return Step(_REST, f"ALTER SEQUENCE {named(name)} OWNED BY {owner}")
 
 
-def _has_column(catalogue: Catalogue, table: Name, column: str) -> bool:
+def _has_column(catalogue: Catalogue, table: ObjectName, column: str) -> bool:
     return table in catalogue.tables and column in catalogue.tables[table].columns
 
 
@@ -310,9 +310,9 @@ def _empty_like(table: Table) -> Table:
     )
 
 
-def _graph(tables: Mapping[Name, Table]) -> dict[Name, set[Name]]:
+def _graph(tables: Mapping[ObjectName, Table]) -> dict[ObjectName, set[ObjectName]]:
     """For each table those that must be dropped before it: they refer to it."""
-    graph: dict[Name, set[Name]] = {name: set() for name in tables}
+    graph: dict[ObjectName, set[ObjectName]] = {name: set() for name in tables}
     for name, table in tables.items():
         for constraint in table.constraints.values():
             if constraint.references in graph and constraint.references != name:
@@ -320,7 +320,7 @@ def _graph(tables: Mapping[Name, Table]) -> dict[Name, set[Name]]:
     return graph
 
 
-def _is_cyclic(tables: Mapping[Name, Table]) -> bool:
+def _is_cyclic(tables: Mapping[ObjectName, Table]) -> bool:
     try:
         TopologicalSorter(_graph(tables)).prepare()
     except CycleError:
@@ -328,17 +328,17 @@ def _is_cyclic(tables: Mapping[Name, Table]) -> bool:
     return False
 
 
-def _droppable_order(tables: Mapping[Name, Table]) -> list[Name]:
+def _droppable_order(tables: Mapping[ObjectName, Table]) -> list[ObjectName]:
     if _is_cyclic(tables):
         return list(tables)
     return list(TopologicalSorter(_graph(tables)).static_order())
 
 
-def _drop_constraint(table: Name, name: str) -> str:
+def _drop_constraint(table: ObjectName, name: str) -> str:
     return f"ALTER TABLE {named(table)} DROP CONSTRAINT {identifier(name)}"
 
 
-def _add_constraint(table: Name, name: str, constraint: Constraint) -> Step:
+def _add_constraint(table: ObjectName, name: str, constraint: Constraint) -> Step:
     rank = _KEY if constraint.kind == "foreign key" else _CONSTRAINT
     return Step(rank, f"ALTER TABLE {named(table)} ADD CONSTRAINT {identifier(name)} {constraint.definition}")
 
@@ -352,7 +352,7 @@ def _keys_in_the_way(before: Catalogue, wanted: Catalogue) -> Iterator[Step]:
         for column, now in table.columns.items()
         if column in before.tables[name].columns and _base(before.tables[name].columns[column]) != _base(now)
     }
-    remade: dict[Name, list[frozenset[str]]] = {}
+    remade: dict[ObjectName, list[frozenset[str]]] = {}
     for name, was_table in before.tables.items():
         now_table = wanted.tables.get(name)
         for key, constraint in was_table.constraints.items():
@@ -378,7 +378,7 @@ def _keys_in_the_way(before: Catalogue, wanted: Catalogue) -> Iterator[Step]:
 class _Made:
     """One table that is in both."""
 
-    name: Name
+    name: ObjectName
     was: Table
     now: Table
     written: Written

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 ConstraintKind = Literal["primary key", "unique", "check", "foreign key", "exclude"]
 # Schema and name.
-Name = tuple[str, str]
+ObjectName = tuple[str, str]
 
 _CONSTRAINTS: Mapping[str, ConstraintKind] = {
     "p": "primary key",
@@ -46,7 +46,7 @@ class Column:
     identity: Identity | None = None
     collation: str | None = None
     comment: str | None = None
-    enum: Name | None = None
+    enum: ObjectName | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Constraint:
     validated: bool = True
     comment: str | None = None
     columns: tuple[str, ...] = ()
-    references: Name | None = None
+    references: ObjectName | None = None
     referenced_columns: tuple[str, ...] = ()
 
 
@@ -98,7 +98,7 @@ class Sequence:
     """A sequence that is no identity's; `owned_by` is the column of a serial: table and column."""
 
     definition: str
-    owned_by: tuple[Name, str] | None = None
+    owned_by: tuple[ObjectName, str] | None = None
     comment: str | None = None
 
 
@@ -107,10 +107,10 @@ class Catalogue:
     """What the compared schemas hold."""
 
     schemas: frozenset[str]
-    enums: Mapping[Name, Enum]
-    domains: Mapping[Name, str]
-    sequences: Mapping[Name, Sequence]
-    tables: Mapping[Name, Table]
+    enums: Mapping[ObjectName, Enum]
+    domains: Mapping[ObjectName, str]
+    sequences: Mapping[ObjectName, Sequence]
+    tables: Mapping[ObjectName, Table]
 
 
 # What an extension brought is its own business.
@@ -230,7 +230,7 @@ async def schemas_with_types(connection: Any) -> frozenset[str]:
 
 
 async def read_catalogue(
-    connection: Any, schemas: Collection[str], *, path: str, without: Collection[Name] = ()
+    connection: Any, schemas: Collection[str], *, path: str, without: Collection[ObjectName] = ()
 ) -> Catalogue:
     """Everything in `schemas` that `generate` compares; `path` is the search path that names are shortened by.
 

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from sqlalchemy import MetaData
 
     from orchestrator.dsn import Dsn
-    from orchestrator.migrator.state import Source
-    from orchestrator.schema.tables import Name
+    from orchestrator.migrator.sources import Source
+    from orchestrator.schema.tables import ObjectName
 
     # The candidates for one new table or column → the one it was, or None: it is new.
     Ask = Callable[[Sequence[Rename]], Awaitable[Rename | None]]
@@ -105,7 +105,7 @@ async def generate(
             return await both.generate(ask, set(renames), allow_drops=allow_drops, said=await _commented(sources))
 
 
-def ledgers(sources: Sequence[Source]) -> frozenset[Name]:
+def ledgers(sources: Sequence[Source]) -> frozenset[ObjectName]:
     """The tables that Drizzle's format keeps its books in: no code describes them."""
     return frozenset((source.table.schema, source.table.table) for source in sources)
 
@@ -119,7 +119,9 @@ async def _commented(sources: Sequence[Source]) -> frozenset[str]:
 
 
 @asynccontextmanager
-async def _connected(ours: Dsn, theirs: Dsn, metadata: MetaData, without: frozenset[Name]) -> AsyncIterator[_Both]:
+async def _connected(
+    ours: Dsn, theirs: Dsn, metadata: MetaData, without: frozenset[ObjectName]
+) -> AsyncIterator[_Both]:
     """Make the metadata real in `theirs`, and be connected to both."""
     from orchestrator.schema.models import create_all, schemas_of, tables_of
 
@@ -150,7 +152,7 @@ class _Both:
     metadata: MetaData
     schemas: frozenset[str]
     path: str
-    without: frozenset[Name]
+    without: frozenset[ObjectName]
     wanted: Catalogue
     answered: list[Step] = field(default_factory=list)
     refused: set[str] = field(default_factory=set)
@@ -163,7 +165,7 @@ class _Both:
         wanted = self.wanted
         found = await read_catalogue(self.connection, wanted.schemas, path=self.path, without=self.without)
 
-        def is_compared(name: Name, same: Collection[Name]) -> bool:
+        def is_compared(name: ObjectName, same: Collection[ObjectName]) -> bool:
             return name[0] in self.schemas or name in same
 
         return replace(
@@ -363,7 +365,7 @@ class _Both:
                     tables[name] = replace(tables[name], constraints=constraints)
         return replace(before, tables=tables)
 
-    async def _read_again(self, table: Name, definition: str) -> str | None:
+    async def _read_again(self, table: ObjectName, definition: str) -> str | None:
         transaction = self.their_connection.transaction()
         await transaction.start()
         try:

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from orchestrator.lifecycle import Event
     from orchestrator.migrator.folder import Migration
     from orchestrator.migrator.run.options import Options
-    from orchestrator.migrator.state import Source, Survey
+    from orchestrator.migrator.sources import Source
+    from orchestrator.migrator.state import Survey
 
 # What a transaction that changes rows holds on the table (TRUNCATE: the strongest).
 _WRITES = {"RowExclusiveLock", "ShareRowExclusiveLock", "ExclusiveLock", "AccessExclusiveLock"}
@@ -80,7 +81,7 @@ _STRENGTH = (
 )
 
 
-class Held(msgspec.Struct, frozen=True):
+class LockTaken(msgspec.Struct, frozen=True):
     """The strongest lock that a migration held on a relation; `made` by itself, so that nobody waited for it."""
 
     relation: str
@@ -98,7 +99,7 @@ class Rehearsed(msgspec.Struct, frozen=True):
     source: str
     name: str
     duration_s: float
-    locks: tuple[Held, ...]
+    locks: tuple[LockTaken, ...]
     outside: bool
 
 
@@ -110,7 +111,7 @@ class Counted(msgspec.Struct, frozen=True):
     after: int | None
 
 
-class Finding(msgspec.Struct, frozen=True):
+class RehearsalFinding(msgspec.Struct, frozen=True):
     """Something that is not whole after the run: `kind` is rows, constraint or index."""
 
     kind: str
@@ -118,7 +119,7 @@ class Finding(msgspec.Struct, frozen=True):
     text: str
 
 
-class Report(msgspec.Struct, frozen=True):
+class RehearsalReport(msgspec.Struct, frozen=True):
     """How it went. `failed` holds the error of the migration that did not, None where all did."""
 
     pending: tuple[str, ...]
@@ -130,8 +131,8 @@ class Report(msgspec.Struct, frozen=True):
     size_after_bytes: int
     rows_changed: tuple[Counted, ...]
     tables_unchanged: int
-    findings: tuple[Finding, ...]
-    before_already: tuple[Finding, ...]
+    findings: tuple[RehearsalFinding, ...]
+    before_already: tuple[RehearsalFinding, ...]
     notes: tuple[str, ...]
 
     @property
@@ -156,7 +157,7 @@ class Rehearsal(msgspec.Struct, frozen=True):
     wait_timeout_s: float = 5.0
 
 
-async def rehearse(dsn: Dsn, sources: Sequence[Source], how: Rehearsal, emit: Emit) -> Report:
+async def rehearse(dsn: Dsn, sources: Sequence[Source], how: Rehearsal, emit: Emit) -> RehearsalReport:
     """Copy, apply with the code and the options of a start, look, drop. `emit` hears of each step.
 
     A migration that fails is a part of the report, not an error here. Cancelled: the copy is dropped.
@@ -188,10 +189,10 @@ async def _on(
     dsn: Dsn,
     surveys: Sequence[Survey],
     pending: tuple[str, ...],
-    planned: dict[tuple[str, str], tuple[Held, ...]],
+    planned: dict[tuple[str, str], tuple[LockTaken, ...]],
     how: Rehearsal,
     emit: Emit,
-) -> Report:
+) -> RehearsalReport:
     began, scratch = time.monotonic(), place.dsn
     notes: list[str] = []
     emit("rehearsal.started", database=scratch.redacted(), pending=len(pending), with_data=how.with_data)
@@ -252,14 +253,16 @@ async def _on(
     ours = {one.source.table.key for one in surveys} | {f"{SERVICE_SCHEMA}.{name}" for name in RECORDS}
     changed = _changed(before.rows, after.rows, ours)
     findings += [
-        Finding("rows", one.table, f"{one.before} rows became {one.after}, and no migration that ran wrote to it")
+        RehearsalFinding(
+            "rows", one.table, f"{one.before} rows became {one.after}, and no migration that ran wrote to it"
+        )
         for one in changed
         if one.before is not None and one.after is not None and one.table not in written and not planned
     ]
     migrations: dict[tuple[str, str], tuple[Survey, Migration]] = {
         (one.source.label, m.name): (one, m) for one in surveys for m in one.source.folder.migrations
     }
-    return Report(
+    return RehearsalReport(
         pending,
         tuple(
             Rehearsed(
@@ -320,9 +323,9 @@ async def _size(copy: Any) -> int:
     return size
 
 
-def _unhealthy(before: _State, after: _State) -> tuple[list[Finding], list[Finding]]:
+def _unhealthy(before: _State, after: _State) -> tuple[list[RehearsalFinding], list[RehearsalFinding]]:
     """What is not whole after the run: what the run left so, and what was so before."""
-    found = [Finding(kind, name, text) for (kind, name), text in sorted(after.unhealthy.items())]
+    found = [RehearsalFinding(kind, name, text) for (kind, name), text in sorted(after.unhealthy.items())]
     already = [one for one in found if (one.kind, one.name) in before.unhealthy]
     return [one for one in found if one not in already], already
 
@@ -350,20 +353,22 @@ def _lock_key(one: Survey, migration: Migration) -> tuple[str, str, int]:
     return (one.source.table.key, migration.hash, migration.when_ms)
 
 
-async def _locks(copy: Any) -> dict[tuple[str, str, int], tuple[Held, ...]]:
+async def _locks(copy: Any) -> dict[tuple[str, str, int], tuple[LockTaken, ...]]:
     rows = await copy.fetch("SELECT ledger, hash, created_at, relation, mode, made FROM orchestrator_rehearsal.locks")
-    strongest: dict[tuple[str, str, int], dict[str, Held]] = {}
+    strongest: dict[tuple[str, str, int], dict[str, LockTaken]] = {}
     for ledger, file_hash, created_at, relation, mode, made in rows:
         held = strongest.setdefault((ledger, file_hash, created_at), {})
         if relation not in held or _STRENGTH.index(mode) > _STRENGTH.index(held[relation].mode):
-            held[relation] = Held(relation, mode, _BLOCKS.get(mode, "nothing"), made)
+            held[relation] = LockTaken(relation, mode, _BLOCKS.get(mode, "nothing"), made)
     return {
         key: tuple(sorted(held.values(), key=lambda h: (h.made, -_STRENGTH.index(h.mode), h.relation)))
         for key, held in strongest.items()
     }
 
 
-async def _planned(live: Any, surveys: Sequence[Survey], how: Rehearsal) -> dict[tuple[str, str], tuple[Held, ...]]:
+async def _planned(
+    live: Any, surveys: Sequence[Survey], how: Rehearsal
+) -> dict[tuple[str, str], tuple[LockTaken, ...]]:
     """The pending files that are not one transaction, with the locks that `plan` expects of their statements."""
     if not any(one.plan.pending for one in surveys):
         return {}
@@ -376,21 +381,21 @@ async def _planned(live: Any, surveys: Sequence[Survey], how: Rehearsal) -> dict
             )
     except SqlSyntaxError:
         return {}  # the run ends with the same error
-    planned: dict[tuple[str, str], tuple[Held, ...]] = {}
+    planned: dict[tuple[str, str], tuple[LockTaken, ...]] = {}
     for source in found["sources"]:
         for file in source["pending"]:
             if file["transaction"] == "steps":
-                held: dict[str, Held] = {}
+                held: dict[str, LockTaken] = {}
                 for touch in (touch for statement in file["statements"] for touch in statement["touches"]):
                     name = touch["table"] if "." in touch["table"] else f"public.{touch['table']}"
-                    one = Held(name, touch["lock"], touch["blocks"], touch["new"])
+                    one = LockTaken(name, touch["lock"], touch["blocks"], touch["new"])
                     if one.relation not in held or _strength(one) > _strength(held[one.relation]):
                         held[one.relation] = one
                 planned[source["source"], file["name"]] = tuple(held.values())
     return planned
 
 
-def _strength(held: Held) -> int:
+def _strength(held: LockTaken) -> int:
     return _STRENGTH.index(held.mode)
 
 

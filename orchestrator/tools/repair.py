@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from orchestrator.dsn import Dsn
     from orchestrator.lifecycle import Lifecycle
     from orchestrator.migrator.folder import Migration
-    from orchestrator.migrator.state import Source, Survey
+    from orchestrator.migrator.sources import Source
+    from orchestrator.migrator.state import Survey
     from orchestrator.schema.objects import SchemaObject
 
 Action = Literal["accept", "applied", "unapplied", "baseline", "upgrade"]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from orchestrator.dsn import Dsn
     from orchestrator.lifecycle import Event
     from orchestrator.migrator.run.apply import AppliedMigration
-    from orchestrator.migrator.state import Source
+    from orchestrator.migrator.sources import Source
 
 _WAIT_TIMEOUT_S = 10.0
 _LOCK_TIMEOUT_S = 10.0

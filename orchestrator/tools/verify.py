@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from orchestrator.dsn import Dsn
     from orchestrator.lifecycle import Event
     from orchestrator.migrator.ledger import LedgerTable
-    from orchestrator.migrator.state import Source, Survey
+    from orchestrator.migrator.sources import Source
+    from orchestrator.migrator.state import Survey
 
 _PLAIN_NAME = re.compile(r"[a-z_][a-z0-9_$]*\Z")
 

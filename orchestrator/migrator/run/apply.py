@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import msgspec
 
-from orchestrator.database.connect import no_time_limits, on_notice
+from orchestrator.database.connect import on_notice
 from orchestrator.database.connect_errors import CONNECTION_ERRORS, StandbyError, is_connection_loss
+from orchestrator.database.sessions import SET_OUR_PATH
 from orchestrator.errors import MigrationError
 from orchestrator.migrator import records
 from orchestrator.migrator.ledger import create_ledger, upgrade_ledger
 from orchestrator.migrator.run.batching import START_CLOCK, is_small, messages
+from orchestrator.migrator.run.earlier_settings import name_earlier_setting
 from orchestrator.migrator.run.errors import (
     refuse_in_single_transaction,
     refused_history,
@@ -28,7 +30,8 @@ from orchestrator.migrator.run.errors import (
 from orchestrator.migrator.run.lock_retry import Patience
 from orchestrator.migrator.run.progress import watched
 from orchestrator.migrator.run.report import announce, count
-from orchestrator.migrator.run.transactional import KEPT_PARSED_BYTES, ROLE_BACK, FileRun
+from orchestrator.migrator.run.session import Session, joined
+from orchestrator.migrator.run.transactional import KEPT_PARSED_BYTES, FileRun
 from orchestrator.migrator.state import survey
 
 if TYPE_CHECKING:
@@ -38,8 +41,12 @@ if TYPE_CHECKING:
     from orchestrator.migrator.folder import Migration
     from orchestrator.migrator.run.options import Options
     from orchestrator.migrator.run.progress import Watch
+    from orchestrator.migrator.sources import Source
     from orchestrator.migrator.sql.statements import Statement
-    from orchestrator.migrator.state import Source, Survey
+    from orchestrator.migrator.state import Survey
+
+
+_LEAVE_TIMEOUT_S = 2.0
 
 
 class AppliedMigration(msgspec.Struct, frozen=True):
@@ -72,7 +79,7 @@ async def migrate(
         asyncpg errors that mean that the session is gone (`is_connection_loss`).
     """
     connection.add_log_listener(on_notice(life))
-    await _prepare_session(connection, options)
+    session = await Session.begin(connection, options)
     surveys = [await survey(connection, source, policy=options.policy, ahead=options.ahead) for source in sources]
     announce(surveys, life)
     refused = [(s.source, f) for s in surveys for f in s.plan.refusals]
@@ -87,33 +94,23 @@ async def migrate(
     count(surveys, life)
     life.migrations.started_at = time.monotonic()
     async with watched(connection, life, connect_second, lock_timeout_s=options.ddl_lock_timeout_s) as watch:
-        run = Run(connection, options, life, watch)
+        run = Run(session, options, life, watch)
         try:
             for one in surveys:
                 await run.source(one, parsed)
         except MigrationError as error:
             run.failed()
             error.facts.setdefault("applied_before", [m.name for m in run.applied])
+            await name_earlier_setting(error, [m for s in surveys for m in s.source.folder.migrations])
             raise
         finally:
             life.migrations.elapsed_s = time.monotonic() - life.migrations.started_at
+            await run.leave()
     return run.applied
 
 
 def _is_settled(one: Survey) -> bool:
     return one.ledger.exists and not one.plan.pending and one.plan.names is None
-
-
-async def _prepare_session(connection: Any, options: Options) -> None:
-    """Set what a run depends on: role and database settings may say otherwise."""
-    await connection.execute(
-        f"{no_time_limits(connection)}; SET statement_timeout = {options.statement_timeout_ms};"
-        " SET standard_conforming_strings = on;"
-        f" {records.OUT_OF_OUR_SCHEMA}"
-    )
-    # A killed holder keeps its lock until its statement ends, unless the server looks for its client (PG 14+, Linux).
-    with contextlib.suppress(asyncpg.PostgresError):
-        await connection.execute("SET client_connection_check_interval = '500ms'")
 
 
 def _parse(migration: Migration) -> tuple[Statement, ...]:
@@ -145,19 +142,20 @@ async def _parse_all(surveys: Sequence[Survey], options: Options) -> dict[tuple[
 class Run:
     """One run on one session: what was applied, and how each kind of file is applied."""
 
-    def __init__(self, connection: Any, options: Options, life: Lifecycle, watch: Watch) -> None:
-        self._connection, self.options, self._life, self.watch = connection, options, life, watch
+    def __init__(self, session: Session, options: Options, life: Lifecycle, watch: Watch) -> None:
+        self.session, self.options, self._life, self.watch = session, options, life, watch
+        self._connection: Any = session.connection
         self.applied: list[AppliedMigration] = []
         self._items = {(item.source, item.name): item for item in life.migrations.items}
         self._said_session = False
         self._newest_record: int | None = None
         self._prepared: tuple[str, str] = ("", "")
         self._untold: list[tuple[Source, Migration, float]] = []
-        self.has_changed_session = False
 
     async def source(self, one: Survey, parsed: dict[tuple[str, str], tuple[Statement, ...]]) -> None:
         """Bring one source up to date."""
         source, plan, table = one.source, one.plan, one.source.table
+        await self.session.ours()
         if not one.ledger.exists:
             await self._guarded_ledger(lambda: create_ledger(self._connection, table, source.folder), table.key)
         elif plan.names is not None:
@@ -178,7 +176,7 @@ class Run:
         cut = list(messages((m, self._shares(one, m, parsed)) for m in plan.pending))
         for number, message in enumerate(cut):
             left = message
-            if len(message) > 1 and not self.has_changed_session:
+            if len(message) > 1:
                 following = cut[number + 1] if number + 1 < len(cut) else []
                 left = await self._together(file, message, parsed, following, last=last)
             if left:
@@ -213,7 +211,8 @@ class Run:
         key, label = file.source.table.key, file.source.label
 
         def text_of(migrations: Sequence[Migration]) -> str:
-            return "".join([START_CLOCK, *(file.small(m, parsed[key, m.name], is_last=m is last) for m in migrations)])
+            opening = joined(("BEGIN", *file.fresh_inside, SET_OUR_PATH, START_CLOCK, "COMMIT"))
+            return "".join([opening, *(file.small(m, parsed[key, m.name], is_last=m is last) for m in migrations)])
 
         if self._newest_record is None:
             self._newest_record = await records.newest_record(self._connection)
@@ -235,6 +234,7 @@ class Run:
         finally:
             await self._ended(sending)
         durations: dict[str, float] = {}
+        await self.session.ours()
         for record, name, duration_s in await records.newer_records(self._connection, key, self._newest_record):
             self._newest_record, durations[name] = record, duration_s
         left = []
@@ -271,7 +271,7 @@ class Run:
             self._done(source, migration, duration_s)
 
     async def _guarded_ledger(self, work: Callable[[], Awaitable[None]], key: str) -> None:
-        patience = self.patience(ledger=key)
+        patience = self.patience((), ledger=key)
         while True:
             try:
                 async with self._connection.transaction():
@@ -318,30 +318,32 @@ class Run:
         self._done(file.source, migration, time.monotonic() - began)
         if not is_last and not self._said_session and any(s.changes_session for s in parsed):
             self._said_session = True  # once: a project that does so does it often
-            # Drizzle's session is one too. A run that begins behind this file would not have the setting.
             self._life.warn(
                 "migration.session_changed",
                 source=file.source.label,
                 migration=migration.name,
-                decision="what it SET holds for the files after it in this run, as with drizzle",
-                remedy="Write SET LOCAL, or RESET at the end of the file, so that every run gives the same schema.",
+                decision="what it SET holds to the end of this file: each file begins with the session's own settings,"
+                " where drizzle's would hold on within one run",
+                remedy="Write it in every file that depends on it.",
             )
 
     async def _in_one_transaction(
         self, file: FileRun, pending: Sequence[Migration], parsed: dict[tuple[str, str], tuple[Statement, ...]]
     ) -> None:
         """Drizzle's single transaction: all or nothing; success is said after the commit."""
-        patience = self.patience(migration=pending[-1].name, ledger=file.source.table.key)
+        every: list[Statement] = []
+        patience = self.patience(every, migration=pending[-1].name, ledger=file.source.table.key)
         while True:
             durations: list[tuple[Migration, float]] = []
             try:
-                await self._connection.execute(f"BEGIN; {self.local_lock_timeout}")
+                await self._connection.execute(joined((*file.fresh, "BEGIN")))
                 for migration in pending:
                     raw = migration.read()
                     statements = parsed.get((file.source.table.key, migration.name))
                     if statements is None:
                         statements = await asyncio.to_thread(_parse, migration)
-                    opening = ROLE_BACK if durations and self.has_changed_session else ""
+                    every += [s for s in statements if not s.leaves_nothing][:1]
+                    opening = (*(file.fresh_inside if durations else ()), self.local_lock_timeout)
                     began = self._begin(file.source, migration, statements)
                     await file.statements_and_row(migration, raw, statements, began, resumed=True, opening=opening)
                     durations.append((migration, time.monotonic() - began))
@@ -356,7 +358,6 @@ class Run:
             self._done(file.source, migration, duration_s)
 
     def _begin(self, source: Source, migration: Migration, parsed: Sequence[Statement]) -> float:
-        self.has_changed_session = self.has_changed_session or any(s.changes_session for s in parsed)
         state = self._life.migrations
         state.current, state.statement, state.statements = migration.name, 0, len(parsed)
         self._items[source.label, migration.name].state = "running"
@@ -382,19 +383,27 @@ class Run:
             if item.state == "running":
                 item.state = "failed"
 
-    def patience(self, **facts: object) -> Patience:
-        """For one piece of work that may have to be tried again; `facts` name it."""
-        return Patience(self._life, self.watch, facts, retry_for_s=self.options.ddl_retry_for_s)
+    async def leave(self) -> None:
+        """Take the session back from the files, for what is said of the run at its end."""
+        if self._connection.is_closed():
+            return
+        with contextlib.suppress(*CONNECTION_ERRORS):
+            async with asyncio.timeout(_LEAVE_TIMEOUT_S):
+                await self.session.ours()
+
+    def patience(self, statements: Sequence[Statement], **facts: object) -> Patience:
+        """For one piece of work, of these statements, that may have to be tried again; `facts` name it."""
+        return Patience(self._life, self.watch, facts, retry_for_s=self.options.ddl_retry_for_s, statements=statements)
 
     @property
     def local_lock_timeout(self) -> str:
         """SQL that lets the present transaction wait for locks as long as it may, and no longer."""
-        return f"SET LOCAL lock_timeout = {self.options.ddl_lock_timeout_ms};"
+        return f"SET LOCAL lock_timeout = {self.options.ddl_lock_timeout_ms}"
 
     @property
     def lock_timeout(self) -> str:
         """The same for the session."""
-        return f"SET lock_timeout = {self.options.ddl_lock_timeout_ms};"
+        return f"SET lock_timeout = {self.options.ddl_lock_timeout_ms}"
 
     def at(self, number: int) -> None:
         """Remember which statement runs now."""
@@ -403,15 +412,13 @@ class Run:
     async def execute(self, text: str, what: Statement | str = "") -> str:
         """Run `text`, which is `what` to those who watch, as one simple query; return the last command's tag."""
         self.watch.begin(what)
+        if self.session.replies is not None:
+            self.session.replies.completed = 0
         try:
             tag: str = await self._connection.execute(text)
         finally:
             self.watch.end()
         return tag
-
-    async def prepare_session(self) -> None:
-        """Set again what a run depends on, after a file has reset it."""
-        await _prepare_session(self._connection, self.options)
 
     @property
     def is_in_transaction(self) -> bool:

@@ -4,6 +4,9 @@ The way to the server and back is most of what a tiny migration costs. Nobody lo
 transactions, so what must hold there fails by itself: a transaction whose session does not hold the migration lock
 cannot write its ledger row. Whatever goes wrong in a message, the rest of it is not run, our records tell how far it
 came, and what is left is applied one by one in the ordinary way, which names file, statement and line.
+
+So one of them may begin twice, and only what leaves nothing when it is rolled back may share a message: a number that
+was drawn from a sequence is not given again, and the first run must give the ids that Drizzle gives.
 """
 
 from __future__ import annotations
@@ -25,30 +28,27 @@ _MIGRATION_BYTES = 16 * 1024
 # A statement in a message must be over at once, or else the message is rolled back to where it came and the statement
 # runs in the ordinary way, where its time-outs, its blockers and its progress are those of one statement.
 STATEMENT_TIMEOUT_MS = 1000
-# DDL and data: what does nothing that a roll back does not undo, and nothing to the session.
-_FIRST_WORDS = frozenset({"CREATE", "ALTER", "DROP", "COMMENT", "GRANT", "REVOKE", "INSERT", "UPDATE", "DELETE"})
-
 # When the transaction before this one ended, in seconds; `now()` is the same in the whole message.
-_CLOCK = "pg_catalog.set_config('orchestrator.clock', extract(epoch FROM clock_timestamp())::text, false)"
-START_CLOCK = f"SELECT {_CLOCK};"
+_CLOCK = (
+    "pg_catalog.set_config('orchestrator.clock', extract(epoch FROM pg_catalog.clock_timestamp())::pg_catalog.text,"
+    " false)"
+)
+# Event triggers run code of others for each DDL: with them nothing may be thrown away, and nothing shares a message.
+START_CLOCK = (
+    f"SELECT {_CLOCK} WHERE 1 / (CASE WHEN EXISTS (SELECT 1 FROM pg_catalog.pg_event_trigger"  # noqa: S608 constants
+    " WHERE evtenabled <> 'D') THEN 0 ELSE 1 END) = 1"
+)
 DURATION = "extract(epoch FROM clock_timestamp()) - pg_catalog.current_setting('orchestrator.clock')::numeric"
 # Division by zero where the lock is not held. Not a constant, which the planner would divide by at once.
 PROOF = f"1 / (CASE WHEN {HELD_HERE} THEN 1 ELSE 0 END) = 1 AND {_CLOCK} IS NOT NULL"
 
 
 def is_small(migration: Migration, statements: Sequence[Statement] | None) -> bool:
-    """Whether a migration may share a message: small, DDL and data alone, one transaction, no settings changed."""
+    """Whether a migration may share a message: small, and nothing in it outlasts a roll back."""
     return (
         statements is not None
         and migration.size_bytes <= _MIGRATION_BYTES
-        and all(
-            s.transactional
-            and s.transaction_control is None
-            and not s.changes_session
-            and s.kind.partition(" ")[0] in _FIRST_WORDS
-            and s.kind != "CREATE EXTENSION"
-            for s in statements
-        )
+        and all(s.leaves_nothing for s in statements)
     )
 
 

@@ -11,9 +11,12 @@ if TYPE_CHECKING:
 
     from orchestrator.migrator.folder import Migration
     from orchestrator.migrator.records import Unfinished
-    from orchestrator.migrator.resolve import Finding
+    from orchestrator.migrator.resolve import HistoryFinding
+    from orchestrator.migrator.sources import Source
     from orchestrator.migrator.sql.statements import Statement
-    from orchestrator.migrator.state import Source
+
+# lock_not_available, deadlock_detected
+LOCK_ERRORS = frozenset({"55P03", "40P01"})
 
 _NEXT_STEP = "Fix what it names: the file, the data or the server"
 
@@ -44,38 +47,46 @@ _REMEDIES: dict[str, str] = {
 }
 
 
+# Whose a command is that is not the file's, in the words of an error.
+OPENING = "what begins its transaction"
+RECORD = "our record of it in the schema orchestrator"
+
+
 def failed_statement(
     error: Any,
     migration: Migration,
     raw: bytes | None,
-    statement: Statement | None,
+    owner: Statement | str,
     *,
     done: int | None = None,
     shift: int = 0,
     single: bool = False,
 ) -> MigrationError:
-    """A statement that the server refused; without `statement` it was the commit or our own ledger row.
+    """What the server refused: a statement of the file, its COMMIT, or, in the words of `owner`, something of ours.
 
     `shift` is how many characters of ours were sent before the statement. `done` says how many statements of the file
     are done and stay, where the file is not one transaction; `single` that one transaction is around all files.
     """
     facts: dict[str, object] = {"migration": migration.name, "file": str(migration.path), "sqlstate": error.sqlstate}
     where = str(migration.path)
-    if statement is not None and raw is not None:
+    if not isinstance(owner, str) and raw is not None:
         from orchestrator.migrator.sql.statements import excerpt, locate
 
         position = int(error.position) - shift if error.position else None
-        line, column = locate(statement, position)
+        line, column = locate(owner, position)
         where = f"{where}:{line}:{column}"
         facts |= {
-            "statement": statement.index,
-            "statement_kind": statement.kind,
+            "statement": owner.index,
+            "statement_kind": owner.kind,
             "line": line,
             "column": column,
             "excerpt": excerpt(raw, line, column),
         }
-    else:
+    elif owner == "COMMIT":
         facts["statement_kind"] = "COMMIT"
+    else:
+        where = f"{where}: the file itself was fine, but {owner} could not be written"
+        facts["statement_kind"] = "our own"
     message = str(error.args[0]) if error.args else type(error).__name__
     facts |= {
         name: value
@@ -99,6 +110,8 @@ def failed_statement(
         state = f"the first {done} statements of this file are done and stay; the next start goes on behind them"
         facts["statements_done"] = done
     remedy = _REMEDIES.get(error.sqlstate or "", _NEXT_STEP)
+    if facts["statement_kind"] == "our own" and error.sqlstate not in LOCK_ERRORS:
+        remedy = "Look at the rights of the user of DATABASE_URL, at row security and at triggers of that table"
     if single and error.sqlstate == "25001":  # which only the server's catalogue knows: REINDEX of a partitioned table
         remedy = _NOT_SINGLE
     parts = [f"{where}: {message} (SQLSTATE {error.sqlstate})"]
@@ -165,7 +178,7 @@ def refuse_in_single_transaction(migration: Migration, statements: Sequence[Stat
         )
 
 
-def refused_history(refused: Sequence[tuple[Source, Finding]]) -> MigrationError:
+def refused_history(refused: Sequence[tuple[Source, HistoryFinding]]) -> MigrationError:
     """Files and ledger disagree in a way that is refused; nothing was run."""
     shown = [f"{f.kind}: {f.name}{f', applied {f.applied_at}' if f.applied_at else ''}" for _, f in refused[:5]]
     more = f" and {len(refused) - 5} more" if len(refused) > 5 else ""  # noqa: PLR2004

@@ -11,21 +11,20 @@ import time
 from typing import TYPE_CHECKING
 
 from orchestrator.lifecycle import Activity
-from orchestrator.migrator.run.errors import blocked
+from orchestrator.migrator.run.errors import LOCK_ERRORS, blocked
 from orchestrator.migrator.run.progress import described
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from orchestrator.errors import MigrationError
     from orchestrator.lifecycle import Lifecycle
     from orchestrator.migrator.run.progress import Watch
     from orchestrator.migrator.sql.statements import Statement
 
-# lock_not_available, deadlock_detected
-LOCK_ERRORS = frozenset({"55P03", "40P01"})
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 15.0
+_BURNT = "Numbers that this try took from sequences (serial, identity) are not given again: later ids may have a gap."
 
 
 def pause_s(attempt: int) -> float:
@@ -36,8 +35,17 @@ def pause_s(attempt: int) -> float:
 class Patience:
     """One piece of work (a whole transaction) and for how long it is tried again; `retry_for_s` 0 is for ever."""
 
-    def __init__(self, life: Lifecycle, watch: Watch, facts: Mapping[str, object], *, retry_for_s: float) -> None:
+    def __init__(
+        self,
+        life: Lifecycle,
+        watch: Watch,
+        facts: Mapping[str, object],
+        *,
+        retry_for_s: float,
+        statements: Sequence[Statement] = (),
+    ) -> None:
         self._life, self._watch, self._facts, self._retry_for_s = life, watch, facts, retry_for_s
+        self._statements = statements
         self._attempt = 0
         self._began: float | None = None
 
@@ -57,6 +65,8 @@ class Patience:
         pause = pause_s(self._attempt) * random.uniform(0.5, 1.5)  # noqa: S311 jitter
         if self._retry_for_s and waited_s + pause > self._retry_for_s:
             raise blocked(error, blockers, attempts=self._attempt, waited_s=waited_s) from error.__cause__
+        # nextval is not rolled back (PostgreSQL manual, "Sequence Manipulation Functions").
+        burnt = {"sequences": _BURNT} if any(not s.leaves_nothing for s in self._statements) else {}
         self._life.emit(
             "migration.lock_refused",
             level="warning",
@@ -66,6 +76,7 @@ class Patience:
             blockers=list(blockers),
             retry_in_s=round(pause, 2),
             waited_s=round(waited_s, 1),
+            **burnt,
             hint="Rolled back, so that nobody waits behind it; tried again for as long as MIGRATION_DDL_RETRY_FOR.",
         )
         kind, text = described(statement) if statement is not None else (str(error.facts.get("statement_kind", "")), "")

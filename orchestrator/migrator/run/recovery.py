@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.database.quoting import identifier
+from orchestrator.migrator.run.session import DISCARD, joined
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,11 +50,6 @@ _EXISTS = {
     # COMMIT PREPARED and ROLLBACK PREPARED
     "TransactionStmt": ("gid", "SELECT 1 FROM pg_catalog.pg_prepared_xacts WHERE gid = $1", False),
 }
-# What DISCARD ALL is made of (PostgreSQL manual, DISCARD) but for one part: it would let go of the migration lock.
-_DISCARD_ALL = (
-    "CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; DEALLOCATE ALL; UNLISTEN *; DISCARD PLANS; DISCARD TEMP;"
-    " DISCARD SEQUENCES"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +72,7 @@ async def look(connection: Any, statement: Statement, *, before: frozenset[int] 
     `before` are the `known` of an earlier try that did not come to its end, None for the first one.
     """
     if statement.kind == "DISCARD ALL":
-        return Look(instead=_DISCARD_ALL)
+        return Look(instead=joined(DISCARD))
     index = statement.concurrent_index
     if index is None:
         return await _other(connection, statement)

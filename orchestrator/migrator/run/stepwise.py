@@ -29,6 +29,7 @@ from orchestrator.migrator.run.errors import (
     refuses_transaction,
     statement_of,
 )
+from orchestrator.migrator.run.session import AS_OURSELVES, joined
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -70,6 +71,7 @@ class Steps:
         self._statements, self._finish = statements, finish
         self._texts = [statement.text for statement in statements]
         self._done, self._noted = 0, 0
+        self._fresh = run.session.fresh(is_service=False)
         self._wrapped, self._chained, self._own_timeout = True, False, False
         # Statements of which a try was noted as begun and not as ended, with the indexes that were there before.
         self._begun: dict[int, frozenset[int]] = {}
@@ -85,10 +87,9 @@ class Steps:
             MigrationError: a statement failed, an index stayed invalid, the lock was lost, or the done part was edited.
         """
         facts = {"migration": self._migration.name, "file": str(self._migration.path)}
-        patience = self._run.patience(**facts)
+        patience = self._run.patience(self._statements, **facts)
         try:
-            # A file's own SET holds until here, as with drizzle; a time-out of another file would break this one.
-            await self._send("SET lock_timeout = 0")
+            await self._send(joined(self._fresh))
             await self._resume(interrupted)
             while True:
                 place = _Place(self._done, self._wrapped, self._chained, self._own_timeout)
@@ -105,7 +106,7 @@ class Steps:
                         continue
                     await patience.again(error, statement)
                 else:
-                    patience = self._run.patience(**facts)
+                    patience = self._run.patience(self._statements, **facts)
         except BaseException as error:
             if not is_connection_loss(error):
                 await self._roll_back()
@@ -122,7 +123,8 @@ class Steps:
 
     async def _resume(self, interrupted: records.Unfinished | None) -> None:
         if interrupted is None or not interrupted.is_begun:
-            await self._send(records.begin_unfinished(self._key, [self._migration.name]))
+            note = records.begin_unfinished(self._key, [self._migration.name])
+            await self._send(f"{joined(AS_OURSELVES)}{note}")
             return
         done = self._texts[: interrupted.done]
         if interrupted.done and (len(done) < interrupted.done or records.steps_hash(done) != interrupted.done_hash):
@@ -141,7 +143,6 @@ class Steps:
                     await self._execute_outside(
                         statement, await recovery.look(self._connection, statement, before=None)
                     )
-                self._run.has_changed_session = True
 
     async def _piece(self) -> bool:
         """Run until something is committed; True when that was the end of the file."""
@@ -241,7 +242,7 @@ class Steps:
         await self._sent(found.instead, statement)
         if statement.kind == "DISCARD ALL":
             self._own_timeout = False
-            await self._run.prepare_session()
+            await self._send(joined(self._fresh))
 
     async def _note(self, done: int, *, running: int | None = None, known: frozenset[int] = frozenset()) -> None:
         """Note how far we are, on condition that the lock is ours still."""
@@ -254,8 +255,7 @@ class Steps:
             known=known,
         )
         # A role that the file SET has no right to our tables; it is the file's again after the commit.
-        role = "SET LOCAL ROLE NONE; " if self._run.has_changed_session else ""
-        tag = await self._send(f"{role}{note} AND {HELD_HERE}")
+        tag = await self._send(f"{joined(self._run.session.as_ourselves)}{note} AND {HELD_HERE}")
         if tag != "UPDATE 1":
             raise lock_was_lost(self._migration)
         self._done = done
@@ -283,7 +283,7 @@ class Steps:
             if is_connection_loss(error):
                 raise
             await self._roll_back()
-            raise failed_statement(error, self._migration, None, None, done=self._noted) from error
+            raise failed_statement(error, self._migration, None, "COMMIT", done=self._noted) from error
 
     async def _execute(self, statement: Statement) -> None:
         await self._sent(statement.text, statement)

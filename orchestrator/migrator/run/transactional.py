@@ -1,6 +1,6 @@
 """How one file is applied: statements, our record of it and its ledger row in one transaction. Touches the database.
 
-A file that cannot be one transaction is handed to `steps`.
+A file that cannot be one transaction is handed to `stepwise`.
 """
 
 from __future__ import annotations
@@ -14,24 +14,28 @@ import asyncpg
 
 from orchestrator.database.connect_errors import is_connection_loss
 from orchestrator.database.lock import HELD_HERE
+from orchestrator.database.sessions import SET_OUR_PATH
 from orchestrator.errors import MigrationError
 from orchestrator.migrator import records
 from orchestrator.migrator.ledger import insert_statement
 from orchestrator.migrator.run.batching import DURATION, PROOF, STATEMENT_TIMEOUT_MS
 from orchestrator.migrator.run.errors import (
+    OPENING,
+    RECORD,
     failed_statement,
     lock_was_lost,
     statement_of,
     transaction_was_ended,
 )
+from orchestrator.migrator.run.session import AS_OURSELVES, Message, joined
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from orchestrator.migrator.folder import Migration
     from orchestrator.migrator.run.apply import Run
+    from orchestrator.migrator.sources import Source
     from orchestrator.migrator.sql.statements import Statement
-    from orchestrator.migrator.state import Source
 
 # Of what is larger, the parsed statements are not kept until their turn, and the text is packed into our record.
 KEPT_PARSED_BYTES = 1 << 20
@@ -60,8 +64,8 @@ class FileRun:
 
         `synchronous_commit = off` for all but the last: WAL is ordered, so a crash leaves a consistent prefix.
         """
-        opening = f"{'BEGIN;' if is_last else _BEGIN_NOT_LAST}{self._run.local_lock_timeout}"
-        patience = self._run.patience(migration=migration.name, file=str(migration.path))
+        opening = (*self.fresh, *self._begin(is_last=is_last))
+        patience = self._run.patience(parsed, migration=migration.name, file=str(migration.path))
         while True:
             try:
                 await self.statements_and_row(migration, raw, parsed, began, resumed=resumed, opening=opening)
@@ -71,20 +75,41 @@ class FileRun:
             else:
                 return
 
+    @property
+    def fresh(self) -> tuple[str, ...]:
+        """Commands after which the session is as the login made it; a transaction of their own.
+
+        In the file's transaction they would be rolled back with it, and SET TRANSACTION must come before any query.
+        """
+        return ("BEGIN", *self.fresh_inside, "COMMIT")
+
+    @property
+    def fresh_inside(self) -> tuple[str, ...]:
+        """The same inside a transaction that others have begun."""
+        return self._run.session.fresh(is_service=self.source.label == "service")
+
+    def _begin(self, *, is_last: bool) -> tuple[str, ...]:
+        return ("BEGIN", *(() if is_last else ("SET LOCAL synchronous_commit = off",)), self._run.local_lock_timeout)
+
     def small(self, migration: Migration, statements: Sequence[Statement], *, is_last: bool) -> str:
         """A whole small migration as SQL that proves by itself that the lock is held; it travels with others."""
         limit_ms = self._run.options.statement_timeout_ms
         limit_ms = min(limit_ms, STATEMENT_TIMEOUT_MS) if limit_ms else STATEMENT_TIMEOUT_MS
+        row = insert_statement(
+            self.source.table, self.source.folder, migration, has_name=self._has_name, condition=PROOF
+        )
         parts = [
-            "BEGIN;" if is_last else _BEGIN_NOT_LAST,
-            f"{self._run.local_lock_timeout}SET LOCAL statement_timeout = {limit_ms};",
+            joined((*self._begin(is_last=is_last), f"SET LOCAL statement_timeout = {limit_ms}")),
             *(f"{statement.text}\n;\n" for statement in statements),
-            records.record_statement(self.source.table.key, migration, duration=DURATION, raw=migration.read()),
-            ";",
-            insert_statement(
-                self.source.table, self.source.folder, migration, has_name=self._has_name, condition=PROOF
+            # What may share a message changes no role.
+            joined(
+                (
+                    SET_OUR_PATH,
+                    records.record_statement(self.source.table.key, migration, duration=DURATION, raw=migration.read()),
+                    row,
+                    "COMMIT",
+                )
             ),
-            ";COMMIT;",
         ]
         return "".join(parts)
 
@@ -95,7 +120,7 @@ class FileRun:
         except asyncpg.PostgresError as error:
             if is_connection_loss(error):
                 raise
-            raise failed_statement(error, migration, None, None, single=self._is_single) from error
+            raise failed_statement(error, migration, None, "COMMIT", single=self._is_single) from error
 
     async def statements_and_row(
         self,
@@ -105,7 +130,7 @@ class FileRun:
         began: float,
         *,
         resumed: bool,
-        opening: str = "",
+        opening: tuple[str, ...] = (),
     ) -> None:
         """The statements of a file and its ledger row in one transaction; rolled back on an error.
 
@@ -114,24 +139,24 @@ class FileRun:
         """
         large = len(raw) > KEPT_PARSED_BYTES
         packing = asyncio.create_task(asyncio.to_thread(records.compress, raw)) if large else None
+        message = Message().ours(OPENING, *opening)
         try:
-            *before, last = _batches(parsed) or [[]]
-            if len(last) > 1 or (last and large):
-                before, last = [*before, last], []
-            for batch in before:
-                await self._batch(migration, raw, batch, opening=opening)
-                opening = ""
+            batches = _batches(parsed, may_be_several=self._run.session.completed is not None)
+            for number, batch in enumerate(batches, start=1):
+                for statement in batch:
+                    message.add(statement)
+                if number < len(batches) or large:
+                    await self._send(migration, raw, message, batch[0])
+                    message = Message()
             if packing is not None and (packed := await packing) is not None:
                 duration_s = time.monotonic() - began
-                if self._run.has_changed_session:
-                    await self._run.execute(_ROLE_AWAY)
-                await records.record_packed(
-                    self._run.connection, self.source.table.key, migration, duration_s=duration_s, packed=packed
-                )
+                await self._send(migration, raw, message.ours(RECORD, *AS_OURSELVES), None)
+                message = Message()
+                await self._record_packed(migration, packed, duration_s)
             else:
                 packed = None
-            row = self._row(migration, raw, began, is_recorded=packed is not None, resumed=resumed)
-            tag = await self._statement(migration, raw, last[0] if last else None, opening=opening, closing=row)
+            self._close(message, migration, raw, began, is_recorded=packed is not None, resumed=resumed)
+            tag = await self._send(migration, raw, message, batches[-1][0] if batches and not large else None)
             if not self._run.is_in_transaction:
                 raise transaction_was_ended(migration)
             if tag != "INSERT 0 1":
@@ -145,72 +170,47 @@ class FileRun:
             if packing is not None:
                 packing.cancel()
 
-    async def _batch(self, migration: Migration, raw: bytes, batch: Sequence[Statement], *, opening: str) -> None:
-        """Run one statement, or several small INSERTs, UPDATEs, DELETEs in one message.
+    async def _send(self, migration: Migration, raw: bytes, message: Message, first: Statement | None) -> str:
+        """Send the message, whose first statement of the file is `first`; returns the last command's tag.
 
-        A batch that fails is rolled back to its savepoint and run one by one, so that the error names its statement.
+        An error names the command that has failed. Nothing is run again to find it.
         """
-        if len(batch) > 1:
-            self._run.at(batch[0].index)
-            if opening:
-                await self._run.execute(opening)
-                opening = ""
-            body = "\n;\n".join(s.text for s in batch)  # a statement may end with a -- comment
-            try:
-                await self._run.execute(
-                    f"SAVEPOINT orchestrator_batch;{body}\n;\nRELEASE SAVEPOINT orchestrator_batch", batch[0]
-                )
-            except asyncpg.PostgresError as error:
-                if is_connection_loss(error):
-                    raise
-                await self._run.execute(
-                    "ROLLBACK TO SAVEPOINT orchestrator_batch; RELEASE SAVEPOINT orchestrator_batch"
-                )
-            else:
-                return
-        for statement in batch:
-            await self._statement(migration, raw, statement, opening=opening)
-            opening = ""
-
-    async def _statement(
-        self, migration: Migration, raw: bytes, statement: Statement | None, *, opening: str = "", closing: str = ""
-    ) -> str:
-        """Run `opening`, the statement, and `closing` in one message; returns the last command's tag.
-
-        An error is the statement's, unless it is of `closing`: then its position lies behind the statement.
-        """
-        text = "" if statement is None else statement.text
-        if statement is not None:
-            self._run.at(statement.index)
+        if first is not None:
+            self._run.at(first.index)
         try:
-            return await self._run.execute(
-                f"{opening}{text}\n;\n{closing}" if closing else f"{opening}{text}", statement or "COMMIT"
+            return await self._run.execute(message.text, first or "COMMIT")
+        except asyncpg.PostgresError as error:
+            if is_connection_loss(error):
+                raise
+            owner, shift = message.culprit(self._run.session.completed, error.position)
+            raise failed_statement(error, migration, raw, owner, shift=shift, single=self._is_single) from error
+
+    async def _record_packed(self, migration: Migration, packed: bytes, duration_s: float) -> None:
+        try:
+            await records.record_packed(
+                self._run.connection, self.source.table.key, migration, duration_s=duration_s, packed=packed
             )
         except asyncpg.PostgresError as error:
             if is_connection_loss(error):
                 raise
-            shift = len(opening)
-            if error.position and int(error.position) - shift > len(text):
-                statement = None
-            raise failed_statement(error, migration, raw, statement, shift=shift, single=self._is_single) from error
+            raise failed_statement(error, migration, None, RECORD, single=self._is_single) from error
 
-    def _row(self, migration: Migration, raw: bytes, began: float, *, is_recorded: bool, resumed: bool) -> str:
-        """SQL of record, ledger row, and the proof that the lock is still ours."""
+    def _close(
+        self, message: Message, migration: Migration, raw: bytes, began: float, *, is_recorded: bool, resumed: bool
+    ) -> None:
+        """Add record, ledger row, and the proof that the lock is still ours."""
         key = self.source.table.key
-        parts = []
+        message.ours(RECORD, *AS_OURSELVES)
         if not is_recorded:
-            parts += [_ROLE_AWAY] if self._run.has_changed_session else []
             duration = records.since_message(time.monotonic() - began)
-            parts.append(records.record_statement(key, migration, duration=duration, raw=raw))
+            message.ours(RECORD, records.record_statement(key, migration, duration=duration, raw=raw))
         if resumed:
-            parts.append(records.end_unfinished(key, migration.name))
+            message.ours(RECORD, records.end_unfinished(key, migration.name))
         # Last: its command tag says whether the lock was held (a transaction pooler loses it between transactions).
-        parts.append(
-            insert_statement(
-                self.source.table, self.source.folder, migration, has_name=self._has_name, condition=HELD_HERE
-            )
+        row = insert_statement(
+            self.source.table, self.source.folder, migration, has_name=self._has_name, condition=HELD_HERE
         )
-        return ";".join(parts)
+        message.ours(f"its row in the ledger {key}", row)
 
     async def in_steps(
         self,
@@ -233,21 +233,17 @@ class FileRun:
         ).run(interrupted)
 
 
-# A role that a file SET has no right to our tables. It is the next file's again: after the commit, or, where that file
-# is in the same transaction, by ROLE_BACK.
-_ROLE_AWAY = (
-    "SELECT pg_catalog.set_config('orchestrator.role', pg_catalog.current_setting('role'), true); SET LOCAL ROLE NONE"
-)
-ROLE_BACK = "SELECT pg_catalog.set_config('role', pg_catalog.current_setting('orchestrator.role'), true);"
-_BEGIN_NOT_LAST = "BEGIN; SET LOCAL synchronous_commit = off;"
-
-
-def _batches(parsed: Iterable[Statement]) -> list[list[Statement]]:
+def _batches(parsed: Iterable[Statement], *, may_be_several: bool) -> list[list[Statement]]:
     """Neighbouring small data statements together, everything else alone."""
     batches: list[list[Statement]] = []
     size = 0
     for statement in parsed:
-        small = statement.kind in _BATCHED_KINDS and statement.byte_length <= _BATCH_BYTES // 4
+        small = (
+            may_be_several
+            and statement.kind in _BATCHED_KINDS
+            and statement.byte_length <= _BATCH_BYTES // 4
+            and not statement.changes_session
+        )
         if small and batches and size and size + statement.byte_length <= _BATCH_BYTES:
             batches[-1].append(statement)
             size += statement.byte_length

@@ -14,6 +14,7 @@ import msgspec
 
 from orchestrator.errors import MigrationError
 from orchestrator.migrator.sql import parser
+from orchestrator.migrator.sql.effects import leaves_nothing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -54,6 +55,7 @@ class Statement(msgspec.Struct, frozen=True, gc=False):
     `kind` is the command tag. `transactional` is False for what Postgres refuses inside a transaction block.
     `transaction_control` says what it does to the transaction around it; PREPARE TRANSACTION ends it like a commit.
     `changes_session` is True for what outlives the transaction in the session's settings; into a DO block nobody sees.
+    `leaves_nothing` is True for what a roll back undoes to the last (`effects`).
     """
 
     raw: bytes
@@ -67,6 +69,7 @@ class Statement(msgspec.Struct, frozen=True, gc=False):
     transaction_control: TransactionControl | None
     changes_session: bool
     concurrent_index: ConcurrentIndex | None
+    leaves_nothing: bool
 
     def __repr__(self) -> str:
         return f"<{self.kind}, statement {self.index} at line {self.line}>"
@@ -145,6 +148,7 @@ def statements(raw: bytes, *, path: str) -> tuple[Statement, ...]:
                     transaction_control=kind.control,
                     changes_session=kind.changes_session,
                     concurrent_index=kind.concurrent_index,
+                    leaves_nothing=kind.leaves_nothing,
                 )
             )
     return tuple(found)
@@ -261,6 +265,7 @@ class _Kind(msgspec.Struct, frozen=True):
     changes_session: bool = False
     concurrent_index: ConcurrentIndex | None = None
     copies_from_client: bool = False
+    leaves_nothing: bool = False
 
 
 # In what the grammar has accepted, nothing else starts with these six letters, and they start nothing else.
@@ -292,10 +297,12 @@ def _trimmed(window: bytes, end: int) -> int:
 
 def _classify(one: parser.Parsed, *, sets_config: bool) -> _Kind:
     """What a statement is; `sets_config` says whether the name stands in the text at all."""
-    if classify := _BY_NODE.get(one.node):
-        return classify(one.fields())
-    sets_config = sets_config and one.node in _QUERIES and _sets_config(one.fields())
-    return _Kind(_words(one.node), changes_session=sets_config)
+    if one.node in _QUERIES:
+        return _Kind(_words(one.node), changes_session=sets_config and _sets_config(one.fields()))
+    fields = one.fields()
+    classify = _BY_NODE.get(one.node)
+    kind = classify(fields) if classify else _Kind(_words(one.node))
+    return msgspec.structs.replace(kind, leaves_nothing=True) if leaves_nothing(one.node, fields) else kind
 
 
 _QUERIES = frozenset({"SelectStmt", "InsertStmt", "UpdateStmt", "DeleteStmt", "MergeStmt"})

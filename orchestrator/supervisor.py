@@ -54,10 +54,17 @@ async def serve(settings: Settings, life: Lifecycle, *, embedded: bool = False) 
     from orchestrator.api.security import Safety
     from orchestrator.api.server import listening
 
-    backend = Backend(Safety(settings.api_token, settings.cors_origins, settings.host))
+    backend = Backend(Safety.of(settings))
     app, last_s = build_app(life, backend), settings.shutdown_timeout_s * _LAST_ANSWERS_SHARE
     async with (
-        listening(app, life, host=settings.host, port=settings.port, shutdown_timeout_s=last_s),
+        listening(
+            app,
+            life,
+            host=settings.host,
+            port=settings.port,
+            port_file=settings.port_file,
+            shutdown_timeout_s=last_s,
+        ),
         _failure_shown(life),
     ):
         await asyncio.to_thread(_import_what_comes_next)

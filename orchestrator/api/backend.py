@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from orchestrator.api.event_log import Tail
     from orchestrator.api.queue_sampler import Sampler
     from orchestrator.jobs.registry import Registry
+    from orchestrator.jobs.schedule_monitor import ScheduleMonitor
     from orchestrator.jobs.server import JobServer
     from orchestrator.lifecycle import Lifecycle
     from orchestrator.migrator.sources import Source
@@ -33,4 +34,5 @@ class Backend(msgspec.Struct):
     life: Lifecycle | None = None
     measures: Measures = msgspec.field(default_factory=Measures)
     sampler: Sampler | None = None
+    monitor: ScheduleMonitor | None = None
     tail: Tail | None = None

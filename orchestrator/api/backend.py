@@ -12,6 +12,7 @@ from orchestrator.api.security import Safety
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from orchestrator.api.audit import AuditTrail
     from orchestrator.api.event_log import Tail
     from orchestrator.api.queue_sampler import Sampler
     from orchestrator.jobs.registry import Registry
@@ -34,3 +35,4 @@ class Backend(msgspec.Struct):
     measures: Measures = msgspec.field(default_factory=Measures)
     sampler: Sampler | None = None
     tail: Tail | None = None
+    audit: AuditTrail | None = None

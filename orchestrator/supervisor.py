@@ -71,6 +71,10 @@ async def serve(settings: Settings, life: Lifecycle, *, embedded: bool = False) 
         from orchestrator.migrator.sources import read_sources
 
         sources = await asyncio.to_thread(read_sources, settings)
+        if settings.backup_dir is not None:
+            from orchestrator.jobs.schedule_monitor import try_backup_directory  # before the night shows it
+
+            await try_backup_directory(settings.backup_dir, life)
         async with chosen_database(settings, life, embedded=embedded) as (given, migration_dsn):
             await _bring_up(settings, migration_dsn, sources, life, command="serve")
             life.enter(Phase.LAUNCHING)
@@ -83,7 +87,7 @@ async def serve(settings: Settings, life: Lifecycle, *, embedded: bool = False) 
                 backend.pool, backend.sources = pool, sources
                 backend.policy, backend.ahead = settings.migration_policy, settings.migration_ahead
                 backend.registry, backend.jobs = registry, jobs
-                async with watching(backend, dsn, life) as tasks:
+                async with watching(backend, dsn, life, settings.backup_dir) as tasks:
                     life.enter(Phase.READY)
                     life.emit(
                         "service.ready",
@@ -186,6 +190,7 @@ async def _under_the_lock(
     from orchestrator.database.lock import migration_lock
     from orchestrator.migrator.run.apply import migrate
     from orchestrator.migrator.run.options import Options
+    from orchestrator.migrator.state import refuse_before_writing
 
     options = Options.of(settings)
 
@@ -200,6 +205,7 @@ async def _under_the_lock(
     ):
         life.enter(Phase.EXTENSIONS)
         backup = None
+        await refuse_before_writing(connection, sources)
         try:
             if settings.backup_before_migrate != "never":
                 from orchestrator.migrator.safety_backup import back_up_first  # late: few starts make one

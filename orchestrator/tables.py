@@ -190,6 +190,7 @@ jobs = Table(
     # Those that run are few.
     Index("jobs_running_index", "name", postgresql_where=text("state = 'running'")),
     Index("jobs_finished_index", "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
+    Index("jobs_schedule_index", "schedule", "state", "id", postgresql_where=text("schedule IS NOT NULL")),
     Index("jobs_failed_index", "id", postgresql_where=text("state IN ('failed', 'cancelled')")),
     Index(
         "jobs_dedupe_index",

@@ -22,6 +22,7 @@ from orchestrator.lifecycle import Phase
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
     from aiohttp.typedefs import Handler
 
@@ -257,20 +258,25 @@ def _tell_who_may_ask(safety: Safety, life: Lifecycle) -> None:
 
 
 @asynccontextmanager
-async def watching(backend: Backend, dsn: Dsn, life: Lifecycle) -> AsyncIterator[list[asyncio.Task[None]]]:
-    """Sample the queue and follow its events while the block lasts; `backend.pool` must be there.
+async def watching(
+    backend: Backend, dsn: Dsn, life: Lifecycle, backup_dir: Path | None = None
+) -> AsyncIterator[list[asyncio.Task[None]]]:
+    """Sample the queue, its schedules and its events while the block lasts; `backend.pool` must be there.
 
     Yields the tasks: they end by a bug of ours alone, which whoever holds the block must not miss.
     """
     from orchestrator.api.event_log import Tail
     from orchestrator.api.queue_sampler import Sampler
     from orchestrator.api.routes.events import tell
+    from orchestrator.jobs.schedule_monitor import ScheduleMonitor
 
     sampler = backend.sampler = Sampler(backend.pool, life, None if backend.jobs is None else backend.jobs.worker_id)
+    monitor = backend.monitor = ScheduleMonitor(backend.pool, life, backup_dir)
     tail = backend.tail = Tail(dsn, life)
     stop_telling = tell(life, tail)
     tasks = [
         asyncio.create_task(sampler.run(), name="queue figures"),
+        asyncio.create_task(monitor.run(), name="schedule monitor"),
         asyncio.create_task(tail.run(), name="job events"),
         *([] if backend.audit is None else [asyncio.create_task(backend.audit.run(backend.pool), name="audit trail")]),
     ]

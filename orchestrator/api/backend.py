@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from orchestrator.api.event_log import Tail
     from orchestrator.api.queue_sampler import Sampler
     from orchestrator.jobs.registry import Registry
+    from orchestrator.jobs.schedule_monitor import ScheduleMonitor
     from orchestrator.jobs.server import JobServer
     from orchestrator.lifecycle import Lifecycle
     from orchestrator.migrator.sources import Source
@@ -34,5 +35,6 @@ class Backend(msgspec.Struct):
     life: Lifecycle | None = None
     measures: Measures = msgspec.field(default_factory=Measures)
     sampler: Sampler | None = None
+    monitor: ScheduleMonitor | None = None
     tail: Tail | None = None
     audit: AuditTrail | None = None

@@ -12,7 +12,12 @@ import { sentence, words } from "./words.js";
 export function warnings(start) {
   const shown = start.warnings.filter((one) => one.event !== "extension.missing" || start.phase === "ready");
   if (!shown.length) return null;
-  const titles = { "extension.missing": (w) => `The extension ${w.extension} is missing` };
+  const titles = {
+    "extension.missing": (w) => `The extension ${w.extension} is missing`,
+    "schedule.failing": (w) => `${w.schedule} ${w.state === "retrying" ? "fails, and is tried again" : "fails"}`,
+    "backup.stale": () => "There is no recent backup",
+    "backup.directory_unusable": (w) => `No backup can be written: ${w.error}`,
+  };
   return h(
     "ul",
     { class: "notes", "aria-label": "Warnings", key: "warnings" },

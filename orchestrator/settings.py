@@ -51,6 +51,7 @@ class Settings(msgspec.Struct, frozen=True):
     migration_lock_timeout_s: float = 0.0
     migration_statement_timeout_s: float = 0.0
     migration_policy: Literal["drizzle", "strict"] = "drizzle"
+    migration_trusted_owners: tuple[str, ...] = ()
     migration_ahead: Literal["refuse", "warn"] = "refuse"
     migration_transaction: Literal["each", "all"] = "each"
     log_level: Literal["debug", "info", "warning", "error"] = "info"

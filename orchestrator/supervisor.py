@@ -190,6 +190,7 @@ async def _under_the_lock(
     from orchestrator.database.lock import migration_lock
     from orchestrator.migrator.run.apply import migrate
     from orchestrator.migrator.run.options import Options
+    from orchestrator.migrator.state import refuse_before_writing
 
     options = Options.of(settings)
 
@@ -204,6 +205,7 @@ async def _under_the_lock(
     ):
         life.enter(Phase.EXTENSIONS)
         backup = None
+        await refuse_before_writing(connection, sources)
         try:
             if settings.backup_before_migrate != "never":
                 from orchestrator.migrator.safety_backup import back_up_first  # late: few starts make one

@@ -127,6 +127,11 @@ def _extensions(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
+def _roles(text: str) -> tuple[str, ...]:
+    names = [name.strip() for name in text.split(",")]
+    return tuple(dict.fromkeys(_identifier(name) for name in names if name))
+
+
 def _count(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,6}", text):
         raise UnusableError("is no whole number")
@@ -327,6 +332,16 @@ VARIABLES: tuple[Variable, ...] = (
         "warn",
         field="migration_ahead",
         parse=_one_of("refuse", "warn"),
+    ),
+    Variable(
+        "MIGRATION_TRUSTED_OWNERS",
+        "names of roles with commas between",
+        "",
+        "Roles whose tables, triggers and functions may stand in a ledger or in our schema, besides our own roles and"
+        " the database's owner.",
+        "app_owner",
+        field="migration_trusted_owners",
+        parse=_roles,
     ),
     Variable(
         "MIGRATION_TRANSACTION",

@@ -24,7 +24,7 @@ ARGUMENTS = [
     *("--disable-component-update", "--disable-sync"),
 ]
 HOSTILE = "<img src=x onerror=window.hit=1><script>window.hit=1</script>"
-OWN = len(json.loads((Path(__file__).parent.parent / "migrations/meta/_journal.json").read_text())["entries"])
+OWN = len(json.loads((Path(__file__).parents[2] / "migrations/meta/_journal.json").read_text())["entries"])
 BREAK = "\n--> statement-breakpoint\n"
 
 pytestmark = pytest.mark.skipif(
@@ -332,7 +332,7 @@ TOKEN = "t0ken-of-the-page-tests"
 def jobs_env(database_url, tmp_path, known):
     (tmp_path / "page_jobs.py").write_text(HANDLERS)
     known.secrets.add(TOKEN)
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     return {"DATABASE_URL": database_url, "JOBS": "page_jobs", "PYTHONPATH": f"{root}:{tmp_path}", "API_TOKEN": TOKEN}
 
 

@@ -61,7 +61,7 @@ async def test_zsh_and_fish_can_read_theirs(orchestrator, tmp_path, shell, check
 async def test_without_shtab_one_line_says_what_to_install(orchestrator, tmp_path):
     (tmp_path / "shtab.py").write_text("raise ImportError\n")
 
-    done = await orchestrator("completion", "bash", env={"PYTHONPATH": f"{tmp_path}:{Path(__file__).parent.parent}"})
+    done = await orchestrator("completion", "bash", env={"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}"})
     assert (done.returncode, done.stderr) == (78, "completion needs shtab: pip install 'orchestrator[dev]'\n")
 
 

@@ -11,7 +11,7 @@ import asyncio
 import os
 import re
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -36,10 +36,11 @@ _FIRST_WITH_TRANSACTION_TIMEOUT = 17
 _FIRST_WITH_CLOSED_PUBLIC = 15
 # Entries that a role without rights cannot make, or that act on other servers: `pg_restore --list` begins so, after the
 # three numbers.
-_SUPERUSERS = ("EVENT TRIGGER - ", "PUBLICATION", "SUBSCRIPTION", "USER MAPPING - ")
+_SUPERUSERS = ("EVENT TRIGGER -", "PUBLICATION", "SUBSCRIPTION", "USER MAPPING -")
 _ROWS = ("TABLE DATA", "SEQUENCE SET", "BLOBS", "BLOB DATA", "MATERIALIZED VIEW DATA", "STATISTICS DATA")
 NO_OWNERS = ("--no-owner", "--no-privileges", "--no-security-labels")
 _COMMENTED = ("EVENT TRIGGER", "PUBLICATION", "SUBSCRIPTION", "EXTENSION", "SCHEMA")
+_QUOTED = re.compile(r'^"((?:[^"]|"")*)"')
 _ENTRY = re.compile(r"^\d+; \d+ \d+ (.*)$")
 
 
@@ -68,7 +69,11 @@ class Filled:
 
     def compares(self, title: str) -> bool:
         """Whether the entry of a script of pg_dump, as `TYPE schema.name`, is in the new database as it was."""
-        return not (self.isolated and _is_left_out(title.replace(" -.", " - ", 1), self.made_before))
+        return not self.leaves_out(title.replace(" -.", " - ", 1))
+
+    def leaves_out(self, what: str) -> bool:
+        """Whether the entry is not restored: it is there already, or a role without rights cannot make it."""
+        return _is_left_out(what, (*self.made_before, *((*_SUPERUSERS, "SCHEMA - public") if self.isolated else ())))
 
 
 async def fill(
@@ -95,13 +100,13 @@ async def fill(
         )
         reader = _Reader(tool, archive, environment, place.dsn, emit)
         entries = await reader.entries()
-        filled = Filled(entries)
+        made = await _make_extensions(own, reader, entries, place) if place.isolated else ()
+        filled = Filled(entries, made_before=(*made, *await _others_extensions(own)), isolated=place.isolated)
         if place.isolated:
-            made = await _make_extensions(own, reader, entries, place)
             told = [what for entry in entries if (what := _what(entry)).startswith(_SUPERUSERS)]
-            filled = Filled(entries, tuple(what.rpartition(" ")[0] for what in told), made, isolated=True)
+            filled = replace(filled, left_out=tuple(what.rpartition(" ")[0] for what in told))
             options = (*options, *NO_OWNERS)
-            entries = tuple(entry for entry in entries if not _is_left_out(_what(entry), made))
+        entries = tuple(entry for entry in entries if not filled.leaves_out(_what(entry)))
     finally:
         await close(own)
     with _list_file(entries) as listed:
@@ -231,15 +236,17 @@ def _what(entry: str) -> str:
     return found[1] if found else ""
 
 
-def _is_left_out(what: str, made: Sequence[str]) -> bool:
-    """Whether a role without rights cannot make the entry: a superuser's, one that is there, or a comment on such."""
+def _is_left_out(what: str, left_out: Sequence[str]) -> bool:
+    """Whether the entry is one of these, or a comment on one."""
     if what.startswith("COMMENT - "):
         what = what.removeprefix("COMMENT - ")
         kind = next((kind for kind in _COMMENTED if what.startswith(f"{kind} ")), None)
         if kind is None:
             return False
-        what = f"{kind} - {what.removeprefix(f'{kind} ')}"
-    return f"{what} ".startswith((*_SUPERUSERS, "SCHEMA - public ", *(f"{one} " for one in made)))
+        named = what.removeprefix(f"{kind} ")
+        quoted = _QUOTED.match(named)  # in a comment's title, where SQL would want quotes
+        what = f"{kind} - " + (quoted[1].replace('""', '"') if quoted else named)
+    return f"{what} ".startswith(tuple(f"{one} " for one in left_out))
 
 
 def _list_file(entries: Iterable[str]) -> Any:
@@ -314,6 +321,15 @@ async def _make_extensions(own: Any, reader: _Reader, entries: Sequence[str], pl
         made.append(f"EXTENSION - {node.extname}")
     await own.execute("\n".join([row[0] for row in await own.fetch(_MEMBERS, str(place.dsn.user))]) or "SELECT 1")
     return tuple(dict.fromkeys(made))
+
+
+async def _others_extensions(own: Any) -> tuple[str, ...]:
+    """The extensions that are in the new database already and belong to somebody else, as entries."""
+    rows = await own.fetch(
+        "SELECT extname::text FROM pg_catalog.pg_extension"
+        " WHERE NOT pg_catalog.pg_has_role(extowner, 'USAGE') AND extname <> 'plpgsql'"
+    )
+    return tuple(f"EXTENSION - {row[0]}" for row in rows)
 
 
 # What a dump has of extensions besides their names: the rows of their configuration tables, and servers of their

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from orchestrator.dsn import Dsn
 
 PREFIX = "orchestrator_scratch_"
+# A superuser may prepare a database of this name: with the extensions that only a superuser may create.
+TEMPLATE = "orchestrator_template"
 _KEY_DIGITS = 8
 # The first half of the two-key form of an advisory lock ("scrt" in ASCII); the second is in the database's name.
 _LOCK_CLASS = int.from_bytes(b"scrt")
@@ -67,6 +69,18 @@ _LEFT_BEHIND = (
     f" WHERE d.datname::text ~ '^{PREFIX}[0-9a-f]{{{_KEY_DIGITS}}}$' AND pg_catalog.pg_has_role(d.datdba, 'USAGE')"
     " AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_stat_activity a WHERE a.datid = d.oid)"
     f" AND NOT {Key.is_held('d.datname')}"
+)
+
+
+# Of a superuser's making, since whatever is in it is trusted. Collation versions and the like do not count.
+_TEMPLATE = (
+    "SELECT t.datname::text FROM pg_catalog.pg_database t, pg_catalog.pg_database d, pg_catalog.pg_roles owner"  # noqa: S608 constants
+    f" WHERE t.datname = '{TEMPLATE}' AND t.datistemplate AND d.datname = $1"
+    " AND owner.oid = t.datdba AND owner.rolsuper AND t.encoding = d.encoding"
+    " AND t.datcollate = d.datcollate AND t.datctype = d.datctype AND NOT EXISTS"
+    " (SELECT 1 FROM (VALUES ('datlocprovider'), ('datlocale'), ('daticulocale'), ('daticurules')) AS k (name)"
+    " WHERE pg_catalog.to_jsonb(t) ->> k.name IS DISTINCT FROM pg_catalog.to_jsonb(d) ->> k.name)"
+    " AND NOT (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user)"
 )
 
 
@@ -164,7 +178,12 @@ async def options_like(connection: Any, database: str) -> str:
     """The options of CREATE DATABASE that make an empty one with the encoding and the locale of `database`.
 
     The provider is named too: template0 may have another one (a cluster of PostgreSQL 17 and newer may be `builtin`).
+    Who is no superuser gets a copy of the template that a superuser has prepared (TEMPLATE), where its encoding and
+    locale are the same.
     """
+    template = await connection.fetchval(_TEMPLATE, database)
+    if template is not None:
+        return f"TEMPLATE {identifier(template)}"
     row = await connection.fetchrow(
         "SELECT pg_catalog.pg_encoding_to_char(encoding)::text AS encoding, datcollate::text AS collate,"
         " datctype::text AS ctype, pg_catalog.to_jsonb(d) ->> 'datlocprovider' AS provider,"  # 15 and newer

@@ -46,10 +46,12 @@ class Run:
 
     __slots__ = (
         "attempt",
+        "claim",
         "dropped",
         "entered",
         "handler",
         "id",
+        "is_unreadable",
         "lines",
         "max_attempts",
         "payload",
@@ -63,8 +65,9 @@ class Run:
         "timer",
     )
 
-    def __init__(self, record: Any, handler: Handler) -> None:
+    def __init__(self, record: Any, claim: int, handler: Handler) -> None:
         self.id: int = record["id"]
+        self.claim = claim
         self.attempt: int = record["attempt"]
         self.max_attempts: int = record["max_attempts"]
         self.payload: str = record["payload"]
@@ -76,6 +79,7 @@ class Run:
         self.task: asyncio.Task[None] | None = None
         self.timer: asyncio.TimerHandle | None = None
         self.entered = False
+        self.is_unreadable = False
         self.reason: Reason | None = None
         self.lines = 0
         self.dropped = 0

@@ -1,4 +1,4 @@
-"""When a cron expression comes round. Pure: no I/O, no clock."""
+"""Cron expressions: whether one can be used, and when it is due next. Pure: no I/O but the time zones' files."""
 
 from __future__ import annotations
 

@@ -1,63 +1,68 @@
-"""Keep what runs here, take over what others let fall, fire schedules. Touches the database; lives on the loop of HTTP.
+"""Take over what workers that are gone had claimed, and say what slows the queue down. Touches the database.
 
-Apart from the loop of the handlers: one that blocks it does not lose its job to another replica.
+A worker is gone when its lease is over by the database's clock, and this process has watched that for a third of a
+lease: at each look, a moment apart, the worker's row was there, not renewed, and not locked by anybody. What interrupts
+the watching (the server was away, or this process was; the row is locked) begins it anew. So a living worker has had
+the time to renew after every interruption, whoever looks first, and however new that process is.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
 import time
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from orchestrator import __version__
-from orchestrator.jobs.queue import SCHEDULES_CHANNEL
-from orchestrator.jobs.schedules import fire_due, sync_schedules
-from orchestrator.jobs.session import keep_session
+import asyncpg
+
+from orchestrator.jobs.session import keep_session, limit_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from orchestrator.dsn import Dsn
-    from orchestrator.jobs.registry import Registry
+    from orchestrator.jobs.parameters import WorkerParameters
     from orchestrator.jobs.session import Session
-    from orchestrator.jobs.worker import Worker
 
-_BEAT_MOST_S = 10.0
-_SOON_S = 0.02
-_REAP_LEAST_S = 0.05
-_SCHEDULES_MOST_S = 15.0
-_RENEWED_AFTER = 0.2  # of the lease: what is younger is renewed next time, and most jobs never are
+_LOOKS_A_LEASE = 12
+_LOOK_MOST_S, _LOOK_LEAST_S = 5.0, 0.05
+_WATCH_SHARE = 3
+_FORGET_EVERY_S = 600.0
+_HORIZON_EVERY_S = 30.0
+_HORIZON_OLD_S = 60.0
+_GIVE_BACK_AGAIN_S = 0.05
 
-_BEAT = """
-WITH seen AS (
-    INSERT INTO orchestrator.workers (id, host, pid, version, concurrency, running, lease_s, handlers)
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
-    ON CONFLICT (id) DO UPDATE SET seen_at = now(), running = excluded.running
-), forgotten AS (
-    DELETE FROM orchestrator.workers WHERE seen_at < now() - interval '1 hour' AND id <> $1
-), held AS (
-    SELECT j.id FROM orchestrator.jobs j JOIN unnest($9::bigint[], $10::integer[]) AS g(id, attempt)
-        ON j.id = g.id AND j.attempt = g.attempt
-    WHERE CASE j.state WHEN 'running' THEN true ELSE false END AND j.worker = $1
-    FOR UPDATE OF j SKIP LOCKED
-)
-UPDATE orchestrator.jobs j SET lease_until = now() + make_interval(secs => $7) FROM held WHERE j.id = held.id
-RETURNING j.id, j.attempt, j.cancel_requested
+# The lock that a renewal takes, and the row's own: where one is held by others, the worker may be waiting for it, too.
+_LOCK_TABLE = "LOCK TABLE orchestrator.workers IN ROW EXCLUSIVE MODE NOWAIT"
+_SILENT = """
+SELECT w.id, w.seen_at, w.lease_s, w.seen_at < clock_timestamp() - make_interval(secs => w.lease_s) AS is_over
+FROM orchestrator.workers w
+WHERE w.seen_at < clock_timestamp() - make_interval(secs => w.lease_s * 2 / 3)
+    AND EXISTS (SELECT FROM orchestrator.jobs j WHERE j.state = 'running' AND j.worker = w.id)
+ORDER BY w.id FOR NO KEY UPDATE SKIP LOCKED
+"""
+# What no worker's row stands for: a row that was deleted by hand, or with a backup's restore.
+_ORPHANS = """
+SELECT DISTINCT j.worker AS id FROM orchestrator.jobs j
+WHERE j.state = 'running' AND j.worker IS NOT NULL
+    AND NOT EXISTS (SELECT FROM orchestrator.workers w WHERE w.id = j.worker)
 """
 
-# Those that the beat passed over: locked by who finishes or cancels them, or not ours any more.
-_STILL_HELD = """
-SELECT j.id, j.attempt FROM orchestrator.jobs j JOIN unnest($2::bigint[], $3::integer[]) AS g(id, attempt)
-    ON j.id = g.id AND j.attempt = g.attempt
-WHERE CASE j.state WHEN 'running' THEN true ELSE false END AND j.worker = $1
-"""
-
-_REAP = """
-WITH expired AS (
-    SELECT id FROM orchestrator.jobs WHERE state = 'running' AND lease_until < now()
-    ORDER BY id LIMIT 1000 FOR UPDATE SKIP LOCKED
+_TAKE_OVER = """
+WITH gone AS (
+    UPDATE orchestrator.workers w SET taken_over = taken_over + 1
+    WHERE w.id IN (
+        SELECT o.id FROM orchestrator.workers o WHERE o.id = $1 AND o.seen_at = $2
+            AND o.seen_at < clock_timestamp() - make_interval(secs => o.lease_s)
+        FOR NO KEY UPDATE SKIP LOCKED
+    )
+    RETURNING w.id
+), expired AS (
+    SELECT j.id FROM orchestrator.jobs j
+    WHERE j.state = 'running' AND j.worker = $1 AND (
+        EXISTS (SELECT FROM gone)
+        OR $2::timestamptz IS NULL AND NOT EXISTS (SELECT FROM orchestrator.workers w WHERE w.id = $1)
+    )
+    ORDER BY j.id LIMIT 1000 FOR NO KEY UPDATE SKIP LOCKED
 ), changed AS (
     UPDATE orchestrator.jobs j SET
         state = CASE WHEN cancel_requested THEN 'cancelled'
@@ -65,8 +70,7 @@ WITH expired AS (
         finished_at = CASE WHEN cancel_requested OR attempt >= max_attempts THEN now() END,
         run_at = CASE WHEN cancel_requested OR attempt >= max_attempts THEN run_at ELSE now() END,
         error = jsonb_build_object('type', 'WorkerLost', 'trace', NULL, 'message',
-            'the worker ' || worker || ' fell silent for longer than its lease'),
-        lease_until = NULL
+            'the worker ' || worker || ' fell silent for longer than its lease')
     FROM expired WHERE j.id = expired.id
     RETURNING j.id, j.attempt, j.name, j.queue, j.state, j.worker, j.started_at, j.error
 ), tried AS (
@@ -81,64 +85,79 @@ SELECT id, attempt, name, state, worker, pg_notify('orchestrator_jobs', '') AS h
 FROM changed
 """
 
-_NEXT_EXPIRY = """
-SELECT extract(epoch FROM min(lease_until) - clock_timestamp())::double precision AS in_s
-FROM orchestrator.jobs WHERE state = 'running'
+_FORGET = """
+DELETE FROM orchestrator.workers WHERE id IN (
+    SELECT w.id FROM orchestrator.workers w WHERE w.seen_at < clock_timestamp() - interval '1 hour'
+        AND NOT EXISTS (SELECT FROM orchestrator.jobs j WHERE j.state = 'running' AND j.worker = w.id)
+    FOR UPDATE SKIP LOCKED
+)
 """
 
 _GIVE_BACK = """
-WITH changed AS (
-    UPDATE orchestrator.jobs SET
+WITH held AS (
+    SELECT id FROM orchestrator.jobs WHERE worker = $1 AND state = 'running' ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
+), changed AS (
+    UPDATE orchestrator.jobs j SET
         state = CASE WHEN cancel_requested THEN 'cancelled' ELSE 'queued' END,
         finished_at = CASE WHEN cancel_requested THEN now() END,
-        max_attempts = max_attempts + 1, lease_until = NULL
-    WHERE worker = $1 AND state = 'running'
-    RETURNING id, attempt, name, queue, state, started_at
+        max_attempts = max_attempts + 1
+    FROM held WHERE j.id = held.id
+    RETURNING j.id, j.attempt, j.name, j.queue, j.state, j.started_at
 ), tried AS (
     INSERT INTO orchestrator.job_attempts (job_id, attempt, worker, started_at, outcome)
     SELECT id, attempt, $1, started_at, 'interrupted' FROM changed
 ), told AS (
     INSERT INTO orchestrator.job_events (job_id, attempt, name, queue, state)
     SELECT id, attempt, name, queue, state FROM changed
-), gone AS (
-    DELETE FROM orchestrator.workers WHERE id = $1
 )
 SELECT id, pg_notify('orchestrator_jobs', '') AS hint, pg_notify('orchestrator_events', '') AS hinted FROM changed
 """
+_GONE = """
+DELETE FROM orchestrator.workers w
+WHERE w.id = $1 AND NOT EXISTS (SELECT FROM orchestrator.jobs j WHERE j.state = 'running' AND j.worker = $1)
+RETURNING w.id
+"""
+
+# What keeps dead rows from being removed: every claim then reads past them.
+_HORIZON = """
+SELECT a.pid, a.application_name AS application, a.usename::text AS username, a.datname::text AS database, a.state,
+    extract(epoch FROM clock_timestamp() - a.xact_start)::double precision AS age_s
+FROM pg_catalog.pg_stat_activity a
+WHERE a.backend_xmin IS NOT NULL AND a.xact_start < clock_timestamp() - make_interval(secs => $1)
+    AND a.datname = current_database() AND a.backend_type = 'client backend'
+ORDER BY a.xact_start LIMIT 1
+"""
 
 
-class Keeper:
-    """Leases, the reaper and schedules of one worker. `tell` calls the worker in its own thread."""
+@dataclass(slots=True)
+class _Watch:
+    """A worker that is silent: what was seen of it, since when without a break, and when last."""
 
-    def __init__(
-        self,
-        dsn: Dsn,
-        registry: Registry,
-        worker: Worker,
-        *,
-        worker_id: str,
-        concurrency: int,
-        lease_s: float,
-        connect_timeout_s: float,
-        emit: Callable[..., None],
-        tell: Callable[..., None],
-    ) -> None:
-        self._dsn, self._registry, self._worker, self._id = dsn, registry, worker, worker_id
-        self._concurrency, self._lease_s, self._connect_timeout_s = concurrency, lease_s, connect_timeout_s
-        self._emit, self._tell = emit, tell
-        self._beat_s = min(lease_s / 3, _BEAT_MOST_S)
+    seen_at: Any
+    since: float
+    looked_at: float
+
+
+class Maintenance:
+    """The part of a worker that looks after the others. Lives on the loop of HTTP."""
+
+    def __init__(self, parameters: WorkerParameters, *, emit: Callable[..., None]) -> None:
+        self._given, self._emit = parameters, emit
+        self._look_s = max(_LOOK_LEAST_S, min(_LOOK_MOST_S, parameters.lease_s / _LOOKS_A_LEASE))
         self._wake = asyncio.Event()
-        self._synced = False
-        self._was_connected = False
         self._leaving = False
+        self._watched: dict[str, _Watch] = {}
+        self._orphans: set[str] = set()
+        self._horizon_said: tuple[int, float] | None = None
 
     async def run(self) -> None:
-        """Keep until `leave`, whatever happens to the database."""
+        """Look after the others until `leave`, whatever happens to the database."""
         await keep_session(
-            self._dsn,
-            self._keep,
-            purpose="keeper",
-            connect_timeout_s=self._connect_timeout_s,
+            self._given.dsn,
+            self._look_after,
+            purpose="maintenance",
+            connect_timeout_s=self._given.connect_timeout_s,
+            limit_s=limit_of(self._given.lease_s),
             emit=self._emit,
             lost=self._wake.set,
         )
@@ -148,94 +167,97 @@ class Keeper:
         self._leaving = True
         self._wake.set()
 
-    async def _keep(self, session: Session) -> None:
-        await session.listen(SCHEDULES_CHANNEL, lambda _: self._wake.set())
-        beat_at = fire_at = now = time.monotonic()
-        # The server was away, and for the others as well: they renew first what they hold.
-        reap_at = now + (self._beat_s + 1.0 if self._was_connected else 0.0)
-        self._was_connected = True
-        if not self._synced:
-            await sync_schedules(session.connection, self._registry)
-            self._synced = True
+    async def _look_after(self, session: Session) -> None:
+        self._watched = {}  # the server was away, or this process: nothing was seen meanwhile
+        self._orphans = set()
+        forget_at = horizon_at = orphans_at = 0.0
         while not self._leaving:
-            if self._wake.is_set():
-                fire_at = now
             self._wake.clear()
+            await self._reap(session)
             now = time.monotonic()
-            if now >= beat_at:
-                await self._beat(session)
-                beat_at = now + self._beat_s
-            if now >= reap_at:
-                reap_at = time.monotonic() + await self._reap(session)
-            if now >= fire_at:
-                fire_at = time.monotonic() + await self._fire(session)
-            timer = asyncio.get_running_loop().call_later(
-                max(0.0, min(beat_at, reap_at, fire_at) - time.monotonic()), self._wake_for_time
-            )
-            self._timed = False
+            if now >= orphans_at:
+                orphans_at = now + self._given.lease_s / _WATCH_SHARE
+                await self._reap_orphans(session)
+            if now >= forget_at:
+                forget_at = now + _FORGET_EVERY_S
+                await session.fetch(_FORGET)
+            if now >= horizon_at:
+                horizon_at = now + _HORIZON_EVERY_S
+                await self._look_at_horizon(session)
+            timer = asyncio.get_running_loop().call_later(self._look_s, self._wake.set)
             await self._wake.wait()
             timer.cancel()
-            if self._timed:
-                self._wake.clear()
-        given_back = await session.fetch(_GIVE_BACK, self._id)
-        if given_back:
-            self._emit("jobs.requeued", level="warning", jobs=[row["id"] for row in given_back])
+        await self._give_back(session)
 
-    def _wake_for_time(self) -> None:
-        self._timed = True
-        self._wake.set()
+    async def _reap(self, session: Session) -> None:
+        """One look; take over from whoever was watched for long enough."""
+        began = time.monotonic()
+        try:
+            async with session.connection.transaction():
+                await session.fetch(_LOCK_TABLE)
+                rows = await session.fetch(_SILENT)
+        except asyncpg.LockNotAvailableError:
+            self._watched = {}
+            return
+        looked_at = time.monotonic()
+        before, self._watched = self._watched, {}
+        for worker_id, seen_at, lease_s, is_over in [tuple(row) for row in rows]:
+            watch = before.get(worker_id)
+            gap_most_s = max(lease_s / 6, 2.5 * self._look_s)
+            if watch is None or watch.seen_at != seen_at or looked_at - watch.looked_at > gap_most_s:
+                watch = _Watch(seen_at, began, began)
+            watch.looked_at = looked_at
+            self._watched[worker_id] = watch
+            if is_over and began - watch.since >= lease_s / _WATCH_SHARE:
+                await self._take_over(session, worker_id, seen_at)
 
-    async def _beat(self, session: Session) -> None:
-        """Say that this worker lives; renew its leases; learn what was cancelled or lost."""
-        now = time.monotonic()
-        runs = list(self._worker.runs.values())
-        old = [run for run in runs if now - run.since >= self._lease_s * _RENEWED_AFTER]
-        ids, attempts = [run.id for run in old], [run.attempt for run in old]
-        renewed = await session.fetch(
-            _BEAT,
-            self._id,
-            socket.gethostname(),
-            os.getpid(),
-            __version__,
-            self._concurrency,
-            len(runs),
-            self._lease_s,
-            list(self._registry.handlers),
-            ids,
-            attempts,
-        )
-        for row in renewed:
-            if row["cancel_requested"]:
-                self._tell(self._worker.cancel, row["id"], row["attempt"])
-        missing = {(run.id, run.attempt) for run in old} - {(row["id"], row["attempt"]) for row in renewed}
-        if missing:
-            held = await session.fetch(_STILL_HELD, self._id, *map(list, zip(*sorted(missing), strict=True)))
-            for job_id, attempt in missing - {(row["id"], row["attempt"]) for row in held}:
-                self._tell(self._worker.lose, job_id, attempt)
+    async def _reap_orphans(self, session: Session) -> None:
+        """Take over what is nobody's at two looks: a living worker would have made its row again between them."""
+        found = {row["id"] for row in await session.fetch(_ORPHANS)}
+        for worker_id in sorted(found & self._orphans):
+            await self._take_over(session, worker_id, None)
+        self._orphans = found
 
-    async def _reap(self, session: Session) -> float:
-        """Take back what expired, of any replica; seconds until the next lease can expire."""
-        for row in await session.fetch(_REAP):
+    async def _take_over(self, session: Session, worker_id: str, seen_at: Any) -> None:
+        for row in await session.fetch(_TAKE_OVER, worker_id, seen_at):
             self._emit(
                 "job.taken_over",
-                level="warning",
+                level="error" if row["state"] == "failed" else "warning",
                 job_id=row["id"],
                 job=row["name"],
                 attempt=row["attempt"],
                 state=row["state"],
                 worker=row["worker"],
             )
-        (row,) = await session.fetch(_NEXT_EXPIRY)
-        in_s: float = self._beat_s if row["in_s"] is None else row["in_s"] + _SOON_S
-        return max(_REAP_LEAST_S, min(self._beat_s, in_s))
 
-    async def _fire(self, session: Session) -> float:
-        """Fire schedules that are due; seconds until the next one is, or may have been edited unheard."""
-        fired = await fire_due(session.connection, self._registry)
-        for name, job in fired.made:
-            self._emit("schedule.fired", level="info", schedule=name, job_id=job.id, created=job.created)
-        for name, reason in fired.unusable:
-            self._emit("schedule.unusable", level="error", schedule=name, error=reason)
-        if fired.next_in_s is None:
-            return _SCHEDULES_MOST_S
-        return max(0.0, min(_SCHEDULES_MOST_S, fired.next_in_s))
+    async def _look_at_horizon(self, session: Session) -> None:
+        """Name the session whose old snapshot keeps dead rows from being removed, once for each."""
+        for row in await session.fetch(_HORIZON, _HORIZON_OLD_S):
+            now = time.monotonic()
+            # Within a second, the same transaction: its beginning is what tells it from the session's next one.
+            began = now - row["age_s"]
+            if self._horizon_said and self._horizon_said[0] == row["pid"] and abs(self._horizon_said[1] - began) < 1.0:
+                continue
+            self._horizon_said = (row["pid"], began)
+            self._emit(
+                "jobs.old_snapshot_held",
+                level="warning",
+                **{name: row[name] for name in ("pid", "application", "username", "database", "state")},
+                age_s=round(row["age_s"]),
+                hint="Its open transaction keeps dead rows from being removed, which slows the queue: end it.",
+            )
+
+    async def _give_back(self, session: Session) -> None:
+        """Give back what this worker holds, and take its row away; what is locked is come back to."""
+        while True:
+            rows = await session.fetch(_GIVE_BACK, self._given.worker_id)
+            if rows:
+                self._emit("jobs.requeued", level="warning", jobs=[row["id"] for row in rows])
+            if await session.fetch(_GONE, self._given.worker_id):
+                return
+            left = await session.fetch(
+                "SELECT FROM orchestrator.jobs WHERE state = 'running' AND worker = $1 LIMIT 1", self._given.worker_id
+            )
+            if not left:
+                return
+            await asyncio.sleep(_GIVE_BACK_AGAIN_S)

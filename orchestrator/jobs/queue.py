@@ -161,7 +161,7 @@ _DELAY_MAX_S = 10 * 366 * 86400.0
 _INSERT = """
 WITH given AS MATERIALIZED (
     SELECT pg_catalog.nextval('orchestrator.jobs_id_seq') AS id, g.*, coalesce(g.run_at,
-        pg_catalog.now() OPERATOR(pg_catalog.+) pg_catalog.make_interval(secs => g.delay_s)) AS due
+        pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) pg_catalog.make_interval(secs => g.delay_s)) AS due
     FROM ROWS FROM (pg_catalog.unnest($1::pg_catalog.text[]), pg_catalog.unnest($2::pg_catalog.text[]),
         pg_catalog.unnest($3::integer[]), pg_catalog.unnest($4::pg_catalog.text[]),
         pg_catalog.unnest($5::pg_catalog.timestamptz[]), pg_catalog.unnest($6::double precision[]),
@@ -174,8 +174,9 @@ WITH given AS MATERIALIZED (
     INSERT INTO orchestrator.jobs (id, name, queue, state, priority, payload, run_at, max_attempts, timeout_s,
         dedupe_key, idempotency_key, schedule)
     OVERRIDING SYSTEM VALUE
-    SELECT id, name, queue, CASE WHEN due OPERATOR(pg_catalog.>) pg_catalog.now() THEN 'scheduled' ELSE 'queued' END,
-        priority, payload::pg_catalog.jsonb, coalesce(due, pg_catalog.now()), max_attempts, timeout_s, dedupe_key,
+    SELECT id, name, queue,
+        CASE WHEN due OPERATOR(pg_catalog.>) pg_catalog.clock_timestamp() THEN 'scheduled' ELSE 'queued' END, priority,
+        payload::pg_catalog.jsonb, coalesce(due, pg_catalog.now()), max_attempts, timeout_s, dedupe_key,
         idempotency_key, schedule
     FROM given
     ON CONFLICT DO NOTHING

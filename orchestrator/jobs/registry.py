@@ -6,6 +6,7 @@ modules that it imports.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -57,7 +58,10 @@ class Backoff:
 
 @dataclass(frozen=True, slots=True)
 class Handler:
-    """One handler, as `job` declared it. `timeout_s` and `concurrency` None: no limit; `schedule` is a cron line."""
+    """One handler, as `job` declared it. `timeout_s` and `concurrency` None: no limit; `schedule` is a cron line.
+
+    `schema_hash` is the same in all processes whose handlers of this name take the same payloads.
+    """
 
     name: str
     doc: str
@@ -72,6 +76,7 @@ class Handler:
     function: Callable[..., Coroutine[Any, Any, Any]]
     decoder: msgspec.json.Decoder[Any]
     place: str
+    schema_hash: str
 
     def decode(self, payload: str | bytes) -> Any:
         """The payload of JSON text as the handler's own type.
@@ -209,7 +214,7 @@ def job(
         payload_type = _payload_type(function, refuse)
         try:
             decoder = msgspec.json.Decoder(payload_type)
-            msgspec.json.schema(payload_type)
+            schema = msgspec.json.encode([name, msgspec.json.schema(payload_type)], order="deterministic")
         except (TypeError, NameError, ValueError) as error:
             raise refuse(f"has a payload type that cannot be checked: {error}", _TYPES) from error
         if schedule is not None:
@@ -229,6 +234,7 @@ def job(
                 function=function,
                 decoder=decoder,
                 place=place,
+                schema_hash=hashlib.sha256(schema).hexdigest()[:16],
             )
         )
         return function
@@ -269,8 +275,8 @@ def _check_schedule(
     decoder: msgspec.json.Decoder[Any],
     refuse: Callable[[str, str], HandlerError],
 ) -> None:
-    from orchestrator.jobs.cron import check_cron
-    from orchestrator.jobs.errors import ScheduleError  # late, with cronsim: few modules have a schedule
+    from orchestrator.jobs.cron import check_cron  # late, with cronsim: few modules have a schedule
+    from orchestrator.jobs.errors import ScheduleError
 
     try:
         check_cron(cron, timezone)

@@ -182,7 +182,10 @@ _SUMMARY = f"""
     left(j.error->>'message', {_MESSAGE_MAX}) AS error_message
 """
 _JOB = f"""
-SELECT {_SUMMARY}, j.payload::text AS payload, j.lease_until, j.error::text AS error,
+SELECT {_SUMMARY}, j.payload::text AS payload, j.error::text AS error,
+    CASE WHEN j.state = 'running' THEN (
+        SELECT w.seen_at + make_interval(secs => w.lease_s) FROM orchestrator.workers w WHERE w.id = j.worker
+    ) END AS lease_until,
     CASE WHEN octet_length(j.output::text) > {_OUTPUT_MAX_BYTES}
         THEN jsonb_build_object('left_out', 'the output is larger than 1 MiB')::text
         ELSE j.output::text END AS output,

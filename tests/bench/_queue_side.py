@@ -25,6 +25,8 @@ class Ours:
     def __init__(self) -> None:
         from orchestrator import dsn
         from orchestrator.jobs import job
+        from orchestrator.jobs.lease import Lease
+        from orchestrator.jobs.parameters import WorkerParameters
         from orchestrator.jobs.registry import DECLARED
         from orchestrator.jobs.worker import StopTimes, Worker
 
@@ -39,7 +41,7 @@ class Ours:
                 self.started = None
 
         self.until, self.times = asyncio.Event(), StopTimes.of(5.0)
-        self.worker = Worker(
+        parameters = WorkerParameters(
             dsn.parse(URL),
             DECLARED,
             worker_id="bench",
@@ -48,6 +50,12 @@ class Ours:
             connect_timeout_s=5,
             emit=lambda *told, **facts: print(told, facts, file=sys.stderr),
             redact=lambda text: text,
+        )
+        self.worker, loop = Worker(parameters), asyncio.get_running_loop()
+        self.lease = Lease(
+            parameters,
+            count=lambda: len(self.worker.runs),
+            changed=lambda: loop.call_soon_threadsafe(self.worker.compare_soon),
         )
 
     async def one(self, connection, n):
@@ -61,7 +69,9 @@ class Ours:
         await enqueue_many(connection, [NewJob("noop", {"n": n}) for n in range(count)])
 
     async def work(self):
+        self.lease.start()
         await self.worker.run(self.until, lambda: self.times)
+        await asyncio.to_thread(self.lease.end)
 
     def stop(self):
         self.until.set()

@@ -12,6 +12,7 @@ from orchestrator.api.security import Safety
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from orchestrator.api.audit import AuditTrail
     from orchestrator.api.event_log import Tail
     from orchestrator.api.queue_sampler import Sampler
     from orchestrator.jobs.registry import Registry
@@ -36,3 +37,4 @@ class Backend(msgspec.Struct):
     sampler: Sampler | None = None
     monitor: ScheduleMonitor | None = None
     tail: Tail | None = None
+    audit: AuditTrail | None = None

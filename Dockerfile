@@ -66,7 +66,10 @@ FROM runtime
 COPY --from=contents /sbom.cdx.json /usr/share/sbom.cdx.json
 
 # Bytecode is in the image already, and under a read-only root nothing could be written beside it.
+# A container's own loopback reaches nobody: HTTP listens on all of its addresses, and answers nothing but /health until
+# API_TOKEN is set, or API_ACCESS says that nobody else reaches the port.
 ENV PATH=/opt/venv/bin:$PATH \
+    HOST=0.0.0.0 \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
 USER 10001:10001

@@ -53,6 +53,9 @@ CREATE INDEX "jobs_running_index" ON "orchestrator"."jobs" ("name") WHERE "state
 --> statement-breakpoint
 CREATE INDEX "jobs_finished_index" ON "orchestrator"."jobs" ("finished_at") WHERE "finished_at" IS NOT NULL;
 --> statement-breakpoint
+-- What the last runs of each schedule were.
+CREATE INDEX "jobs_schedule_index" ON "orchestrator"."jobs" ("schedule", "state", "id") WHERE "schedule" IS NOT NULL;
+--> statement-breakpoint
 CREATE INDEX "jobs_failed_index" ON "orchestrator"."jobs" ("id") WHERE "state" IN ('failed', 'cancelled');
 --> statement-breakpoint
 CREATE UNIQUE INDEX "jobs_dedupe_index" ON "orchestrator"."jobs" ("name", "dedupe_key") WHERE "dedupe_key" IS NOT NULL AND "state" IN ('scheduled', 'queued', 'running');

@@ -46,6 +46,7 @@ COMMANDS = (
         "after", "restore", "backup", "put a backup in the database's place, and keep what was there", "restore FILE"
     ),
     Command("look", "config", "config", "show what would be used and where each value came from", "config"),
+    Command("look", "token", "token", "make a token for API_TOKEN, or a line for API_TOKENS_FILE", "token"),
     Command("look", "studio", "studio", "open a database client in the terminal, read-only (harlequin)", "studio"),
     Command("look", "help", "help", "list the pages of the manual, or show one", "help jobs"),
     Command("look", "completion", "completion", "print a shell's completion script", "completion bash"),
@@ -56,10 +57,10 @@ COMMANDS = (
 # The variables that a command's help names: not all that it reads, but those that a person sets for it.
 _SERVER = "DATABASE_URL MIGRATION_DATABASE_URL MIGRATIONS_DIR EXTENSIONS"
 _READS = {
-    "serve": f"{_SERVER} HOST PORT API_TOKEN JOBS JOBS_CONCURRENCY DATA_DIR LOG_LEVEL LOG_FORMAT SHUTDOWN_TIMEOUT",
+    "serve": f"{_SERVER} HOST PORT API_TOKEN API_ACCESS JOBS DATA_DIR LOG_LEVEL LOG_FORMAT SHUTDOWN_TIMEOUT",
     "migrate": f"{_SERVER} DB_WAIT_TIMEOUT MIGRATION_LOCK_TIMEOUT MIGRATION_POLICY MIGRATION_TRANSACTION DATA_DIR",
     "wait": "DATABASE_URL DB_WAIT_TIMEOUT DB_CONNECT_TIMEOUT",
-    "healthcheck": "HOST PORT",
+    "healthcheck": "HOST PORT PORT_FILE",
     "status": f"{_SERVER} MIGRATIONS_SCHEMA MIGRATIONS_TABLE",
     "plan": f"{_SERVER} MIGRATION_POLICY DATA_DIR",
     "lint": f"{_SERVER} MIGRATIONS_SCHEMA MIGRATIONS_TABLE",
@@ -88,6 +89,7 @@ PAGES = {
     "backup": "operations",
     "restore": "operations",
     "config": "variables",
+    "token": "security",
     "studio": "operations",
     "help": "commands",
     "completion": "operations",

@@ -54,16 +54,27 @@ async def serve(settings: Settings, life: Lifecycle, *, embedded: bool = False) 
     from orchestrator.api.security import Safety
     from orchestrator.api.server import listening
 
-    backend = Backend(Safety(settings.api_token, settings.cors_origins, settings.host))
+    backend = Backend(Safety.of(settings))
     app, last_s = build_app(life, backend), settings.shutdown_timeout_s * _LAST_ANSWERS_SHARE
     async with (
-        listening(app, life, host=settings.host, port=settings.port, shutdown_timeout_s=last_s),
+        listening(
+            app,
+            life,
+            host=settings.host,
+            port=settings.port,
+            port_file=settings.port_file,
+            shutdown_timeout_s=last_s,
+        ),
         _failure_shown(life),
     ):
         await asyncio.to_thread(_import_what_comes_next)
         from orchestrator.migrator.sources import read_sources
 
         sources = await asyncio.to_thread(read_sources, settings)
+        if settings.backup_dir is not None:
+            from orchestrator.jobs.schedule_monitor import try_backup_directory  # before the night shows it
+
+            await try_backup_directory(settings.backup_dir, life)
         async with chosen_database(settings, life, embedded=embedded) as (given, migration_dsn):
             await _bring_up(settings, migration_dsn, sources, life, command="serve")
             life.enter(Phase.LAUNCHING)
@@ -76,7 +87,7 @@ async def serve(settings: Settings, life: Lifecycle, *, embedded: bool = False) 
                 backend.pool, backend.sources = pool, sources
                 backend.policy, backend.ahead = settings.migration_policy, settings.migration_ahead
                 backend.registry, backend.jobs = registry, jobs
-                async with watching(backend, dsn, life) as tasks:
+                async with watching(backend, dsn, life, settings.backup_dir) as tasks:
                     life.enter(Phase.READY)
                     life.emit(
                         "service.ready",
@@ -179,6 +190,7 @@ async def _under_the_lock(
     from orchestrator.database.lock import migration_lock
     from orchestrator.migrator.run.apply import migrate
     from orchestrator.migrator.run.options import Options
+    from orchestrator.migrator.state import refuse_before_writing
 
     options = Options.of(settings)
 
@@ -193,6 +205,7 @@ async def _under_the_lock(
     ):
         life.enter(Phase.EXTENSIONS)
         backup = None
+        await refuse_before_writing(connection, sources)
         try:
             if settings.backup_before_migrate != "never":
                 from orchestrator.migrator.safety_backup import back_up_first  # late: few starts make one

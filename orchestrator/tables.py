@@ -190,6 +190,7 @@ jobs = Table(
     # Those that run are few.
     Index("jobs_running_index", "name", postgresql_where=text("state = 'running'")),
     Index("jobs_finished_index", "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
+    Index("jobs_schedule_index", "schedule", "state", "id", postgresql_where=text("schedule IS NOT NULL")),
     Index("jobs_failed_index", "id", postgresql_where=text("state IN ('failed', 'cancelled')")),
     Index(
         "jobs_dedupe_index",
@@ -351,7 +352,7 @@ server_runs = Table(
 # Locked while the jobs of a handler with a limit are counted and claimed.
 job_limits = Table("job_limits", metadata, Column("name", Text, primary_key=True))
 
-# ------------------------------------------------------------------------------- 0002: ledgers that were mended by hand
+# ------------------------------------------- 0002: ledgers that were mended by hand, changes through the API
 
 repairs = Table(
     "repairs",
@@ -376,3 +377,21 @@ repairs = Table(
         " before and after."
     ),
 )
+
+api_changes = Table(
+    "api_changes",
+    metadata,
+    _key(),
+    _time("changed_at", nullable=False),
+    _text("token"),
+    _text("address"),
+    _text("method"),
+    _text("path"),
+    _integer("status"),
+    Column("facts", JSONB, nullable=False),
+    comment=(
+        "One row for each request that changed something through the API: the name of the token that it showed, from"
+        " where, and what."
+    ),
+)
+Index("api_changes_changed_index", api_changes.c.changed_at)

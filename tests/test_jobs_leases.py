@@ -15,7 +15,7 @@ import pytest
 from orchestrator.jobs.queue import NewJob, enqueue, enqueue_many
 from orchestrator.jobs.schedules import Schedule, put_schedule, trigger_schedule
 
-pytest_plugins = ["job_servers"]
+pytest_plugins = ["support.job_servers"]
 
 HANDLERS = """
 import asyncio, os, time

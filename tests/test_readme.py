@@ -360,7 +360,7 @@ async def test_test_it(tour):
     for line in [*part("Test it"), *part("Developing")]:
         if line.startswith("python3 -m venv .venv && .venv/bin/pip"):
             _check_install(line)
-        elif match := re.fullmatch(r"([A-Z_]+)=\d+ pytest (tests/\w+\.py)", line):
+        elif match := re.fullmatch(r"([A-Z_]+)=\d+ pytest (tests/[\w/]+\.py)", line):
             # They take minutes each: run up to where the first test would begin.
             assert f'"{match[1]}"' in (ROOT / match[2]).read_text()
             line = line.replace("pytest tests/", f"pytest --collect-only -q --rootdir {ROOT} {ROOT}/tests/")  # noqa: PLW2901
@@ -478,8 +478,8 @@ async def test_verify_studio_and_completion(tour):
     assert part("Is the database what its files make? `verify`") == ["orchestrator verify --schema public"]
     assert "The database is what the files make." in await tour.shell("orchestrator verify --schema public")
 
-    assert part("Look into the database: `studio`") == ["orchestrator studio"]  # run by tests/test_studio.py
-    assert '"studio"' in (ROOT / "tests" / "test_studio.py").read_text()
+    assert part("Look into the database: `studio`") == ["orchestrator studio"]  # run by tests/commands/test_studio.py
+    assert '"studio"' in (ROOT / "tests" / "commands" / "test_studio.py").read_text()
 
     home = tour.folder
     files = [".local/share/bash-completion/completions/orchestrator", "zsh/_orchestrator"]

@@ -2,7 +2,7 @@
 
 From the statement's parse tree and what is known of the database (`catalog.py`). The rules are PostgreSQL 18's:
 `AlterTableGetLockLevel` and `ATExec…` (tablecmds.c), `LockTableCommand`, the manual's chapter 13.3, and each is held
-against a real server by tests/test_impact.py (pg_locks, relation file nodes, sequential scans).
+against a real server by tests/analysis/test_impact.py (pg_locks, relation file nodes, sequential scans).
 """
 
 from __future__ import annotations

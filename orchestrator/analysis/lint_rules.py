@@ -5,7 +5,7 @@ not in use, and nothing about it hurts. Each rule has one level: an **error** wi
 hurts running code, a **note** is worth a look and fails nothing.
 
 The yardstick is squawk 2.70; its findings are ours by another name (`SQUAWK`), or deliberately not (`UNLIKE_SQUAWK`).
-tests/test_lint.py runs squawk beside us and holds both tables to it.
+tests/analysis/test_lint.py runs squawk beside us and holds both tables to it.
 """
 
 from __future__ import annotations

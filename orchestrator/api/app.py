@@ -5,25 +5,30 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import asynccontextmanager, suppress
+from functools import partial
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
 from orchestrator.api import health, page
+from orchestrator.api.audit import CHANGED, NOBODY, AuditTrail
 from orchestrator.api.connections import Connection
 from orchestrator.api.problems import problem
 from orchestrator.api.rate_limit import RateLimitedEvents
 from orchestrator.api.routing import DISPATCHER, ROUTE, Dispatcher
-from orchestrator.api.security import BODY_LIMIT_BYTES
+from orchestrator.api.security import BODY_LIMIT_BYTES, CALLER, READING, is_loopback
 from orchestrator.lifecycle import Phase
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
     from aiohttp.typedefs import Handler
 
     from orchestrator.api.backend import Backend
     from orchestrator.api.metrics import Exposition
+    from orchestrator.api.security import Safety
     from orchestrator.dsn import Dsn
     from orchestrator.lifecycle import Lifecycle
 
@@ -57,9 +62,12 @@ def build_app(life: Lifecycle, backend: Backend) -> web.Application:
     app[DISPATCHER] = dispatcher
     app.on_response_prepare.append(prepare)
     app.on_shutdown.append(end_streams)
-    for path, probe in health.probes(life).items():
-        app.router.add_get(path, gate.for_probe(probe, path), expect_handler=_no_expectation)
-    stream = health.stream(app, life, lambda: backend.safety.access)
+    told_all, told_little = health.probes(life), health.probes(life, tells_all=False)
+    for path, probe in told_all.items():
+        handler = gate.for_probe(probe, told_little[path], path)
+        app.router.add_get(path, handler, expect_handler=_no_expectation)
+    app.cleanup_ctx.append(lambda _: backend.safety.tokens.watched(life))
+    stream = health.stream(app, life, backend.safety)
     app.router.add_get(
         "/health/events", gate.before(stream, "/health/events"), allow_head=False, expect_handler=_no_expectation
     )
@@ -83,6 +91,7 @@ class Gate:
         self._life, self._backend = life, backend
         self._requests: set[asyncio.Task[Any]] = set()
         self._events = RateLimitedEvents(life)
+        self._audit = backend.audit = AuditTrail(life, self._events)
 
     async def close(self, limit_s: float) -> None:
         """Wait for the requests in flight (probes never wait for anything), and cancel those that take longer."""
@@ -107,6 +116,15 @@ class Gate:
             try:
                 response = await self._answered(request, admitted)
                 status, is_stream = response.status, response.content_type == "text/event-stream"
+                if request.method not in READING and status < HTTPStatus.BAD_REQUEST:
+                    self._audit.note(
+                        token=request.get(CALLER, NOBODY),
+                        address=request.remote,
+                        method=request.method,
+                        path=request.path,
+                        status=status,
+                        facts=request.get(CHANGED, {}),
+                    )
             finally:
                 duration_s = None if is_stream else time.perf_counter() - began
                 self._backend.measures.count_request(request.method, request.get(ROUTE, label), status, duration_s)
@@ -114,19 +132,22 @@ class Gate:
 
         return handle
 
-    def for_probe(self, probe: health.Probe, label: str) -> Handler:
+    def for_probe(self, told_all: health.Probe, told_little: health.Probe, label: str) -> Handler:
         """The same for what is open to all: where there is neither query nor body, there is nothing to look at.
 
         A request that comes again byte by byte is answered by the connection itself, before it is parsed.
         """
         measures, safety = self._backend.measures, self._backend.safety
 
-        async def answered(_: web.Request) -> web.Response:
-            return probe.response()
+        def for_whom(request: web.Request) -> health.Probe:
+            return told_all if safety.tells_all(request) else told_little
+
+        async def answered(request: web.Request) -> web.Response:
+            return for_whom(request).response()
 
         looked_at = self.before(answered, label)
 
-        def again() -> bytes:
+        def again(probe: health.Probe) -> bytes:
             began = time.perf_counter()
             status, text = probe.wire()
             measures.count_request("GET", label, status, time.perf_counter() - began)
@@ -136,11 +157,12 @@ class Gate:
             if request.body_exists or request.rel_url.raw_query_string:
                 return await looked_at(request)
             began = time.perf_counter()
+            probe = for_whom(request)
             response = probe.response()
             measures.count_request(request.method, label, response.status, time.perf_counter() - began)
             connection = request.protocol
             if isinstance(connection, Connection) and not safety.cors_origins:
-                connection.keep(request, again)
+                connection.keep(request, partial(again, probe))
             return response
 
         return handle
@@ -164,11 +186,13 @@ class Gate:
         """The answer to what must not go on, or needs not: the page is one for all that ask for `/` as browsers do."""
         if isinstance(request.protocol, Connection) and request.protocol.is_reserved:
             return problem(503, "there are too many connections; try again", headers=_LATER, instance=request.path)
-        refused = self._backend.safety.check(request)
-        if refused is not None:
-            return refused
         if page.is_asked_for(request):
             return page.index()
+        refused = self._backend.safety.check(request)
+        if refused is not None:
+            if "Authorization" in request.headers and refused.status == HTTPStatus.UNAUTHORIZED:
+                self._events.emit("api.token_refused", address=request.remote, method=request.method)
+            return refused
         phase = self._life.phase
         if phase is Phase.READY or is_before_the_gate(request.path):
             return None
@@ -216,29 +240,47 @@ def load_routes(app: web.Application) -> None:
     app[DISPATCHER].load()
 
 
+def _tell_who_may_ask(safety: Safety, life: Lifecycle) -> None:
+    """Say in the log what is open to the network, or closed to everybody."""
+    without = safety.access_for_strangers
+    if is_loopback(safety.host) or (without == "none" and safety.tokens):
+        return
+    if without == "none":
+        life.emit(
+            "api.closed",
+            level="warning",
+            hint="No API_TOKEN is set and HOST is not loopback: nothing but /health answers. Set API_TOKEN"
+            " (`orchestrator token` makes one), or API_ACCESS=read or open where nobody else reaches this port.",
+        )
+    else:
+        may = "look at everything" if without == "read" else "look at everything and change it"
+        life.emit("api.unprotected", level="warning", access=without, hint=f"Whoever reaches this port may {may}.")
+
+
 @asynccontextmanager
-async def watching(backend: Backend, dsn: Dsn, life: Lifecycle) -> AsyncIterator[list[asyncio.Task[None]]]:
-    """Sample the queue and follow its events while the block lasts; `backend.pool` must be there.
+async def watching(
+    backend: Backend, dsn: Dsn, life: Lifecycle, backup_dir: Path | None = None
+) -> AsyncIterator[list[asyncio.Task[None]]]:
+    """Sample the queue, its schedules and its events while the block lasts; `backend.pool` must be there.
 
     Yields the tasks: they end by a bug of ours alone, which whoever holds the block must not miss.
     """
     from orchestrator.api.event_log import Tail
     from orchestrator.api.queue_sampler import Sampler
     from orchestrator.api.routes.events import tell
+    from orchestrator.jobs.schedule_monitor import ScheduleMonitor
 
     sampler = backend.sampler = Sampler(backend.pool, life, None if backend.jobs is None else backend.jobs.worker_id)
+    monitor = backend.monitor = ScheduleMonitor(backend.pool, life, backup_dir)
     tail = backend.tail = Tail(dsn, life)
     stop_telling = tell(life, tail)
     tasks = [
         asyncio.create_task(sampler.run(), name="queue figures"),
+        asyncio.create_task(monitor.run(), name="schedule monitor"),
         asyncio.create_task(tail.run(), name="job events"),
+        *([] if backend.audit is None else [asyncio.create_task(backend.audit.run(backend.pool), name="audit trail")]),
     ]
-    if backend.safety.refuses_changes:
-        life.emit(
-            "api.unprotected",
-            level="warning",
-            hint="No API_TOKEN is set and HOST is not loopback: requests that change something are refused.",
-        )
+    _tell_who_may_ask(backend.safety, life)
     try:
         yield tasks
     finally:

@@ -12,9 +12,11 @@ from orchestrator.api.security import Safety
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from orchestrator.api.audit import AuditTrail
     from orchestrator.api.event_log import Tail
     from orchestrator.api.queue_sampler import Sampler
     from orchestrator.jobs.registry import Registry
+    from orchestrator.jobs.schedule_monitor import ScheduleMonitor
     from orchestrator.jobs.server import JobServer
     from orchestrator.lifecycle import Lifecycle
     from orchestrator.migrator.sources import Source
@@ -33,4 +35,6 @@ class Backend(msgspec.Struct):
     life: Lifecycle | None = None
     measures: Measures = msgspec.field(default_factory=Measures)
     sampler: Sampler | None = None
+    monitor: ScheduleMonitor | None = None
     tail: Tail | None = None
+    audit: AuditTrail | None = None

@@ -60,7 +60,7 @@ class Health(msgspec.Struct, frozen=True):
     phase: str
     timestamp: str
     uptime_s: float
-    version: str
+    version: str | None
     migrations: HealthMigrations
     checks: dict[str, Any]
     history: list[dict[str, Any]]
@@ -134,7 +134,7 @@ ELSEWHERE = (
     ),
 )
 
-_OPEN = ("/health", "/")
+_OPEN = ("/health",)
 
 
 def build(operations: Sequence[Operation], registry: Registry | None) -> dict[str, Any]:

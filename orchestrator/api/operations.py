@@ -17,6 +17,7 @@ import msgspec
 from aiohttp import web
 
 from orchestrator.api import request_body
+from orchestrator.api.audit import CHANGED
 from orchestrator.api.problems import Refusal, problem, refuse_field
 from orchestrator.api.request_body import refuse_invalid
 from orchestrator.database.connect_errors import CONNECTION_ERRORS
@@ -105,6 +106,10 @@ class Call:
     def connection(self) -> Any:
         """A connection of the pool, as an async context manager."""
         return self.backend.pool.acquire(timeout=_ACQUIRE_TIMEOUT_S)
+
+    def changed(self, **facts: object) -> None:
+        """Say what this request changed, for the audit trail: names and numbers, never payloads."""
+        self.request[CHANGED] = facts
 
 
 def json_answer(body: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:

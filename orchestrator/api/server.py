@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import socket
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -13,9 +14,11 @@ from aiohttp import web
 from orchestrator.api.connections import Connection, Connections, Limits
 from orchestrator.api.rate_limit import RateLimitedEvents
 from orchestrator.errors import ListenError
+from orchestrator.healthcheck import kept_port
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    from pathlib import Path
 
     from orchestrator.lifecycle import Lifecycle
 
@@ -37,12 +40,13 @@ async def listening(
     host: str,
     port: int,
     shutdown_timeout_s: float,
+    port_file: Path | None = None,
     limits: Limits | None = None,
 ) -> AsyncIterator[int]:
     """Serve `app` on `host:port`; yields the port that is bound (port 0 asks for any).
 
-    A name is bound at every address that it has here; `::` serves IPv4, too. At the end the port closes, and requests
-    in flight have `shutdown_timeout_s` to finish.
+    A name is bound at every address that it has here; `::` serves IPv4, too. `port_file` holds the port meanwhile. At
+    the end the port closes, and requests in flight have `shutdown_timeout_s` to finish.
 
     Raises:
         ListenError: the address cannot be bound.
@@ -59,7 +63,8 @@ async def listening(
         bound: int = sockets[0].getsockname()[1]
         life.emit("http.listening", host=host, port=bound)
         try:
-            yield bound
+            with _kept(bound, port_file, life):
+                yield bound
         finally:
             await acceptor.close()
     finally:
@@ -67,6 +72,33 @@ async def listening(
             one.close()
         await runner.cleanup()
         connections.close()
+
+
+@contextmanager
+def _kept(port: int, path: Path | None, life: Lifecycle) -> Iterator[None]:
+    """Have the port in that file while the block lasts. Where it cannot be written, a warning says so."""
+    if path is None:
+        yield
+        return
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        # A file of our own, made anew and put in place whole: what somebody else has put there is not written to.
+        beside.unlink(missing_ok=True)
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        try:
+            os.write(descriptor, f"{port}\n".encode())
+        finally:
+            os.close(descriptor)
+        beside.replace(path)
+    except OSError as error:
+        life.emit("http.port_not_kept", level="warning", file=str(path), error=error.strerror or type(error).__name__)
+    try:
+        yield
+    finally:
+        if kept_port(str(path)) == port:
+            with suppress(OSError):
+                path.unlink()
 
 
 class _Acceptor:

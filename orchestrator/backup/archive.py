@@ -322,6 +322,18 @@ def _prepare_directory(directory: Path) -> None:
         raise _directory_failed(error, directory) from error
 
 
+def try_directory(directory: Path) -> str | None:
+    """Why no backup can be written there, None where one can: a file is made in it, and removed. Blocking."""
+    probe = directory / f".orchestrator-{secrets.token_hex(4)}.probe"
+    try:
+        directory.mkdir(mode=0o700, exist_ok=True)
+        os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        probe.unlink()
+    except OSError as error:
+        return _directory_failed(error, directory).message
+    return None
+
+
 def _remove_leftovers(directory: Path) -> None:
     for partial in directory.glob(f".*{SUFFIX}.partial"):
         with contextlib.suppress(OSError), opened(partial) as fd:

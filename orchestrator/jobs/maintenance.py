@@ -222,7 +222,7 @@ class Maintenance:
         for row in await session.fetch(_TAKE_OVER, worker_id, seen_at):
             self._emit(
                 "job.taken_over",
-                level="warning",
+                level="error" if row["state"] == "failed" else "warning",
                 job_id=row["id"],
                 job=row["name"],
                 attempt=row["attempt"],

@@ -33,6 +33,7 @@ _INSIST_EVERY_S = 5.0
 _OUTPUT_BYTES_MAX = 1 << 20
 _POOL_SIZE = 10
 _LOGGER = "orchestrator.jobs"
+_MESSAGE_SAID_MAX = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,13 +252,14 @@ class Worker:
         if kept_back is not None:
             self._given.emit(
                 "job.failed",
-                level="warning",
+                level="error" if wait_s is None else "warning",
                 job_id=run.id,
                 job=run.handler.name,
                 attempt=run.attempt,
                 max_attempts=run.max_attempts,
                 outcome=outcome,
-                error=kind,
+                error_type=kind,
+                error=msgspec.json.decode(record)["message"][:_MESSAGE_SAID_MAX],
                 retry_in_s=None if wait_s is None else round(wait_s, 3),
                 **({"more_not_shown": kept_back} if kept_back else {}),
             )

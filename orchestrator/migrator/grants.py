@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # What vouches for what was migrated and backed up: the role that serves may read it, and change none of it.
 _READ_ONLY = ("__drizzle_migrations", "migration_records", "unfinished_migrations", "repairs", "backups")
 # A history: rows are added.
-_ADD_ONLY = ("starts",)
+_ADD_ONLY = ("starts", "api_changes")
 
 # The statements that are still to be run, so that a start that grants nothing writes nothing.
 _MISSING = """

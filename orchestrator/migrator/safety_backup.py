@@ -45,8 +45,9 @@ def manifest_reader(manifest: Manifest) -> Callable[[Any], Awaitable[list[Ledger
     """What reads the state of the ledgers that a backup has, whatever this process has for files."""
 
     async def read(connection: Any) -> list[LedgerState]:
-        keys = [state.ledger for state in manifest.ledgers]
-        return [_state(key, await read_ledger(connection, LedgerTable(*key.split(".", 1)))) for key in keys]
+        keys = [state.ledger.partition(".") for state in manifest.ledgers]
+        tables = [LedgerTable(schema, table) for schema, _, table in keys]
+        return [_state(table.key, await read_ledger(connection, table)) for table in tables]
 
     return read
 

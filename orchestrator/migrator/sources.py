@@ -29,9 +29,11 @@ def read_sources(settings: Settings) -> list[Source]:
     Raises:
         FolderError: a folder is not what Drizzle would accept.
     """
-    sources = [service_source()]
+    service = service_source()
+    ledger = msgspec.structs.replace(service.table, trusted_owners=settings.migration_trusted_owners)
+    sources = [msgspec.structs.replace(service, table=ledger)]
     if settings.migrations_dir is not None:
-        table = LedgerTable(settings.migrations_schema, settings.migrations_table)
+        table = LedgerTable(settings.migrations_schema, settings.migrations_table, settings.migration_trusted_owners)
         sources.append(Source("user", read_folder(settings.migrations_dir), table))
     return sources
 

@@ -11,6 +11,7 @@ from orchestrator.database.sessions import as_ours
 from orchestrator.errors import MigrationError
 from orchestrator.migrator import records
 from orchestrator.migrator.ledger import read_ledger
+from orchestrator.migrator.ownership import refuse_a_taken_schema, refuse_untrusted
 from orchestrator.migrator.resolve import Ahead, HistoryFinding, Kind, Ledger, Plan, Policy, make_plan
 
 if TYPE_CHECKING:
@@ -62,6 +63,19 @@ async def _survey(connection: Any, source: Source, *, policy: Policy, ahead: Ahe
         plan = msgspec.structs.replace(plan, findings=tuple(_named(f, names) for f in plan.findings))
         plan = await _dated(connection, source, plan, has_records=True)
     return Survey(source, ledger, plan, unfinished)
+
+
+async def refuse_before_writing(connection: Any, sources: Sequence[Source]) -> None:
+    """Return if we may write to the ledgers and to our own schema; call it under the lock, before anything is written.
+
+    Raises:
+        UntrustedOwnerError, SchemaTakenError: with names; nothing was run (exit 78).
+    """
+    names = [(source.table.schema, source.table.table) for source in sources]
+    trusted = [role for source in sources for role in source.table.trusted_owners]
+    async with as_ours(connection):
+        await refuse_a_taken_schema(connection)
+        await refuse_untrusted(connection, names, trusted, writing=True)
 
 
 class ReadDeniedError(MigrationError):

@@ -30,7 +30,7 @@ from orchestrator.migrator.ledger import (
 from orchestrator.migrator.resolve import LedgerRow, upgraded_names
 from orchestrator.migrator.run.apply import migrate
 from orchestrator.migrator.run.options import Options
-from orchestrator.migrator.state import survey
+from orchestrator.migrator.state import refuse_before_writing, survey
 from orchestrator.schema.diff import Difference, diff
 from orchestrator.schema.objects import read_schema
 from orchestrator.tools.verify import Scope, is_of_ledger, made_by, source_part
@@ -143,6 +143,7 @@ async def repair(
         )
     async with _locked(dsn, wish, life) as connection:
         with server_errors_explained(dsn, doing=f"repair {wish.action}"):
+            await refuse_before_writing(connection, sources)
             one = await survey(connection, source, policy="drizzle", ahead="warn")
             proposal = await _PROPOSALS[wish.action](connection, dsn, sources, one, wish)
             if proposal.is_empty or (proposal.differences and not proposal.forced) or not await confirm(proposal):

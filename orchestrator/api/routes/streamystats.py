@@ -310,6 +310,7 @@ async def cancel_by_type(call: Call) -> web.Response:
                     continue  # it has ended meanwhile
                 cancelled += 1
             last = ids[-1]
+    call.changed(name=given.jobType, cancelled=cancelled)
     return json_answer(
         CancelledByType(
             success=True,
@@ -356,6 +357,7 @@ async def scheduler_trigger(call: Call) -> web.Response:
                 made = await queue.enqueue(connection, row.job, payload, registry=registry)
         except (UnknownHandlerError, PayloadError) as error:
             raise Refusal(400, error.message) from None
+    call.changed(schedule=name, job=made.id)
     return json_answer(Triggered(success=True, message=f"Schedule triggered: {name}", jobId=str(made.id)))
 
 

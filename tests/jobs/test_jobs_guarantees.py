@@ -17,7 +17,7 @@ import pytest
 from orchestrator.jobs.queue import NewJob, cancel, enqueue, enqueue_many
 from orchestrator.jobs.schedules import Schedule, put_schedule
 
-pytest_plugins = ["job_servers"]
+pytest_plugins = ["support.job_servers"]
 
 OUTAGE_S = float(os.environ.get("JOBS_TEST_OUTAGE_S", "3"))
 

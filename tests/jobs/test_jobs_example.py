@@ -7,8 +7,8 @@ from pathlib import Path
 
 import asyncpg
 
-PROJECT = Path(__file__).parent / "example_project"
-ROOT = Path(__file__).parent.parent
+PROJECT = Path(__file__).parents[1] / "example_project"
+ROOT = Path(__file__).parents[2]
 
 
 async def test_a_project_of_one_s_own_brings_handlers_and_migrations_without_a_fork(

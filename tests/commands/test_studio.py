@@ -18,7 +18,7 @@ import pytest
 from orchestrator import dsn
 from orchestrator.commands.studio import studio_arguments, studio_environment
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 _ESCAPES = re.compile(rb"\x1b(\[[0-?]*[ -/]*[@-~]|[PX^_\]].*?(\x1b\\|\x07)|.)", re.DOTALL)
 
 

@@ -25,7 +25,7 @@ from orchestrator.backup.restore import test_backup as prove_backup
 from orchestrator.database.connect import close, connect_once
 from orchestrator.embedded.server import embedded_postgres
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 KEY = "a-key-that-signs-the-backups"
 # What a schema can hold that a dump may lose, or a comparison stumble over.
 RICH = """

@@ -3,16 +3,13 @@
 import asyncio
 import json
 import os
-import sys
 from pathlib import Path
 
 import pytest
+from drizzle.reference import NotInstallableError, install, ledger_bytes
 
 from orchestrator.migrator.folder import read_folder, stamp_to_ms
 from orchestrator.tools.new_file import NewMigrationError, write_migrations
-
-sys.path.insert(0, str(Path(__file__).parent / "drizzle"))  # tests are no package: this is how two of them share a file
-from reference import NotInstallableError, install, ledger_bytes
 
 NOW = 1_750_000_000_123
 

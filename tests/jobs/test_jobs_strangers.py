@@ -5,7 +5,7 @@ import pytest
 
 from orchestrator.jobs.queue import NewJob, cancel, enqueue, enqueue_many
 
-pytest_plugins = ["job_servers"]
+pytest_plugins = ["support.job_servers"]
 
 HANDLERS = """
 import asyncio

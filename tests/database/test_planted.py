@@ -4,8 +4,7 @@ import importlib
 
 import aiohttp
 import pytest
-
-from .plants import called, plant, unqualified
+from support.plants import called, plant, unqualified
 
 HANDLERS = """
 from orchestrator.jobs import job, enqueue

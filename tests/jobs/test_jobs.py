@@ -43,7 +43,7 @@ from orchestrator.jobs.schedules import (
 from orchestrator.jobs.worker import StopTimes, Worker
 from orchestrator.logs import redactor
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 class Mail(msgspec.Struct, forbid_unknown_fields=True):

@@ -3,7 +3,7 @@
 Instants are drawn uniformly over the duration of an undisturbed run, from exec to exit. By default a few of each kind;
 in full, with the seed of a failure to see it again:
 
-    CRASH_KILLS=200 CRASH_SEED=1 python -m pytest tests/test_crash.py -s
+    CRASH_KILLS=200 CRASH_SEED=1 python -m pytest tests/migrator/test_crash.py -s
 """
 
 import asyncio

@@ -12,9 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent / "drizzle"))  # tests are no package: this is how two of them share a file
-from reference import Drizzle, NotInstallableError, install, ledger_bytes
+from drizzle.reference import Drizzle, NotInstallableError, install, ledger_bytes
 
 WHEN = 1716000000000
 A = ("0000_a", "CREATE TABLE a (id int);")
@@ -279,7 +277,7 @@ async def test_on_a_terminal_it_asks(database_url, admin, tmp_path, known, answe
             "PATH": os.environ["PATH"],
             "DATABASE_URL": database_url,
             "MIGRATIONS_DIR": str(tmp_path / "m"),
-            "PYTHONPATH": str(Path(__file__).parent.parent),
+            "PYTHONPATH": str(Path(__file__).parents[2]),
         },
         start_new_session=True,
     )

@@ -38,7 +38,7 @@ _TIMEOUT_S = 10.0
 _AGAIN_S = 1.0
 # For how long the place is kept when the last client has gone: one that reconnects finds it.
 _LINGER_S = 30.0
-# Where there are more gaps than can be told, the oldest is given up, and said, when it is this old.
+# Where there are more gaps than can be told, those that are this old are given up, and that is said.
 _GAP_MOST_S = 10.0
 
 # Whoever draws a number holds this lock before, and lets go of it after its transaction is over for all snapshots.
@@ -203,15 +203,15 @@ class Tail:
             rows = await read_events(connection, after=cursor.last, gaps=cursor.gaps, limit=_PAGE)
             if rows:
                 await self._make_durable(connection)
+            is_full = False
             for row in rows:
                 if not cursor.take(row.id):
-                    # One more gap cannot be told: what lies beyond waits until one is given up.
-                    self._give_up_oldest(cursor)
-                    rows = []
+                    is_full = True
                     break
                 self.hub.publish(frame_of(row, cursor.token()))
             await self._judge(connection, cursor, writing)
-            if len(rows) < _PAGE:
+            # One more gap cannot be told: what lies beyond waits until there is room.
+            if (is_full and not self._give_up_old(cursor)) or (not is_full and len(rows) < _PAGE):
                 return
 
     @staticmethod
@@ -247,19 +247,22 @@ class Tail:
             writers = await self._writers(connection)
             self._open.update({gap: _Gap(now, writers) for gap in new})
 
-    def _give_up_oldest(self, cursor: Cursor) -> None:
-        """Make room for a gap: whoever keeps one open for this long must not keep everybody waiting."""
-        gap, oldest = min(self._open.items(), key=lambda item: item[1].since, default=(None, None))
-        if gap is None or oldest is None or time.monotonic() - oldest.since < _GAP_MOST_S:
-            return
-        cursor.settle(*gap)
-        self._life.emit(
-            "events.gap_given_up",
-            level="warning",
-            first=gap[0],
-            last=gap[1],
-            hint="A transaction that has added jobs is open for long; these events of it are not told on the stream.",
-        )
+    def _give_up_old(self, cursor: Cursor) -> bool:
+        """Make room for gaps: whoever keeps some open for this long must not keep everybody waiting. False: for now."""
+        now = time.monotonic()
+        old = [gap for gap, of in self._open.items() if now - of.since >= _GAP_MOST_S]
+        for gap in old:
+            cursor.settle(*gap)
+            del self._open[gap]
+        if old:
+            self._life.emit(
+                "events.gaps_given_up",
+                level="warning",
+                first=old[0][0],
+                last=old[-1][1],
+                hint="A transaction that has added jobs is open for long; what it added is not told on the stream.",
+            )
+        return bool(old)
 
 
 async def replay(

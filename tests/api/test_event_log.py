@@ -6,7 +6,7 @@ import signal
 
 import asyncpg
 import pytest
-from test_api_events import ADD, TELL, streaming
+from support.streams import ADD, TELL, streaming
 
 HANDLERS = """
 import asyncio
@@ -79,7 +79,7 @@ async def test_a_transaction_that_keeps_a_gap_open_keeps_nobody_waiting_for_long
             await roll_back(connection, 400)
             await connection.execute(TELL)
             assert await stream.jobs(400, timeout_s=60) == list(range(400))
-            await run.event("events.gap_given_up")
+            await run.event("events.gaps_given_up")
             await transaction.rollback()
 
 

@@ -124,6 +124,19 @@ unfinished_migrations = Table(
     ),
 )
 
+migration_runs = Table(
+    "migration_runs",
+    metadata,
+    Column("ledger", Text, primary_key=True),
+    _text("name"),
+    _text("hash"),
+    Column("statement", Integer),
+    _integer("losses", default=0),
+    _text("server"),
+    _time("since", nullable=False, default=_NOW),
+    comment=("Runs of migrations that have not ended, and how often the server went away under the first file."),
+)
+
 backups = Table(
     "backups",
     metadata,

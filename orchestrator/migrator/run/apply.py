@@ -28,6 +28,7 @@ from orchestrator.migrator.run.errors import (
     refuses_transaction,
 )
 from orchestrator.migrator.run.lock_retry import Patience
+from orchestrator.migrator.run.losses import Losses, ended
 from orchestrator.migrator.run.progress import watched
 from orchestrator.migrator.run.report import announce, count
 from orchestrator.migrator.run.session import Session, joined
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from orchestrator.migrator.state import Survey
 
 
-_LEAVE_TIMEOUT_S = 2.0
+_LEAVE_TIMEOUT_S = 1.0
 
 
 class AppliedMigration(msgspec.Struct, frozen=True):
@@ -64,17 +65,20 @@ async def migrate(
     life: Lifecycle,
     *,
     connect_second: Callable[[], Awaitable[Any]] | None = None,
+    losses: Losses | None = None,
 ) -> list[AppliedMigration]:
     """Bring every source up to date, in order; returns what was applied. Call it under the migration lock.
 
     `connect_second` opens one more session on the same server, which tells what a long statement waits for and how far
-    it is. It is used only where a statement takes longer than a moment; without it that is not known.
+    it is. It is used only where a statement takes longer than a moment; without it that is not known. `losses` are
+    those of earlier runs in this process.
 
     On an error, what is named as applied stays applied, and the database is as it was before the file that failed.
     Cancelled: the statement is cancelled on the server and its transaction rolled back.
 
     Raises:
-        MigrationError: history is refused, a file is not SQL, or a statement failed (exit 70).
+        MigrationError: history is refused, a file is not SQL, a statement failed, or it takes the server down each
+            time (exit 70).
         StandbyError: something is pending, and the server is a read-only standby.
         asyncpg errors that mean that the session is gone (`is_connection_loss`).
     """
@@ -94,10 +98,14 @@ async def migrate(
     count(surveys, life)
     life.migrations.started_at = time.monotonic()
     async with watched(connection, life, connect_second, lock_timeout_s=options.ddl_lock_timeout_s) as watch:
-        run = Run(session, options, life, watch)
+        run = Run(session, options, life, watch, losses or Losses())
         try:
             for one in surveys:
                 await run.source(one, parsed)
+        except CONNECTION_ERRORS as error:
+            if is_connection_loss(error):
+                run.lost(error)
+            raise
         except MigrationError as error:
             run.failed()
             error.facts.setdefault("applied_before", [m.name for m in run.applied])
@@ -142,8 +150,8 @@ async def _parse_all(surveys: Sequence[Survey], options: Options) -> dict[tuple[
 class Run:
     """One run on one session: what was applied, and how each kind of file is applied."""
 
-    def __init__(self, session: Session, options: Options, life: Lifecycle, watch: Watch) -> None:
-        self.session, self.options, self._life, self.watch = session, options, life, watch
+    def __init__(self, session: Session, options: Options, life: Lifecycle, watch: Watch, losses: Losses) -> None:
+        self.session, self.options, self._life, self.watch, self._losses = session, options, life, watch, losses
         self._connection: Any = session.connection
         self.applied: list[AppliedMigration] = []
         self._items = {(item.source, item.name): item for item in life.migrations.items}
@@ -151,6 +159,9 @@ class Run:
         self._newest_record: int | None = None
         self._prepared: tuple[str, str] = ("", "")
         self._untold: list[tuple[Source, Migration, float]] = []
+        self._running: tuple[str, Migration] | None = None
+        self._lost: tuple[Statement | str, float] | None = None
+        self._open: list[str] = []
 
     async def source(self, one: Survey, parsed: dict[tuple[str, str], tuple[Statement, ...]]) -> None:
         """Bring one source up to date."""
@@ -164,12 +175,19 @@ class Run:
             self._life.emit("ledger.upgraded", source=source.label, ledger=table.key, rows=len(names))
         if not plan.pending:
             return
+        await self.session.ours()
+        keeps = source.label != "service"
+        self._running = table.key, plan.pending[0]
+        await self._losses.begin(self._connection, table.key, plan.pending[0], keeps=keeps)
+        self._open += [table.key] if keeps else []
         has_name = one.ledger.has_name if one.ledger.exists else source.folder.generation == "v1"
         file = FileRun(self, source, has_name=has_name or plan.names is not None)
         if plan.resumable:
             await self._connection.execute(records.begin_unfinished(table.key, [m.name for m in plan.resumable]))
         last = plan.pending[-1]
         if self.options.transaction == "all":
+            for migration in plan.pending:
+                self._losses.judge(table.key, migration)
             await self._in_one_transaction(file, plan.pending, parsed)
             return
         key = table.key
@@ -191,6 +209,7 @@ class Run:
             one.source.label != "service"  # its first one makes the records that tell how far a message came
             and migration.name not in one.unfinished
             and migration not in one.plan.resumable
+            and not self._losses.is_careful(one.source.table.key)
             and is_small(migration, parsed.get((one.source.table.key, migration.name)))
         )
 
@@ -219,6 +238,7 @@ class Run:
         name, text = self._prepared
         if name != message[0].name:
             text = text_of(message)
+        self._running = key, message[0]
         sending = asyncio.create_task(self._send_together(text, message))
         try:
             await asyncio.sleep(0)  # it is under way
@@ -298,6 +318,9 @@ class Run:
     async def _one(
         self, file: FileRun, migration: Migration, parsed: tuple[Statement, ...] | None, one: Survey, *, is_last: bool
     ) -> None:
+        if self._losses.is_careful(file.source.table.key):
+            is_last = True  # for it is to be on the disk before the next one begins
+            await self._losses.before(self._connection, file.source.table.key, migration)
         raw = await asyncio.to_thread(migration.read) if migration.size_bytes > KEPT_PARSED_BYTES else migration.read()
         if parsed is None:
             parsed = await asyncio.to_thread(_parse, migration)
@@ -358,6 +381,7 @@ class Run:
             self._done(file.source, migration, duration_s)
 
     def _begin(self, source: Source, migration: Migration, parsed: Sequence[Statement]) -> float:
+        self._running = source.table.key, migration
         state = self._life.migrations
         state.current, state.statement, state.statements = migration.name, 0, len(parsed)
         self._items[source.label, migration.name].state = "running"
@@ -384,12 +408,24 @@ class Run:
                 item.state = "failed"
 
     async def leave(self) -> None:
-        """Take the session back from the files, for what is said of the run at its end."""
+        """Take the session back from the files, for what is said of the run at its end; and say that it has ended."""
         if self._connection.is_closed():
             return
         with contextlib.suppress(*CONNECTION_ERRORS):
             async with asyncio.timeout(_LEAVE_TIMEOUT_S):
                 await self.session.ours()
+                if self._open:
+                    await self._connection.execute(ended(self._open))
+
+    def lost(self, error: BaseException) -> None:
+        """The connection is gone: remember what ran."""
+        if self._running is None:
+            return
+        what, elapsed_s = self._lost or (None, 0.0)
+        is_known = what is not None and (not isinstance(what, str) or what == "COMMIT")
+        said = self.session.replies.sqlstate if self.session.replies is not None else None
+        sqlstate = said or getattr(error, "sqlstate", None)
+        self._losses.add(*self._running, what if is_known else None, elapsed_s, sqlstate)
 
     def patience(self, statements: Sequence[Statement], **facts: object) -> Patience:
         """For one piece of work, of these statements, that may have to be tried again; `facts` name it."""
@@ -413,9 +449,12 @@ class Run:
         """Run `text`, which is `what` to those who watch, as one simple query; return the last command's tag."""
         self.watch.begin(what)
         if self.session.replies is not None:
-            self.session.replies.completed = 0
+            self.session.replies.completed, self.session.replies.sqlstate = 0, None
         try:
             tag: str = await self._connection.execute(text)
+        except CONNECTION_ERRORS:
+            self._lost = what, self.watch.elapsed_s or 0.0
+            raise
         finally:
             self.watch.end()
         return tag

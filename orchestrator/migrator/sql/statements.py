@@ -15,6 +15,7 @@ import msgspec
 from orchestrator.errors import MigrationError
 from orchestrator.migrator.sql import parser
 from orchestrator.migrator.sql.effects import leaves_nothing
+from orchestrator.migrator.sql.options import has_option, is_on
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -383,33 +384,6 @@ def _object_words(object_type: str) -> str:
     return _OBJECT_WORDS.get(object_type) or object_type.removeprefix("OBJECT_").replace("_", " ")
 
 
-def _option(options: list[dict[str, Any]] | None, name: str, *, default: bool) -> bool:
-    """A boolean option as defGetBoolean reads it: without a value it is on, and the last one given counts."""
-    value = default
-    for option in options or ():
-        element = option.get("DefElem", {})
-        if element.get("defname") == name:
-            value = "arg" not in element or _is_on(element["arg"])
-    return value
-
-
-def _is_on(argument: dict[str, Any]) -> bool:
-    if "Integer" in argument:
-        return bool(argument["Integer"].get("ival", 0))
-    if "Boolean" in argument:
-        return bool(argument["Boolean"].get("boolval", False))
-    if "TypeName" in argument:
-        # A bare word that is no keyword (`off`) is read as the name of a type.
-        word = argument["TypeName"]["names"][-1]["String"].get("sval", "")
-    else:
-        word = argument.get("String", {}).get("sval", "")
-    return str(word).lower() not in {"false", "off", "0"}
-
-
-def _has_option(options: list[dict[str, Any]] | None, *names: str) -> bool:
-    return any(option.get("DefElem", {}).get("defname") in names for option in options or ())
-
-
 def _last_names(parts: list[dict[str, Any]]) -> tuple[str | None, str]:
     names = [str(part["String"].get("sval", "")) for part in parts]
     return (names[-2] if len(names) > 1 else None), names[-1]
@@ -444,7 +418,7 @@ def _drop(fields: dict[str, Any]) -> _Kind:
 
 def _reindex(fields: dict[str, Any]) -> _Kind:
     what = fields["kind"].removeprefix("REINDEX_OBJECT_")
-    if not _option(fields.get("params"), "concurrently", default=False):
+    if not is_on(fields.get("params"), "concurrently"):
         # These three commit after each table; of a partitioned table or index only the catalogue knows.
         return _Kind("REINDEX", transactional=what not in {"SCHEMA", "DATABASE", "SYSTEM"})
     relation = fields.get("relation", {})
@@ -467,16 +441,16 @@ def _alter_table(fields: dict[str, Any]) -> _Kind:
 
 def _create_subscription(fields: dict[str, Any]) -> _Kind:
     options = fields.get("options")
-    connects = _option(options, "connect", default=True)
-    return _Kind("CREATE SUBSCRIPTION", transactional=not _option(options, "create_slot", default=connects))
+    connects = is_on(options, "connect", default=True)
+    return _Kind("CREATE SUBSCRIPTION", transactional=not is_on(options, "create_slot", default=connects))
 
 
 def _alter_subscription(fields: dict[str, Any]) -> _Kind:
     options, kind = fields.get("options"), fields["kind"].removeprefix("ALTER_SUBSCRIPTION_")
     if kind in {"SET_PUBLICATION", "ADD_PUBLICATION", "DROP_PUBLICATION"}:
-        outside = _option(options, "refresh", default=True)
+        outside = is_on(options, "refresh", default=True)
     else:
-        outside = kind.startswith("REFRESH") or _has_option(options, "failover", "two_phase")
+        outside = kind.startswith("REFRESH") or has_option(options, "failover", "two_phase")
     return _Kind("ALTER SUBSCRIPTION", transactional=not outside)
 
 
@@ -537,7 +511,7 @@ def _copy(fields: dict[str, Any]) -> _Kind:
 
 
 _BY_NODE: dict[str, Callable[[dict[str, Any]], _Kind]] = {
-    "AlterDatabaseStmt": lambda f: _Kind("ALTER DATABASE", not _has_option(f.get("options"), "tablespace")),
+    "AlterDatabaseStmt": lambda f: _Kind("ALTER DATABASE", not has_option(f.get("options"), "tablespace")),
     "AlterDomainStmt": lambda _: _Kind("ALTER DOMAIN"),
     "AlterFunctionStmt": lambda f: _Kind(f"ALTER {_object_words(f['objtype'])}"),
     "AlterObjectDependsStmt": lambda f: _Kind(f"ALTER {_object_words(f['objectType'])}"),

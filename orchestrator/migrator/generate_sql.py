@@ -12,6 +12,7 @@ from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from orchestrator.database.quoting import identifier, literal
+from orchestrator.migrator.conversions import is_text, loses
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -42,16 +43,18 @@ Target = tuple[Literal["table", "column"], "Name", str]
 class Step:
     """One statement, without its semicolon; empty where there is nothing that could be run, and `note` says why.
 
-    `drops` is True for what takes something away for good. `otherwise` is tried where the server knows no direct cast
-    (42846). `target` is the table or column that is made or dropped.
+    `drops` is True for what takes something away for good. `otherwise` is tried where the server knows no such cast
+    (42804, 42846). `target` is the table or column that is made or dropped. `changed_rows` is a query for the number of
+    rows whose value the step changes.
     """
 
     rank: int
     sql: str
     note: str = ""
     drops: bool = False
-    otherwise: str = ""
+    otherwise: Step | None = None
     target: Target | None = None
+    changed_rows: str = ""
     adds_enum_value: bool = False
 
 
@@ -567,14 +570,31 @@ class _Altered:
         now, quoted = self.now, identifier(self.name)
         collate = f" COLLATE {now.collation}" if now.collation else ""
         sql = f"{self.sql} SET DATA TYPE {now.type}{collate}"
-        if _base(self.was) == _base(now):
-            return Step(_ALTER, sql)
-        return Step(
+        lost = loses(self.was.type, now.type)
+        table = ".".join(map(identifier, self.table.name))
+        there_and_back = f"{quoted}::{now.type}::{self.was.type}"
+        changed_rows = f"SELECT count(*) FROM {table} WHERE {quoted} IS DISTINCT FROM {there_and_back}"  # noqa: S608 quoted
+        by_text = Step(
+            _ALTER, f"{sql} USING {quoted}::text::{now.type}", "rewrites the table; fails where a value is refused"
+        )
+        # Only the explicit cast is known: it reads a text, which is refused where it cannot be read, or it makes fit.
+        explicit = Step(
             _ALTER,
             f"{sql} USING {quoted}::{now.type}",
-            "rewrites the table; fails where a value cannot be converted",
-            otherwise=f"{sql} USING {quoted}::text::{now.type}",
+            "rewrites the table; fails where a value is refused"
+            if is_text(self.was.type)
+            else "rewrites the table, and may change values: the server does this conversion only when told to",
+            drops=not is_text(self.was.type),
+            otherwise=by_text,
+            changed_rows=changed_rows,
         )
+        if lost:
+            note = f"loses {lost}"
+        elif _base(self.was) == _base(now):
+            note = ""
+        else:
+            note = "rewrites the table; fails where a value does not fit"
+        return Step(_ALTER, sql, note, drops=bool(lost), otherwise=explicit, changed_rows=changed_rows if lost else "")
 
     def _identity(self) -> Step:
         identity = self.now.identity

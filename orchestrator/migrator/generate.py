@@ -20,7 +20,7 @@ from orchestrator.database.quoting import identifier, literal
 from orchestrator.database.scratch import scratch_database, server_errors_explained
 from orchestrator.errors import MigrationError
 from orchestrator.migrator.generate_catalogue import Catalogue, read_catalogue, schemas_with_types
-from orchestrator.migrator.generate_sql import Rename, Step, Target, named, steps, suspected_renames
+from orchestrator.migrator.generate_sql import Rename, Step, Target, moved_enums, named, steps, suspected_renames
 from orchestrator.migrator.replay import replay
 from orchestrator.migrator.sql import BREAKPOINT
 
@@ -223,6 +223,11 @@ class _Both:
         new: set[Target] = set()
         while True:
             before = await self.before()
+            moved = moved_enums(before, self.wanted)
+            if moved:
+                for (schema, name), to in moved:
+                    await self._answered(f"ALTER TYPE {named((schema, name))} SET SCHEMA {identifier(to)}", before, to)
+                continue
             groups = suspected_renames(before, self.wanted)
             chosen: Rename | None = None
             open_groups = []
@@ -241,15 +246,24 @@ class _Both:
                 new.add(added)
             if chosen is None:
                 break
-            await self._run(chosen.sql)
-            self.answered.append(Step(-1, chosen.sql))
+            await self._answered(chosen.sql, before, chosen.new if chosen.kind == "schema" else None)
         if unused:
             raise GenerateError(
-                f"--rename {' '.join(sorted(unused))}: no such table or column was dropped with another one added",
-                remedy="Write it as table=new_table or table.column=new_column; --check shows what differs.",
+                f"--rename {' '.join(sorted(unused))}: nothing of that name was dropped with something like it added",
+                remedy="Write it as table=new_table, table.column=new_column, type.value=new_value or schema.table="
+                "other.table; --check shows what differs.",
                 facts={"renames": sorted(unused)},
             )
         return before, open_groups
+
+    async def _answered(self, sql: str, before: Catalogue, schema: str | None) -> None:
+        """Do a rename, and the schema before it that something moves to."""
+        if schema is not None and schema not in before.schemas:
+            sql_before = f"CREATE SCHEMA IF NOT EXISTS {identifier(schema)}"
+            await self._run(sql_before)
+            self.answered.append(Step(-1, sql_before))
+        await self._run(sql)
+        self.answered.append(Step(-1, sql))
 
     async def _run(self, sql: str) -> None:
         await self.connection.execute(sql)

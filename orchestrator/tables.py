@@ -231,6 +231,17 @@ jobs = Table(
     },
 )
 
+# Keys whose request was answered by a job that has another key or none: one with the same dedupe key.
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("key", Text, primary_key=True),
+    Column("job_id", BigInteger, nullable=False),
+    _text("name"),
+    Column("payload", JSONB, nullable=False),
+    Index("idempotency_keys_job_index", "job_id"),
+)
+
 # No foreign key to jobs: it would lock and look up the job's row for each insert; a trigger removes what goes with it.
 job_attempts = Table(
     "job_attempts",

@@ -266,7 +266,8 @@ def check(at: Statements, node: str, fields: Tree, impact: Impact) -> Iterator[H
     """The rules that a statement breaks, before `known` has learned it."""
     if node == "DoStmt":
         for inner in block_statements(fields)[0]:
-            yield from check(at, inner.node, inner.fields, impact_of(inner.node, inner.fields, at.known))
+            for hit in check(at, inner.node, inner.fields, impact_of(inner.node, inner.fields, at.known)):
+                yield hit._replace(offset=0)  # the place inside the block's text is not one in the file
         return
     if rule := _CHECKS.get(node):
         yield from rule(at, fields, impact)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from orchestrator.migrator.folder import Migration
-    from orchestrator.migrator.run.apply import Run
+    from orchestrator.migrator.run.execution import Execution
     from orchestrator.migrator.sources import Source
     from orchestrator.migrator.sql.statements import Statement
 
@@ -46,7 +46,7 @@ _BATCHED_KINDS = frozenset({"INSERT", "UPDATE", "DELETE"})
 class FileRun:
     """How one file is applied, into one ledger."""
 
-    def __init__(self, run: Run, source: Source, *, has_name: bool) -> None:
+    def __init__(self, run: Execution, source: Source, *, has_name: bool) -> None:
         self._run, self.source, self._has_name = run, source, has_name
         self._is_single = run.options.transaction == "all"
 

@@ -57,6 +57,7 @@ class Statement(msgspec.Struct, frozen=True, gc=False):
     `transaction_control` says what it does to the transaction around it; PREPARE TRANSACTION ends it like a commit.
     `changes_session` is True for what outlives the transaction in the session's settings; into a DO block nobody sees.
     `leaves_nothing` is True for what a roll back undoes to the last (`effects`).
+    `parsed` is its tree, where `statements` was asked to keep the trees.
     """
 
     raw: bytes
@@ -71,6 +72,7 @@ class Statement(msgspec.Struct, frozen=True, gc=False):
     changes_session: bool
     concurrent_index: ConcurrentIndex | None
     leaves_nothing: bool
+    parsed: parser.Parsed | None = None
 
     def __repr__(self) -> str:
         return f"<{self.kind}, statement {self.index} at line {self.line}>"
@@ -112,11 +114,12 @@ class SqlSyntaxError(MigrationError):
         )
 
 
-def statements(raw: bytes, *, path: str) -> tuple[Statement, ...]:
+def statements(raw: bytes, *, path: str, keep_trees: bool = False) -> tuple[Statement, ...]:
     """The statements of a migration file, in order; comments and empty chunks yield none.
 
     The file is cut into Drizzle's chunks first, and each chunk must be whole statements. Needs a few MB beside the
-    result, for a file of any size with statements of ordinary size. Releases the GIL while it parses.
+    result, for a file of any size with statements of ordinary size; with `keep_trees` ten times the file's size.
+    Releases the GIL while it parses.
 
     Raises:
         SqlSyntaxError: for the first error; also for COPY FROM STDIN, whose data cannot come from a file.
@@ -125,7 +128,7 @@ def statements(raw: bytes, *, path: str) -> tuple[Statement, ...]:
     found: list[Statement] = []
     at, line, column = 0, 1, 1
     for window_offset, classified in _windows(raw, path, _classify_window):
-        for offset, end, kind in classified:
+        for offset, end, kind, parsed in classified:
             here = window_offset + offset
             # Lines and columns are counted on from the last statement: each byte is looked at once.
             newlines = raw.count(b"\n", at, here)
@@ -150,6 +153,7 @@ def statements(raw: bytes, *, path: str) -> tuple[Statement, ...]:
                     changes_session=kind.changes_session,
                     concurrent_index=kind.concurrent_index,
                     leaves_nothing=kind.leaves_nothing,
+                    parsed=parsed if keep_trees else None,
                 )
             )
     return tuple(found)
@@ -273,21 +277,22 @@ class _Kind(msgspec.Struct, frozen=True):
 _DATA = {word.encode(): _Kind(word) for word in ("INSERT", "UPDATE", "DELETE")}
 
 
-def _classify_window(window: bytes) -> list[tuple[int, int, _Kind]]:
-    """(offset, end, kind) of each statement of `window`."""
+def _classify_window(window: bytes) -> list[tuple[int, int, _Kind, parser.Parsed | None]]:
+    """(offset, end, kind, tree) of each statement of `window`; plain data in what is long has no tree."""
     sets_config = b"set_config" in window.lower()
+    found: list[tuple[int, int, _Kind, parser.Parsed | None]]
     if len(window) <= _WINDOW_BYTES:
-        found = [(one.offset, one.end, _classify(one, sets_config=sets_config)) for one in parser.parse(window)]
+        found = [(one.offset, one.end, _classify(one, sets_config=sets_config), one) for one in parser.parse(window)]
     else:
         # JSON trees would halve the speed: in what is more than a window long, only what is not plain data gets one.
         found = []
         for offset, end in parser.split(window):
-            kind = None if sets_config else _DATA.get(window[offset : offset + 6].upper())
+            kind, one = None if sets_config else _DATA.get(window[offset : offset + 6].upper()), None
             if kind is None:
                 (one,) = parser.parse(window[offset:end])
                 kind = _classify(one, sets_config=sets_config)
-            found.append((offset, end, kind))
-    return [(offset, _trimmed(window, end), kind) for offset, end, kind in found]
+            found.append((offset, end, kind, one))
+    return [(offset, _trimmed(window, end), kind, one) for offset, end, kind, one in found]
 
 
 def _trimmed(window: bytes, end: int) -> int:

@@ -16,26 +16,32 @@ import msgspec
 from orchestrator import dsn as dsns
 from orchestrator.dsn import Dsn
 from orchestrator.errors import ConfigurationError, Problem
+from orchestrator.healthcheck import default_port_file
 from orchestrator.variables import BY_NAME, VARIABLES, UnusableError, Variable, new_directory, why_unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from orchestrator.tokens import Token
+
 _NOTHING: Mapping[str, str] = MappingProxyType({})
+_NO_FILES: Mapping[str, Path] = MappingProxyType({})
 UNSET = "not set"
 
 
 class Settings(msgspec.Struct, frozen=True):
     """Everything that can be set. A duration of 0 means: no limit.
 
-    `sources` says for each variable where its value came from. `suspects` holds (variable, the one that may be meant):
-    names in the environment that look like a misspelling of ours.
+    `files` are the files that variables came from (X_FILE), by variable. `sources` says for each variable where its
+    value came from. `suspects` holds (variable, the one that may be meant): names in the environment that look like a
+    misspelling of ours.
     """
 
     database: Dsn | None = None
     migration_database: Dsn | None = None
-    host: str = "0.0.0.0"  # noqa: S104 - in a container the way in is from outside
+    host: str = "127.0.0.1"
     port: int = 3005
+    port_file: Path | None = None
     migrations_dir: Path | None = None
     migrations_schema: str = "drizzle"
     migrations_table: str = "__drizzle_migrations"
@@ -45,6 +51,7 @@ class Settings(msgspec.Struct, frozen=True):
     migration_lock_timeout_s: float = 0.0
     migration_statement_timeout_s: float = 0.0
     migration_policy: Literal["drizzle", "strict"] = "drizzle"
+    migration_trusted_owners: tuple[str, ...] = ()
     migration_ahead: Literal["refuse", "warn"] = "refuse"
     migration_transaction: Literal["each", "all"] = "each"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -56,14 +63,19 @@ class Settings(msgspec.Struct, frozen=True):
     backup_before_migrate: Literal["never", "pending", "always"] = "never"
     backup_keep: int = 7
     backup_max_age_s: float = 0.0
+    backup_key: str = ""
     jobs: tuple[str, ...] = ()
     jobs_concurrency: int = 20
     jobs_lease_s: float = 30.0
     jobs_retention_s: float = 604800.0
     api_token: str = ""
+    api_tokens: tuple[Token, ...] = ()
+    api_access: Literal["", "none", "read", "open"] = ""
+    allowed_hosts: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
     schema: str = ""
     data_dir: Path = Path("/var/lib/orchestrator")
+    files: Mapping[str, Path] = msgspec.field(default_factory=lambda: _NO_FILES)
     sources: Mapping[str, str] = msgspec.field(default_factory=lambda: _NOTHING)
     suspects: tuple[tuple[str, str], ...] = ()
 
@@ -79,8 +91,8 @@ class Settings(msgspec.Struct, frozen=True):
     def secrets(self) -> tuple[str, ...]:
         """What must not be seen in any output; for `logs.configure`."""
         databases = [dsn for dsn in (self.database, self.migration_database) if dsn is not None]
-        token = (self.api_token,) if self.api_token else ()
-        return tuple(dict.fromkeys([*(secret for dsn in databases for secret in dsn.secrets), *token]))
+        own = [text for text in (self.api_token, self.backup_key) if text]
+        return tuple(dict.fromkeys([*(secret for dsn in databases for secret in dsn.secrets), *own]))
 
     def describe(self) -> list[tuple[str, str, str]]:
         """Rows (variable, value without secrets, where it came from), for `orchestrator config`."""
@@ -89,7 +101,7 @@ class Settings(msgspec.Struct, frozen=True):
             source = self.sources.get(variable.name, UNSET)
             if variable.field:
                 value = getattr(self, variable.field)
-                hidden = variable.secret and isinstance(value, str) and value
+                hidden = variable.secret and isinstance(value, (str, tuple)) and value
                 rows.append((variable.name, "***" if hidden else _shown(value), source))
             elif source != UNSET:
                 rows.append((variable.name, "(part of DATABASE_URL)", source))
@@ -121,6 +133,8 @@ def load(
         elif variable.parse is not None:
             reading.parse(variable, values)
     values.setdefault("data_dir", _default_data_dir(environ))
+    if values.get("port") == 0:
+        values.setdefault("port_file", Path(default_port_file(environ)))
     suspects = _suspects(environ)
     if needs_database:
         reading.read_databases(values, dict(suspects))
@@ -128,7 +142,12 @@ def load(
         reading.sources.update(dict.fromkeys(("DATABASE_URL", "MIGRATION_DATABASE_URL"), "not read"))
     if reading.problems:
         raise ConfigurationError(reading.problems)
-    return Settings(**values, sources=MappingProxyType(reading.sources), suspects=suspects)
+    return Settings(
+        **values,
+        files=MappingProxyType(reading.files),
+        sources=MappingProxyType(reading.sources),
+        suspects=suspects,
+    )
 
 
 def names_a_database(environ: Mapping[str, str]) -> bool:
@@ -143,6 +162,7 @@ class _Reading:
         self._environ = environ
         self._overrides = overrides
         self.sources: dict[str, str] = {}
+        self.files: dict[str, Path] = {}
         self.problems: list[Problem] = []
 
     def text(self, variable: Variable) -> str | None:
@@ -179,6 +199,7 @@ class _Reading:
             self.problem(variable, f"names the file {shown}, which is empty", name=named)
             return None
         self.sources[variable.name] = f"file {path}"
+        self.files[variable.name] = Path(path)
         return text
 
     def problem(self, variable: Variable, what: str, *, name: str | None = None) -> None:
@@ -267,7 +288,7 @@ _ALIASES: Mapping[str, str] = MappingProxyType(
 )
 _WORDS = re.compile(
     r"DATABASE|MIGRATION|EXTENSION|SHUTDOWN|TIMEOUT|DATA_?DIR|^DB_|^PG|LOG_?(?:LEVEL|FORMAT)"
-    r"|BACKUP|^JOBS|API_?TOKEN|CORS"
+    r"|BACKUP|^JOBS|API_?TOKEN|API_?ACCESS|ALLOWED_?HOST|CORS"
 )
 _CLOSE = 0.85
 

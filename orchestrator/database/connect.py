@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from orchestrator.database.failure import CONNECTION_ERRORS, Failure, classify
+from orchestrator.database.connect_errors import CONNECTION_ERRORS, Failure, classify
+from orchestrator.database.sessions import (
+    KEEP_ALIVE_COUNT,
+    KEEP_ALIVE_IDLE_S,
+    KEEP_ALIVE_INTERVAL_S,
+    USER_TIMEOUT_MS,
+    Connection,
+)
 from orchestrator.errors import ConnectionRefusedForeverError, DatabaseUnavailableError, OrchestratorError
 from orchestrator.lifecycle import Lifecycle
 
@@ -27,6 +34,7 @@ if TYPE_CHECKING:
 
     import tenacity
 
+    from orchestrator.database.sessions import Kind
     from orchestrator.dsn import Dsn
 
 OLDEST_SERVER = 14
@@ -41,18 +49,55 @@ PARTING_S = 0.2
 _FIRST_WITH_TRANSACTION_TIMEOUT = 17
 
 
-async def connect_once(dsn: Dsn, *, timeout_s: float, application_name: str) -> Any:
-    """One login, as a dedicated asyncpg connection without a statement cache (poolers), with TCP keep-alive.
+async def connect_once(
+    dsn: Dsn, *, timeout_s: float, application_name: str, kind: Kind = "ours", prepares: bool = False
+) -> Any:
+    """One login, as a session of the kind (see `sessions`), with TCP keep-alive on both sides.
 
-    Raises whatever asyncpg raises; cancelling closes the socket.
+    It has no cache of prepared statements (poolers) unless it `prepares`. Every session of this program but the first
+    one of an embedded server is opened here.
+
+    Raises whatever asyncpg raises; ConnectionRefusedForeverError for a server older than 14; cancelling closes the
+    socket.
     """
     arguments = dsn.connect_arguments()
     server_settings = {"application_name": application_name, **arguments.pop("server_settings", {})}
-    arguments["statement_cache_size"] = 0
+    if not prepares:
+        arguments["statement_cache_size"] = 0
     arguments["timeout"] = timeout_s
-    connection = await asyncpg.connect(**arguments, server_settings=server_settings)
+    connection = await asyncpg.connect(**arguments, server_settings=server_settings, connection_class=Connection)
     _keep_alive(connection)
+    try:
+        _refuse_an_old_server(connection, dsn)
+        async with asyncio.timeout(timeout_s):
+            await connection.become(kind, may_be_shared=not dsn.statement_cache)
+    except BaseException:
+        connection.terminate()
+        raise
     return connection
+
+
+def _refuse_an_old_server(connection: Any, dsn: Dsn) -> None:
+    if connection.get_server_version().major >= OLDEST_SERVER:
+        return
+    named = connection.get_settings().server_version
+    raise ConnectionRefusedForeverError(
+        f"the server is PostgreSQL {named}; {OLDEST_SERVER} or newer is needed",
+        remedy=f"Upgrade the server to PostgreSQL {OLDEST_SERVER} or newer (pg_upgrade, or dump and restore).",
+        facts={"hosts": [f"{h}:{p}" for h, p in dsn.hosts], "server_version": named},
+    )
+
+
+async def open_pool(dsn: Dsn, *, kind: Kind, max_size: int, connect_timeout_s: float, application_name: str) -> Any:
+    """A pool of such sessions, made as they are needed; a session that is given back has its kind's settings again."""
+
+    async def connect_one(*_: object, **__: object) -> Any:
+        timeout_s = dsn.connect_timeout_s or connect_timeout_s
+        return await connect_once(
+            dsn, timeout_s=timeout_s, application_name=application_name, kind=kind, prepares=dsn.statement_cache
+        )
+
+    return await asyncpg.create_pool(connect=connect_one, connection_class=Connection, min_size=0, max_size=max_size)
 
 
 def _keep_alive(connection: Any) -> None:
@@ -63,10 +108,10 @@ def _keep_alive(connection: Any) -> None:
         return
     with contextlib.suppress(OSError, AttributeError):
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10)
-        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
-        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
-        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000)
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEP_ALIVE_IDLE_S)
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEP_ALIVE_INTERVAL_S)
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEP_ALIVE_COUNT)
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
 
 
 def no_time_limits(connection: Any) -> str:
@@ -158,7 +203,13 @@ def _wait_s(failure: Failure, attempt: int, waited_s: float) -> float:
 
 
 async def connect(
-    dsn: Dsn, life: Lifecycle, *, wait_timeout_s: float, connect_timeout_s: float, application_name: str
+    dsn: Dsn,
+    life: Lifecycle,
+    *,
+    wait_timeout_s: float,
+    connect_timeout_s: float,
+    application_name: str,
+    kind: Kind = "ours",
 ) -> Any:
     """Log in, retrying for `wait_timeout_s` (0 = for ever); returns the connection.
 
@@ -166,7 +217,7 @@ async def connect(
         DatabaseUnavailableError: the time is over (exit 69).
         ConnectionRefusedForeverError: no retry can help: a refused parameter, a server older than 14 (exit 78).
     """
-    login = _Login(dsn, life, wait_timeout_s, dsn.connect_timeout_s or connect_timeout_s, application_name)
+    login = _Login(dsn, life, wait_timeout_s, dsn.connect_timeout_s or connect_timeout_s, application_name, kind)
     try:
         return await login.attempt()
     except CONNECTION_ERRORS as error:
@@ -191,9 +242,15 @@ class _Login:
     """The tries to log in: what the last failure was, how long is left. `failed` is told as the next attempt's end."""
 
     def __init__(
-        self, dsn: Dsn, life: Lifecycle, wait_timeout_s: float, attempt_timeout_s: float, application_name: str
+        self,
+        dsn: Dsn,
+        life: Lifecycle,
+        wait_timeout_s: float,
+        attempt_timeout_s: float,
+        application_name: str,
+        kind: Kind,
     ) -> None:
-        self._dsn, self._life, self._application_name = dsn, life, application_name
+        self._dsn, self._life, self._application_name, self._kind = dsn, life, application_name, kind
         self._attempt_timeout_s = attempt_timeout_s
         self._reporter, self._prober = _Reporter(dsn, life), _Prober(dsn)
         self._began = time.monotonic()
@@ -211,7 +268,9 @@ class _Login:
         if self._deadline is not None:
             left_s = max(0.05, self._deadline - time.monotonic())
             timeout_s, self._cut_short = min(timeout_s, left_s), left_s < timeout_s
-        connection = await connect_once(self._dsn, timeout_s=timeout_s, application_name=self._application_name)
+        connection = await connect_once(
+            self._dsn, timeout_s=timeout_s, application_name=self._application_name, kind=self._kind
+        )
         try:
             waited_s = time.monotonic() - self._began
             await _greet(connection, self._dsn, self._life, attempt=self._attempts + 1, waited_s=waited_s)
@@ -269,14 +328,6 @@ def _given_up(error: BaseException, failure: Failure, dsn: Dsn, wait_timeout_s: 
 
 async def _greet(connection: Any, dsn: Dsn, life: Lifecycle, *, attempt: int, waited_s: float) -> None:
     """Ask the server who it is: a real query through a real login is the only proof that it serves."""
-    version = connection.get_server_version()
-    if version.major < OLDEST_SERVER:
-        named = connection.get_settings().server_version
-        raise ConnectionRefusedForeverError(
-            f"the server is PostgreSQL {named}; {OLDEST_SERVER} or newer is needed",
-            remedy=f"Upgrade the server to PostgreSQL {OLDEST_SERVER} or newer (pg_upgrade, or dump and restore).",
-            facts={"hosts": [f"{h}:{p}" for h, p in dsn.hosts], "server_version": named},
-        )
     row = await connection.fetchrow(
         "SELECT pg_catalog.current_database()::text AS database, current_user::text AS username,"
         " pg_catalog.pg_is_in_recovery() AS standby, pg_catalog.current_setting('server_version') AS version"
@@ -361,13 +412,9 @@ async def _until_writable(probe: socket.socket) -> None:
 
 
 @asynccontextmanager
-async def connected(
-    dsn: Dsn, life: Lifecycle, *, wait_timeout_s: float, connect_timeout_s: float, application_name: str
-) -> AsyncIterator[Any]:
-    """`connect`, and the connection closed at the end whatever happens; see there for errors."""
-    connection = await connect(
-        dsn, life, wait_timeout_s=wait_timeout_s, connect_timeout_s=connect_timeout_s, application_name=application_name
-    )
+async def connected(dsn: Dsn, life: Lifecycle, **options: Any) -> AsyncIterator[Any]:
+    """`connect`, and the connection closed at the end whatever happens; see there for options and errors."""
+    connection = await connect(dsn, life, **options)
     try:
         yield connection
     finally:
@@ -375,15 +422,10 @@ async def connected(
 
 
 @asynccontextmanager
-async def own_session(
-    dsn: Dsn, *, wait_timeout_s: float, connect_timeout_s: float, application_name: str
-) -> AsyncIterator[Any]:
-    """`connected`, unseen on `/health` or in the log, and without limits of time: for a command's work beside it."""
+async def own_session(dsn: Dsn, **options: Any) -> AsyncIterator[Any]:
+    """`connected`, unseen on `/health` or in the log: for a command's work beside it."""
     life = Lifecycle(now=lambda: 0.0, monotonic=lambda: 0.0)
-    async with connected(
-        dsn, life, wait_timeout_s=wait_timeout_s, connect_timeout_s=connect_timeout_s, application_name=application_name
-    ) as connection:
-        await connection.execute(no_time_limits(connection))
+    async with connected(dsn, life, **options) as connection:
         yield connection
 
 

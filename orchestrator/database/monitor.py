@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.database.connect import PARTING_S, close, connect_once, next_try
-from orchestrator.database.failure import CONNECTION_ERRORS, classify
+from orchestrator.database.connect_errors import CONNECTION_ERRORS, classify
 from orchestrator.lifecycle import Phase
 
 if TYPE_CHECKING:

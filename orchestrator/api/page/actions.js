@@ -3,12 +3,12 @@
 import { h, say } from "./dom.js";
 import { jobs, refuseToken } from "./jobs_feed.js";
 import { TOKEN, changed, model, token } from "./model.js";
+import { followAgain } from "./start_feed.js";
 import { ask } from "./transport.js";
 
 export function canAct() {
-  const access = model.start?.access;
-  if (access?.actions === "refused") return false;
-  return access?.token ? Boolean(token()) : access?.actions === "open" || Boolean(token());
+  const actions = model.start?.access?.actions;
+  return actions === "open" || (actions === "token" && Boolean(token()));
 }
 
 async function act(key, path, done) {
@@ -95,6 +95,7 @@ dialog.querySelector("form").addEventListener("submit", async (event) => {
     }
   }
   dialog.close();
+  followAgain();
   jobs.wake();
   say("The token is accepted.");
   changed();
@@ -104,5 +105,6 @@ export function forgetToken() {
   sessionStorage.removeItem(TOKEN);
   model.jobs = { queues: null, running: null, failed: null, schedules: null, starts: null };
   jobs.slowAt = 0;
+  followAgain();
   changed();
 }

@@ -32,7 +32,9 @@ export const jobs = {
   },
 
   mayRead() {
-    return model.start?.phase === "ready" && !(model.start.access?.token && !token()) && !model.wants_token;
+    const reads = model.start?.access?.reads;
+    const allowed = reads === "open" || (reads === "token" && Boolean(token()));
+    return model.start?.phase === "ready" && allowed && !model.wants_token;
   },
 
   async load() {

@@ -3,7 +3,7 @@
 // Whatever comes from the server becomes text nodes and attributes (`h`, `patch`), never markup; the policy of the page
 // (trusted types) holds that together. State flows one way: feeds → `model` → `draw()` → DOM.
 
-import { forgetToken } from "./actions.js";
+import { askToken, forgetToken } from "./actions.js";
 import { chain } from "./chain.js";
 import { h, patch, say } from "./dom.js";
 import { failurePanel } from "./failure.js";
@@ -35,6 +35,9 @@ function bar(start) {
       },
       linked,
     ),
+    start?.access?.token && !start.tells_all && !token() && start.phase !== "ready"
+      ? h("button", { type: "button", class: "plain", key: "enter", on: { click: askToken } }, "Enter the token")
+      : null,
     asked && token()
       ? h("button", { type: "button", class: "plain", key: "forget", on: { click: forgetToken } }, "Forget the token")
       : null,

@@ -12,7 +12,12 @@ import { sentence, words } from "./words.js";
 export function warnings(start) {
   const shown = start.warnings.filter((one) => one.event !== "extension.missing" || start.phase === "ready");
   if (!shown.length) return null;
-  const titles = { "extension.missing": (w) => `The extension ${w.extension} is missing` };
+  const titles = {
+    "extension.missing": (w) => `The extension ${w.extension} is missing`,
+    "schedule.failing": (w) => `${w.schedule} ${w.state === "retrying" ? "fails, and is tried again" : "fails"}`,
+    "backup.stale": () => "There is no recent backup",
+    "backup.directory_unusable": (w) => `No backup can be written: ${w.error}`,
+  };
   return h(
     "ul",
     { class: "notes", "aria-label": "Warnings", key: "warnings" },
@@ -39,7 +44,16 @@ export function warnings(start) {
 const listOf = (body, name) => (Array.isArray(body) ? body : (body?.[name] ?? body?.items ?? []));
 
 export function ready(start) {
-  if ((start.access?.token && !token()) || model.wants_token) {
+  const { reads, actions } = start.access ?? {};
+  if (reads === "refused")
+    return h(
+      "section",
+      { class: "gate", key: "closed", "aria-label": "Jobs" },
+      h("p", null, h("b", null, "Nothing but /health answers. ")),
+      h("p", null, "No API_TOKEN is set, and the port is open beyond this machine."),
+      h("p", null, "Set API_TOKEN (`orchestrator token` makes one). Where nobody else reaches this port, API_ACCESS=read or open will do."),
+    );
+  if ((reads === "token" && !token()) || model.wants_token) {
     return h(
       "section",
       { class: "gate", key: "gate", "aria-label": "Jobs" },
@@ -56,12 +70,21 @@ export function ready(start) {
     model.jobs_error
       ? h("p", { class: "note", key: "jobs-error" }, `The jobs are not up to date: ${model.jobs_error}`)
       : null,
-    start.access?.actions === "refused"
+    actions === "refused"
       ? h(
           "p",
           { class: "note", key: "refused" },
           h("b", null, "To look at only. "),
-          "The port is open beyond this machine and no API_TOKEN is set: the server refuses what changes something.",
+          "No API_TOKEN is set, and API_ACCESS=read: the server refuses what changes something.",
+        )
+      : null,
+    actions === "token" && !token()
+      ? h(
+          "p",
+          { class: "note", key: "reading" },
+          h("b", null, "To look at. "),
+          "What changes something asks for the API token. ",
+          h("button", { type: "button", class: "plain", on: { click: askToken } }, "Enter the token"),
         )
       : null,
     queuesPart(queues),

@@ -22,6 +22,11 @@ function tell(snapshot, isEnd) {
   changed();
 }
 
+let control = null;
+
+/** Follow it anew: with another token more, or less, is told. */
+export const followAgain = () => control?.abort();
+
 /** The start, for ever: the stream; where it brings nothing, polling; where nothing answers, tries that grow apart. */
 export async function followStart() {
   for (;;) {
@@ -31,13 +36,15 @@ export async function followStart() {
       if (!told) pollOnce().then((answered) => answered && link("poll"));
     }, 4000);
     try {
-      await stream("health/events", (event, data) => {
+      control = new AbortController();
+      const hear = (event, data) => {
         told = true;
         ended = event === "end";
         model.misses = 0;
         link("live");
         if (event === "state" || event === "end") tell(data, event === "end");
-      });
+      };
+      await stream("health/events", hear, control);
     } catch (error) {
       if (!(error instanceof TypeError || error instanceof HttpError || error.name === "AbortError")) throw error;
     } finally {

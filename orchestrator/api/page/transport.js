@@ -25,8 +25,7 @@ function headers(more) {
 }
 
 /** Read server-sent events by fetch (EventSource can send no Authorization). Returns when the stream ends. */
-export async function stream(url, onEvent) {
-  const control = new AbortController();
+export async function stream(url, onEvent, control = new AbortController()) {
   let quiet = setTimeout(() => control.abort(), SILENCE_S * 1000);
   try {
     const response = await fetch(url, {

@@ -66,7 +66,7 @@ export function timer(text, props) {
   return h("span", { class: "num", ...props, timer: text });
 }
 
-// database/failure.py's causes, for people
+// database/connect_errors.py's causes, for people
 export const CAUSES = {
   refused: "Connection refused",
   name_not_resolved: "Host name not found",

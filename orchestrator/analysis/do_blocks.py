@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from orchestrator.migrator.sql import parser
 
@@ -20,6 +20,23 @@ class Inner:
     fields: dict[str, Any]
 
 
+PartKind = Literal["statement", "perform", "dynamic", "query", "expression"]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A piece of SQL in a PL/pgSQL body, as it is written there; `line` counts from 1 at the body's first line.
+
+    `kind`: a `statement`; a `perform` (its text begins with SELECT); the expression of an EXECUTE (`dynamic`); a query
+    that is looped over or any other `expression`. `stands_alone`: nothing else of the block needs what it gives.
+    """
+
+    kind: PartKind
+    line: int
+    text: str
+    stands_alone: bool
+
+
 _UNSEEN = frozenset({"PLpgSQL_stmt_dynexecute", "PLpgSQL_stmt_perform", "PLpgSQL_stmt_call", "PLpgSQL_stmt_dynfors"})
 
 
@@ -28,14 +45,8 @@ def block_statements(do: dict[str, Any]) -> tuple[list[Inner], bool]:
 
     What is EXECUTEd or called is not seen, nor is a block in another language than PL/pgSQL.
     """
-    options = {o["DefElem"]["defname"]: o["DefElem"].get("arg", {}) for o in do.get("args", ())}
-    language = options.get("language", {}).get("String", {}).get("sval", "plpgsql")
-    body = options.get("as", {}).get("String", {}).get("sval", "")
-    if language.lower() != "plpgsql" or "$orchestrator$" in body:
-        return [], False
-    try:
-        parsed = parser.plpgsql(f"DO $orchestrator${body}$orchestrator$".encode())
-    except parser.GrammarError:
+    parsed = _parsed(do)
+    if parsed is None:
         return [], False
     found: list[Inner] = []
     is_whole = True
@@ -48,6 +59,69 @@ def block_statements(do: dict[str, Any]) -> tuple[list[Inner], bool]:
         except parser.GrammarError:
             is_whole = False
     return found, is_whole
+
+
+def body_of(fields: dict[str, Any]) -> tuple[str, str]:
+    """Language (in lower case) and text of a DO block or of a function; the text of a BEGIN ATOMIC body is empty."""
+    options = {
+        o["DefElem"]["defname"]: o["DefElem"].get("arg", {})
+        for o in (*fields.get("args", ()), *fields.get("options", ()))
+    }
+    language = options.get("language", {}).get("String", {}).get("sval", "plpgsql")
+    written = options.get("as", {})
+    items = written.get("List", {}).get("items", ()) or [written]
+    return language.lower(), items[0].get("String", {}).get("sval", "")
+
+
+def block_parts(fields: dict[str, Any]) -> list[Part]:
+    """All SQL of a DO block or a CREATE FUNCTION, in the order it is written; empty where the language is another."""
+    language, body = body_of(fields)
+    if language == "sql":
+        return [Part("statement", 1, body, stands_alone=True)]
+    parsed = _parsed(fields)
+    return [] if parsed is None else list(_parts(parsed, "", 1))
+
+
+def _parsed(fields: dict[str, Any]) -> Any:
+    language, body = body_of(fields)
+    if language != "plpgsql" or "$orchestrator$" in body:
+        return None
+    try:
+        return parser.plpgsql(f"DO $orchestrator${body}$orchestrator$".encode())
+    except parser.GrammarError:
+        return None
+
+
+_PART_KINDS: dict[tuple[str, str], PartKind] = {
+    ("PLpgSQL_stmt_execsql", "sqlstmt"): "statement",
+    ("PLpgSQL_stmt_perform", "expr"): "perform",
+    ("PLpgSQL_stmt_call", "expr"): "statement",
+    ("PLpgSQL_stmt_dynexecute", "query"): "dynamic",
+    ("PLpgSQL_stmt_dynfors", "query"): "dynamic",
+    ("PLpgSQL_stmt_fors", "query"): "query",
+    ("PLpgSQL_stmt_return_query", "query"): "query",
+}
+_ALONE = frozenset({"PLpgSQL_stmt_execsql", "PLpgSQL_stmt_perform", "PLpgSQL_stmt_call", "PLpgSQL_stmt_dynexecute"})
+_ASSIGNED = 3  # plpgsql.h, RAW_PARSE_PLPGSQL_ASSIGN1: `name := expression`
+
+
+def _parts(node: Any, owner: str, line: int, key: str = "", *, gives: bool = False) -> Iterator[Part]:
+    """`owner` is the PL/pgSQL statement around; `gives` says that its result goes INTO a variable."""
+    if isinstance(node, list):
+        for one in node:
+            yield from _parts(one, owner, line, key, gives=gives)
+    elif isinstance(node, dict):
+        for name, value in node.items():
+            if name == "PLpgSQL_expr":
+                kind: PartKind = _PART_KINDS.get((owner, key), "expression")
+                text = value["query"]
+                if kind == "expression" and value.get("parseMode", 0) >= _ASSIGNED:
+                    text = text.partition(":=")[2] or text.partition("=")[2]
+                yield Part(kind, line, text, stands_alone=owner in _ALONE and kind != "expression" and not gives)
+            elif name.startswith("PLpgSQL_stmt"):
+                yield from _parts(value, name, value.get("lineno", line), gives=bool(value.get("into")))
+            elif isinstance(value, dict | list):
+                yield from _parts(value, owner, line, name, gives=gives)
 
 
 def _executed(node: Any) -> Iterator[tuple[str, int, str]]:

@@ -21,6 +21,7 @@ from orchestrator.analysis.follow import follow
 from orchestrator.analysis.impact import impact_of
 from orchestrator.analysis.lint_rules import RULES, Hit, Level, Statements, check, check_held
 from orchestrator.analysis.locks import Holding
+from orchestrator.analysis.outside_database import Scope, acts
 from orchestrator.analysis.plan import known_for
 from orchestrator.analysis.sql_file import SqlFile, read_sql
 from orchestrator.migrator.folder import as_node_reads
@@ -195,7 +196,7 @@ def lint(
         known: what is there before the first file that is read.
     """
     report = LintReport()
-    known = known or Known()
+    known, scope = known or Known(), Scope()
     wanted = None if only is None else {path.resolve() for path in only}
     of_file: dict[str, list[LintFinding]] = {}
     for problem in folder.problems:
@@ -209,7 +210,7 @@ def lint(
         is_wanted = wanted is None or file.path.resolve() in wanted
         path = str(file.path)
         read = read_sql(as_node_reads(file.path.read_bytes()), path) if pending is None else pending[file.name]
-        _text(path, read, known, report if is_wanted else None, of_file.get(file.name, ()))
+        _text(path, read, known, report if is_wanted else None, of_file.get(file.name, ()), scope=scope)
         if pending is None:
             known.settle()
     report.findings.sort(key=lambda f: (f.file, f.line, f.column))
@@ -222,6 +223,8 @@ def _text(
     known: Known,
     report: LintReport | None,
     of_folder: Sequence[LintFinding] = (),
+    *,
+    scope: Scope,
 ) -> None:
     """One file; `of_folder` is what the journal's entry of it breaks, which any allow in the file can speak of."""
     if report is not None:
@@ -232,7 +235,7 @@ def _text(
             report.findings += of_folder
         return
     found: list[tuple[LintFinding, Statement | None]] = [(one, None) for one in of_folder]
-    for statement, hit in _hits(read, known):
+    for statement, hit in _hits(read, known, scope):
         if report is not None:
             found.append((_placed(path, statement, hit), statement))
     if report is None:
@@ -242,7 +245,7 @@ def _text(
     _allow(path, read, found, report)
 
 
-def _hits(file: SqlFile, known: Known) -> Iterator[tuple[Statement, Hit]]:
+def _hits(file: SqlFile, known: Known, scope: Scope) -> Iterator[tuple[Statement, Hit]]:
     at, holding = Statements(known), Holding()
     mixed_told, parsed = False, file.statements
     ends_itself = any(s.transaction_control in {"commit", "rollback"} for s in parsed)
@@ -250,6 +253,9 @@ def _hits(file: SqlFile, known: Known) -> Iterator[tuple[Statement, Hit]]:
     for statement, node, fields in file.trees():
         control = statement.transaction_control
         impact = impact_of(node, fields, known, outside=not statement.transactional)
+        for act in acts(node, fields, scope) if node != "DropdbStmt" else ():  # that one is an error of its own
+            yield statement, Hit("outside-database", act.what)
+        scope.learn(node, fields)
         for hit in check(at, node, fields, impact):
             # That rule says the same of the same lock, and better.
             at.told_of_lock = at.told_of_lock or hit.rule == "validate-in-same-transaction"

@@ -63,6 +63,11 @@ RULES: dict[str, Rule] = {
         " where those are applied already, drizzle passes over this one in silence.",
     ),
     "drop-database": Rule(_E, "A migration cannot: drop it by hand."),
+    "outside-database": Rule(
+        _W,
+        "It acts on the whole server, and no roll back of this database undoes it; `verify`, `rehearse` and `generate`"
+        " leave it out. Do it by hand or in a script of the server's owner, or say why in an allow.",
+    ),
     "rewrites-table": Rule(
         _W,
         "Add the column without it, set the default in a second statement, and fill the old rows in batches;"

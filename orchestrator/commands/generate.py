@@ -111,6 +111,7 @@ async def _work(options: argparse.Namespace, settings: Settings, life: Lifecycle
         "commented_out_before": [step.sql for step in found.said],
         "perhaps_renamed": [one.spelled for group in found.unasked for one in group],
         "by_hand": found.unwritten,
+        "left_out": found.left_out,
     }
     return {"found": found, "made": made, "facts": facts}
 
@@ -203,4 +204,5 @@ def _remarks(found: Generated, *, written: bool) -> list[str]:
     if found.said and not found.files:
         lines.append("Nothing new to write: what is left are drops that an earlier file holds commented out:")
         lines += [f"  {step.sql};" for step in found.said]
+    lines += [f"{note[0].upper()}{note[1:]}." for note in found.left_out]
     return [*lines, *(f"By hand: {note}" for note in found.unwritten)]

@@ -31,7 +31,8 @@ class Migration(msgspec.Struct, frozen=True, gc=False):
 
     `name` is v0's tag or v1's folder name, `when_ms` what Drizzle writes into `created_at` (ms since 1970, UTC), `hash`
     the sha256 in hex of the file as Drizzle reads it. The content is not held: `read()` gives it when it is needed.
-    `is_utf8` is False where Drizzle, and so we, read U+FFFD in place of bytes that are none.
+    `is_utf8` is False where Drizzle, and so we, read U+FFFD in place of bytes that are none. `text` is what is run
+    in the place of the file's content: a replay leaves out what acts outside the scratch database.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Migration(msgspec.Struct, frozen=True, gc=False):
     path: str
     size_bytes: int
     is_utf8: bool = True
+    text: bytes | None = None
 
     def read(self) -> bytes:
         """The file's bytes as Drizzle sees them, the same that `hash` was made of.
@@ -47,6 +49,8 @@ class Migration(msgspec.Struct, frozen=True, gc=False):
         Raises:
             FolderError: the file changed since the folder was read.
         """
+        if self.text is not None:
+            return self.text
         raw = as_node_reads(Path(self.path).read_bytes())
         if hashlib.sha256(raw).hexdigest() != self.hash:
             raise FolderError(

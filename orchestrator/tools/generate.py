@@ -22,7 +22,7 @@ from orchestrator.errors import MigrationError
 from orchestrator.migrator.sql.statements import BREAKPOINT
 from orchestrator.schema.table_sql import Rename, Step, Target, moved_enums, named, steps, suspected_renames
 from orchestrator.schema.tables import Catalogue, read_catalogue, schemas_with_types
-from orchestrator.tools.replay import replay
+from orchestrator.tools.replay import LEFT_OUT, replay
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
@@ -55,7 +55,8 @@ class Generated:
 
     `files` are the texts of the migrations to write, in order, each with what to put behind the name; none where
     nothing has to be written. `withheld` stands in them commented out. `said` are drops that an earlier file of the
-    folder holds commented out already. `unasked` may be renames. `unwritten` says what has to be done by hand.
+    folder holds commented out already. `unasked` may be renames. `unwritten` says what has to be done by hand,
+    `left_out` what of the folder was not replayed, since it acts outside the database.
     """
 
     files: tuple[tuple[str, str], ...] = ()
@@ -64,6 +65,7 @@ class Generated:
     said: tuple[Step, ...] = ()
     unasked: tuple[tuple[Rename, ...], ...] = ()
     unwritten: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     @property
     def differs(self) -> bool:
@@ -102,10 +104,18 @@ async def generate(
         enter = stack.enter_async_context
         ours = await enter(scratch_database(server, purpose="generate", connect_timeout_s=connect_timeout_s))
         theirs = await enter(scratch_database(server, purpose="generate", connect_timeout_s=connect_timeout_s))
-        await replay(ours, sources, extensions=extensions, connect_timeout_s=connect_timeout_s)
+        left_out: list[str] = []
+        await replay(
+            ours,
+            sources,
+            extensions=extensions,
+            connect_timeout_s=connect_timeout_s,
+            on_event=lambda event: left_out.append(str(event.facts["text"])) if event.name == LEFT_OUT else None,
+        )
         with server_errors_explained(server, doing="comparing code and migrations"):
             both = await enter(_connected(server, ours, theirs, metadata, ledgers(sources)))
-            return await both.generate(ask, set(renames), allow_drops=allow_drops, said=await _commented(sources))
+            found = await both.generate(ask, set(renames), allow_drops=allow_drops, said=await _commented(sources))
+            return replace(found, left_out=tuple(left_out))
 
 
 def ledgers(sources: Sequence[Source]) -> frozenset[ObjectName]:

@@ -17,7 +17,7 @@ from orchestrator.migrator.records import SERVICE_SCHEMA
 from orchestrator.migrator.sql.statements import SqlSyntaxError
 from orchestrator.migrator.state import readable_surveys
 from orchestrator.tools.clone import RECORDS, copy_database, copy_rows
-from orchestrator.tools.replay import replay
+from orchestrator.tools.replay import LEFT_OUT, replay
 from orchestrator.tools.verify import applied_part
 
 if TYPE_CHECKING:
@@ -199,7 +199,11 @@ async def _on(
     if how.from_files:
         notes.append("the schema is what the applied files make, not the database's own (--from-files)")
         await replay(
-            scratch, _applied_parts(surveys), extensions=how.extensions, connect_timeout_s=how.connect_timeout_s
+            scratch,
+            _applied_parts(surveys),
+            extensions=how.extensions,
+            connect_timeout_s=how.connect_timeout_s,
+            on_event=lambda event: _note_left_out(event, notes),
         )
     async with _session(scratch, how) as copy:
         if not how.from_files:
@@ -227,6 +231,7 @@ async def _on(
     durations: list[tuple[str, str, float]] = []
 
     def listen(event: Event) -> None:
+        _note_left_out(event, notes)
         if event.name == "migration.applied":
             facts = event.facts
             durations.append((str(facts["source"]), str(facts["migration"]), float(str(facts["duration_s"]))))
@@ -285,6 +290,11 @@ async def _on(
         tuple(already),
         tuple(notes),
     )
+
+
+def _note_left_out(event: Event, notes: list[str]) -> None:
+    if event.name == LEFT_OUT:
+        notes.append(str(event.facts["text"]))
 
 
 def _applied_parts(surveys: Sequence[Survey]) -> list[Source]:

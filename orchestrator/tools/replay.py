@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from orchestrator.database.connect import connected
 from orchestrator.database.extensions import ensure_extensions
@@ -12,6 +15,8 @@ from orchestrator.database.scratch import server_errors_explained
 from orchestrator.lifecycle import Lifecycle
 from orchestrator.migrator.run.apply import migrate
 from orchestrator.migrator.run.options import Options
+from orchestrator.migrator.state import survey
+from orchestrator.tools.replay_edits import edited
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -21,6 +26,7 @@ if TYPE_CHECKING:
     from orchestrator.migrator.run.apply import AppliedMigration
     from orchestrator.migrator.sources import Source
 
+LEFT_OUT = "replay.statement_left_out"
 _WAIT_TIMEOUT_S = 10.0
 _LOCK_TIMEOUT_S = 10.0
 
@@ -39,7 +45,11 @@ async def replay(
     The same code as a start (lock, extensions, ledger, transactions), with a Lifecycle of its own: nothing of it shows
     on `/health` or in the log; `on_event` hears it all. Cancelled: the running statement is rolled back.
 
+    What acts outside the database it runs in (roles, other databases, settings and files of the server) is not run; an
+    event `replay.statement_left_out` names each such statement.
+
     Raises:
+        OutsideDatabaseError: such a statement cannot be left out; nothing was run.
         MigrationError: what a start would raise for these files (exit 70).
         DatabaseUnavailableError: the database is gone, or went away in mid-work (exit 69).
     """
@@ -59,4 +69,22 @@ async def replay(
             migration_lock(connection, life, timeout_s=_LOCK_TIMEOUT_S),
         ):
             await ensure_extensions(connection, extensions, life)
-            return await migrate(connection, sources, options or Options(), life)
+            run = options or Options()
+            edited_sources = await _without_outside(connection, sources, run, life)
+            return await migrate(connection, edited_sources, run, life)
+
+
+async def _without_outside(
+    connection: Any, sources: Sequence[Source], options: Options, life: Lifecycle
+) -> Sequence[Source]:
+    """The sources without the pending statements that would act beyond the scratch database; each is told."""
+    roles = [row["rolname"] for row in await connection.fetch("SELECT rolname::text FROM pg_catalog.pg_roles")]
+    names = {
+        (one.source.label, migration.name)
+        for one in [await survey(connection, source, policy=options.policy, ahead=options.ahead) for source in sources]
+        for migration in one.plan.pending
+    }
+    made, left_out = await asyncio.to_thread(edited, sources, names, roles)
+    for one in left_out:
+        life.emit(LEFT_OUT, level="warning", text=one.text, **msgspec.structs.asdict(one))
+    return made

@@ -16,7 +16,7 @@ from orchestrator.migrator.resolve import Kind
 from orchestrator.migrator.state import readable_surveys
 from orchestrator.schema.diff import Difference, column_order, diff
 from orchestrator.schema.objects import Schema, SchemaObject, read_schema
-from orchestrator.tools.replay import replay
+from orchestrator.tools.replay import LEFT_OUT, replay
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -148,6 +148,8 @@ async def made_by(
                 f"the scratch database lacks the extension {event.facts['extension']} ({event.facts['reason']}):"
                 " what depends on it cannot be compared; --on a server, or as a user, that can have it"
             )
+        if event.name == LEFT_OUT:
+            notes.append(str(event.facts["text"]))
 
     async with scratch_database(on, purpose=purpose, connect_timeout_s=connect_timeout_s) as scratch:
         await replay(scratch, sources, extensions=extensions, connect_timeout_s=connect_timeout_s, on_event=listen)

@@ -47,6 +47,7 @@ COMMANDS = (
     ),
     Command("look", "config", "config", "show what would be used and where each value came from", "config"),
     Command("look", "token", "token", "make a token for API_TOKEN, or a line for API_TOKENS_FILE", "token"),
+    Command("look", "notify", "notify", "send a test notification to every target of NOTIFY_URL", "notify --test"),
     Command("look", "studio", "studio", "open a database client in the terminal, read-only (harlequin)", "studio"),
     Command("look", "help", "help", "list the pages of the manual, or show one", "help jobs"),
     Command("look", "completion", "completion", "print a shell's completion script", "completion bash"),
@@ -70,6 +71,7 @@ _READS = {
     "backup": "DATABASE_URL MIGRATION_DATABASE_URL BACKUP_DIR BACKUP_KEEP BACKUP_MAX_AGE BACKUP_KEY",
     "restore": "DATABASE_URL MIGRATION_DATABASE_URL BACKUP_DIR BACKUP_KEY",
     "studio": "DATABASE_URL",
+    "notify": "NOTIFY_URL",
     "generate": f"SCHEMA {_SERVER} DATA_DIR",
     "new": "MIGRATIONS_DIR",
 }
@@ -91,6 +93,7 @@ PAGES = {
     "config": "variables",
     "token": "security",
     "studio": "operations",
+    "notify": "operations",
     "help": "commands",
     "completion": "operations",
     "generate": "writing-migrations",

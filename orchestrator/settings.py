@@ -64,6 +64,8 @@ class Settings(msgspec.Struct, frozen=True):
     backup_keep: int = 7
     backup_max_age_s: float = 0.0
     backup_key: str = ""
+    notify_urls: tuple[str, ...] = ()
+    notify_after_s: float = 60.0
     jobs: tuple[str, ...] = ()
     jobs_concurrency: int = 20
     jobs_lease_s: float = 30.0
@@ -91,7 +93,7 @@ class Settings(msgspec.Struct, frozen=True):
     def secrets(self) -> tuple[str, ...]:
         """What must not be seen in any output; for `logs.configure`."""
         databases = [dsn for dsn in (self.database, self.migration_database) if dsn is not None]
-        own = [text for text in (self.api_token, self.backup_key) if text]
+        own = [text for text in (self.api_token, self.backup_key, *self.notify_urls) if text]
         return tuple(dict.fromkeys([*(secret for dsn in databases for secret in dsn.secrets), *own]))
 
     def describe(self) -> list[tuple[str, str, str]]:
@@ -288,7 +290,7 @@ _ALIASES: Mapping[str, str] = MappingProxyType(
 )
 _WORDS = re.compile(
     r"DATABASE|MIGRATION|EXTENSION|SHUTDOWN|TIMEOUT|DATA_?DIR|^DB_|^PG|LOG_?(?:LEVEL|FORMAT)"
-    r"|BACKUP|^JOBS|API_?TOKEN|API_?ACCESS|ALLOWED_?HOST|CORS"
+    r"|BACKUP|^JOBS|NOTIFY|API_?TOKEN|API_?ACCESS|ALLOWED_?HOST|CORS"
 )
 _CLOSE = 0.85
 

@@ -55,6 +55,7 @@ async def serve(settings: Settings, life: Lifecycle, *, embedded: bool = False) 
     from orchestrator.api.backend import Backend
     from orchestrator.api.security import Safety
     from orchestrator.api.server import listening
+    from orchestrator.notifications import notifying
 
     backend = Backend(Safety.of(settings))
     app, last_s = build_app(life, backend), settings.shutdown_timeout_s * _LAST_ANSWERS_SHARE
@@ -67,6 +68,7 @@ async def serve(settings: Settings, life: Lifecycle, *, embedded: bool = False) 
             port_file=settings.port_file,
             shutdown_timeout_s=last_s,
         ),
+        notifying(settings.notify_urls, life, after_s=settings.notify_after_s),
         _failure_shown(life),
     ):
         await asyncio.to_thread(_import_what_comes_next)

@@ -81,7 +81,7 @@ def test_no_variable_is_named_that_does_not_exist():
 
 
 # What a command cannot be parsed without.
-_NEEDED = {"new": ["NAME"], "completion": ["bash"], "repair": ["upgrade"], "restore": ["FILE"]}
+_NEEDED = {"new": ["NAME"], "completion": ["bash"], "repair": ["upgrade"], "restore": ["FILE"], "notify": ["--test"]}
 
 
 def test_the_table_of_commands_is_all_of_them_and_each_example_is_one_that_parses():

@@ -59,3 +59,15 @@ CREATE TABLE "orchestrator"."backups" (
 COMMENT ON TABLE "orchestrator"."backups" IS 'One row for each backup that was made: a restore compares the file''s checksum and its manifest with it.';
 --> statement-breakpoint
 CREATE INDEX "backups_taken_index" ON "orchestrator"."backups" ("taken_at");
+--> statement-breakpoint
+CREATE TABLE "orchestrator"."migration_runs" (
+	"ledger" text PRIMARY KEY,
+	"name" text NOT NULL,
+	"hash" text NOT NULL,
+	"statement" integer,
+	"losses" integer DEFAULT 0 NOT NULL,
+	"server" text NOT NULL,
+	"since" timestamp with time zone DEFAULT now() NOT NULL
+);
+--> statement-breakpoint
+COMMENT ON TABLE "orchestrator"."migration_runs" IS 'Runs of migrations that have not ended, and how often the server went away under the first file.';

@@ -62,6 +62,16 @@ CREATE UNIQUE INDEX "jobs_dedupe_index" ON "orchestrator"."jobs" ("name", "dedup
 --> statement-breakpoint
 CREATE UNIQUE INDEX "jobs_idempotency_index" ON "orchestrator"."jobs" ("idempotency_key") WHERE "idempotency_key" IS NOT NULL;
 --> statement-breakpoint
+-- Idempotency keys whose request was answered by a job that has another key or none: one with the same dedupe key.
+CREATE TABLE "orchestrator"."idempotency_keys" (
+	"key" text PRIMARY KEY,
+	"job_id" bigint NOT NULL,
+	"name" text NOT NULL,
+	"payload" jsonb NOT NULL
+);
+--> statement-breakpoint
+CREATE INDEX "idempotency_keys_job_index" ON "orchestrator"."idempotency_keys" ("job_id");
+--> statement-breakpoint
 -- One row for each attempt that has ended; the one that runs stands in jobs. No foreign key: it would lock and look up
 -- the job's row for each insert. A trigger on jobs removes what belongs to a job that is deleted.
 CREATE TABLE "orchestrator"."job_attempts" (
@@ -165,6 +175,7 @@ CREATE FUNCTION "orchestrator"."forget_deleted_jobs"() RETURNS trigger LANGUAGE 
 BEGIN
 	DELETE FROM "orchestrator"."job_attempts" a USING gone g WHERE a."job_id" = g."id";
 	DELETE FROM "orchestrator"."job_logs" l USING gone g WHERE l."job_id" = g."id";
+	DELETE FROM "orchestrator"."idempotency_keys" k USING gone g WHERE k."job_id" = g."id";
 	RETURN NULL;
 END $$;
 --> statement-breakpoint

@@ -54,23 +54,35 @@ COMMANDS = (
     Command("write", "new", "new", "make the next migration, empty, and print its path", "new add_users"),
 )
 
-# The variables that a command's help names: not all that it reads, but those that a person sets for it.
-_SERVER = "DATABASE_URL MIGRATION_DATABASE_URL MIGRATIONS_DIR EXTENSIONS"
-_READS = {
-    "serve": f"{_SERVER} HOST PORT API_TOKEN API_ACCESS JOBS DATA_DIR LOG_LEVEL LOG_FORMAT SHUTDOWN_TIMEOUT",
-    "migrate": f"{_SERVER} DB_WAIT_TIMEOUT MIGRATION_LOCK_TIMEOUT MIGRATION_POLICY MIGRATION_TRANSACTION DATA_DIR",
+# The variables that a command reads, for its help; tests/commands/test_variables_read.py holds them to what is read.
+EVERY_RUN_READS = "LOG_LEVEL LOG_FORMAT SHUTDOWN_TIMEOUT"
+_DATABASE = "DATABASE_URL MIGRATION_DATABASE_URL DB_WAIT_TIMEOUT DB_CONNECT_TIMEOUT"
+_FOLDER = "MIGRATIONS_DIR MIGRATIONS_SCHEMA MIGRATIONS_TABLE MIGRATION_TRUSTED_OWNERS"
+_RUN = (
+    "MIGRATION_POLICY MIGRATION_AHEAD MIGRATION_TRANSACTION MIGRATION_STATEMENT_TIMEOUT MIGRATION_DDL_LOCK_TIMEOUT"
+    " MIGRATION_DDL_RETRY_FOR"
+)
+_BACKUPS = "BACKUP_DIR BACKUP_KEEP BACKUP_MAX_AGE BACKUP_KEY"
+_MIGRATE = f"{_DATABASE} {_FOLDER} EXTENSIONS MIGRATION_LOCK_TIMEOUT {_RUN} BACKUP_BEFORE_MIGRATE {_BACKUPS} DATA_DIR"
+_SERVE = (
+    "HOST PORT PORT_FILE API_TOKEN API_TOKENS API_ACCESS ALLOWED_HOSTS CORS_ORIGINS JOBS JOBS_CONCURRENCY JOBS_LEASE"
+    " JOBS_RETENTION"
+)
+READS = {
+    "serve": f"{_MIGRATE} {_SERVE}",
+    "migrate": _MIGRATE,
     "wait": "DATABASE_URL DB_WAIT_TIMEOUT DB_CONNECT_TIMEOUT",
     "healthcheck": "HOST PORT PORT_FILE",
-    "status": f"{_SERVER} MIGRATIONS_SCHEMA MIGRATIONS_TABLE",
-    "plan": f"{_SERVER} MIGRATION_POLICY DATA_DIR",
-    "lint": f"{_SERVER} MIGRATIONS_SCHEMA MIGRATIONS_TABLE",
-    "rehearse": f"{_SERVER} MIGRATION_TRANSACTION MIGRATION_STATEMENT_TIMEOUT",
-    "verify": f"{_SERVER} MIGRATIONS_SCHEMA MIGRATIONS_TABLE",
-    "repair": f"{_SERVER} MIGRATIONS_SCHEMA MIGRATIONS_TABLE",
-    "backup": "DATABASE_URL MIGRATION_DATABASE_URL BACKUP_DIR BACKUP_KEEP BACKUP_MAX_AGE BACKUP_KEY",
-    "restore": "DATABASE_URL MIGRATION_DATABASE_URL BACKUP_DIR BACKUP_KEY",
+    "status": f"{_DATABASE} {_FOLDER} EXTENSIONS MIGRATION_POLICY MIGRATION_AHEAD",
+    "plan": f"{_DATABASE} {_FOLDER} MIGRATION_POLICY MIGRATION_AHEAD MIGRATION_TRANSACTION DATA_DIR",
+    "lint": f"{_DATABASE} {_FOLDER}",
+    "rehearse": f"{_DATABASE} {_FOLDER} EXTENSIONS {_RUN}",
+    "verify": f"{_DATABASE} {_FOLDER} EXTENSIONS",
+    "repair": f"{_DATABASE} {_FOLDER} EXTENSIONS MIGRATION_LOCK_TIMEOUT",
+    "backup": f"{_DATABASE} {_FOLDER} {_BACKUPS}",
+    "restore": "DATABASE_URL MIGRATION_DATABASE_URL DB_CONNECT_TIMEOUT BACKUP_DIR BACKUP_KEY",
     "studio": "DATABASE_URL",
-    "generate": f"SCHEMA {_SERVER} DATA_DIR",
+    "generate": f"SCHEMA DATABASE_URL MIGRATION_DATABASE_URL DB_CONNECT_TIMEOUT {_FOLDER} EXTENSIONS DATA_DIR",
     "new": "MIGRATIONS_DIR",
 }
 
@@ -180,7 +192,7 @@ def _epilog(command: Command) -> str:
         f"example: orchestrator {command.example}",
         f"manual:  orchestrator help {PAGES[command.name]}",
     ]
-    if reads := _READS.get(command.name):
+    if reads := READS.get(command.name):
         lines += ["", *textwrap.wrap(f"reads: {', '.join(reads.split())}", 78, subsequent_indent="       ")]
         lines += ["`orchestrator config` shows what each is set to, `config --markdown` what it means."]
     return "\n".join(lines)

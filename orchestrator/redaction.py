@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
 HIDDEN = "***"
+MASK = "\N{FULL BLOCK}"
 _BACKSLASH = "\\"
 _SECRET_LENGTH_MIN = 4
 # Words that the lines hold anyway. To hide one would show where the password stands, and garble every other line; the
@@ -49,7 +50,7 @@ def redactor(secrets: Iterable[str]) -> Callable[[str], str]:
 def _spelled(secret: str) -> str:
     """A pattern for a secret as it is, as repr() and JSON escape it (repr() of repr() doubles), and as in a URL.
 
-    Runs of backslashes are taken whole (`*+`, `++` give nothing back), and a match may begin at a run's beginning alone.
+    Runs of backslashes are taken whole (`*+`, `++` give nothing back), and a match begins at a run's beginning alone.
     """
     pieces: list[str] = []
     after_backslash = False
@@ -124,6 +125,7 @@ _NUMBER = re.compile(r"[+-]?\.?[0-9][\w.]*+")
 _QUOTE = re.compile(r"(?:[EeNnBbXx]|[Uu]&)?(?=')")
 _DOLLAR = re.compile(r"\$(?:[^\W\d]\w*+)?\$")
 _IN_STRING = re.compile(r"[^'\\]*+(?:(?:''|\\.)[^'\\]*+)*+", re.DOTALL)
+_BUT_LINE_BREAKS = re.compile(r"[^\n]")
 _NAME_LENGTH_MAX = 100
 _BETWEEN_LENGTH_MAX = 1000
 _COMMENT_ENDS = re.compile(r"/\*|\*/")
@@ -131,13 +133,22 @@ _COMMENT_ENDS = re.compile(r"/\*|\*/")
 
 def _without_named(text: str) -> str:
     """Hide the value that follows a name which speaks of a secret."""
+    return _replaced(text, lambda _: HIDDEN)
+
+
+def masked(sql: str) -> str:
+    """The same, with each character that is hidden replaced by MASK, so that places stay; line breaks are kept."""
+    return _replaced(sql, lambda value: _BUT_LINE_BREAKS.sub(MASK, value))
+
+
+def _replaced(text: str, replacement: Callable[[str], str]) -> str:
     pieces: list[str] = []
     done = 0
     for found in _NAMED.finditer(text):
         if found.start() < done:
             continue
         for start, end in _values(text, found):
-            pieces += (text[done:start], HIDDEN)
+            pieces += (text[done:start], replacement(text[start:end]))
             done = end
     return "".join([*pieces, text[done:]]) if pieces else text
 
@@ -163,7 +174,7 @@ def _values(text: str, found: re.Match[str]) -> Iterator[tuple[int, int]]:
 
 
 def _arguments(text: str, at: int) -> Iterator[tuple[int, int]]:
-    """The constants of a call, but for a short first one: a name, and where it has no dot, of PostgreSQL's own setting."""
+    """The constants of a call behind the setting's name; PostgreSQL's own settings (no dot) hold no secret."""
     if not text.startswith("(", at):
         return
     commas, here = 0, at + 1
@@ -222,36 +233,31 @@ def _constant_end(text: str, at: int) -> int | None:
     if dollar := _DOLLAR.match(text, at):
         end = text.find(dollar[0], dollar.end())
         return len(text) if end < 0 else end + len(dollar[0])
-    if text.startswith(_BACKSLASH, at):  # a text in a text: \'…\'
-        opening = text[at : at + len(text[at : at + 8]) - len(text[at : at + 8].lstrip(_BACKSLASH)) + 1]
-        if not opening.endswith("'"):
-            return None
-        end = text.find(opening, at + len(opening))
-        return len(text) if end < 0 else end + len(opening)
+    if opening := _ESCAPED_QUOTE.match(text, at):  # a text in a text: \'…\'
+        end = text.find(opening[0], opening.end())
+        return len(text) if end < 0 else end + len(opening[0])
     quote = _QUOTE.match(text, at)
     if quote is None:
         return None
-    at = quote.end()
-    opened = _run_of_quotes(text, at)
-    following = text[at + opened : at + opened + 1]
-    if opened % 2 == 0 and (following == "" or following in " \t\r\n;,)"):
-        return at + opened  # an empty constant, or one of quotes alone
-    if opened > 1 and opened % 2 == 0:  # a text in a text: ''…''
-        place = at + opened
-        while (place := text.find("'", place)) >= 0:
-            closing = _run_of_quotes(text, place)
-            place += closing
-            if closing % (2 * opened):
-                return place
-        return len(text)
-    return min(_IN_STRING.match(text, at + 1).end() + 1, len(text))  # type: ignore[union-attr] # it always matches
+    return _string_end(text, quote.end())
 
 
+def _string_end(text: str, at: int) -> int:
+    opened = len(_QUOTES.match(text, at)[0])  # type: ignore[index] # it always matches
+    behind = at + opened
+    if opened % 2:
+        return min(_IN_STRING.match(text, at + 1).end() + 1, len(text))  # type: ignore[union-attr] # it always matches
+    if text[behind : behind + 1] in {"", *" \t\r\n;,)"}:
+        return behind  # an empty constant, or one of quotes alone
+    for closing in _SOME_QUOTES.finditer(text, behind):  # a text in a text: ''…''
+        if len(closing[0]) % (2 * opened):
+            return closing.end()
+    return len(text)
+
+
+_SOME_QUOTES = re.compile(r"'++")
+_ESCAPED_QUOTE = re.compile(r"\\{1,8}'")
 _QUOTES = re.compile(r"'*+")
-
-
-def _run_of_quotes(text: str, at: int) -> int:
-    return len(_QUOTES.match(text, at)[0])  # type: ignore[index] # it always matches
 
 
 # ------------------------------------------------------------------------------------------------- statements of others
@@ -291,8 +297,3 @@ def without_constants(sql: str) -> str:
         else:
             pieces.append("…" if kind == "number" else found[0])
     return "".join(pieces)
-
-
-def mentions_a_secret(sql: str) -> bool:
-    """Whether a statement may hold a secret: then its constants are not to be shown."""
-    return _NAMED.search(sql) is not None

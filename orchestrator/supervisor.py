@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ import msgspec
 
 from orchestrator import __version__
 from orchestrator.embedded.choice import chosen_database
-from orchestrator.errors import MigrationError, OrchestratorError
+from orchestrator.errors import DatabaseUnavailableError, MigrationError, OrchestratorError
 from orchestrator.lifecycle import Phase
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from orchestrator.dsn import Dsn
     from orchestrator.jobs.registry import Registry
     from orchestrator.lifecycle import Lifecycle
+    from orchestrator.migrator.run.losses import Losses
     from orchestrator.migrator.sources import Source
     from orchestrator.settings import Settings
 
@@ -148,12 +150,19 @@ async def _bring_up(settings: Settings, dsn: Dsn, sources: Sequence[Source], lif
     """CONNECTING to MIGRATING, again from the start where the connection is lost on the way."""
     from orchestrator.database.connect import connected
     from orchestrator.database.connect_errors import StandbyError, is_connection_loss
+    from orchestrator.migrator.run.losses import Losses
 
+    losses, limit_s, waited_s = Losses(), settings.db_wait_timeout_s, 0.0
     while True:
         life.enter(Phase.CONNECTING)
+        began, applied = time.monotonic(), life.migrations.applied_now
+        options = _connect_options(settings, command)
+        if limit_s:
+            options["wait_timeout_s"] = limit_s - waited_s
         try:
-            async with connected(dsn, life, **_connect_options(settings, command), kind="migration") as connection:
-                await _under_the_lock(connection, settings, dsn, sources, life, command=command)
+            async with connected(dsn, life, **options, kind="migration") as connection:
+                waited_s += time.monotonic() - began
+                await _under_the_lock(connection, settings, dsn, sources, life, losses, command=command)
         except StandbyError:
             # Waits for a primary from here on, among all hosts of the DSN, or for this one to be promoted.
             dsn = msgspec.structs.replace(dsn, options={**dsn.options, "target_session_attrs": "read-write"})
@@ -177,12 +186,27 @@ async def _bring_up(settings: Settings, dsn: Dsn, sources: Sequence[Source], lif
             )
             life.migrations.current = None
             await asyncio.sleep(_AFTER_LOSS_S)
+            # Rounds that lead nowhere are one wait.
+            waited_s = waited_s + _AFTER_LOSS_S if life.migrations.applied_now == applied else 0.0
+            if limit_s and waited_s >= limit_s:
+                raise DatabaseUnavailableError(
+                    f"the connection to {dsn.redacted()} was lost again and again: {waited_s:.0f} s were spent on"
+                    f" waiting for the database, and DB_WAIT_TIMEOUT is {limit_s:g} s",
+                    remedy="Look at the server's log, and at what stands between. Or raise DB_WAIT_TIMEOUT.",
+                ) from error
         else:
             return
 
 
 async def _under_the_lock(
-    connection: Any, settings: Settings, dsn: Dsn, sources: Sequence[Source], life: Lifecycle, *, command: str
+    connection: Any,
+    settings: Settings,
+    dsn: Dsn,
+    sources: Sequence[Source],
+    life: Lifecycle,
+    losses: Losses,
+    *,
+    command: str,
 ) -> None:
     """LOCKING, EXTENSIONS, MIGRATING, and a row that tells how it went."""
     from orchestrator.database.connect import connect_once
@@ -213,7 +237,7 @@ async def _under_the_lock(
                 backup = await back_up_first(connection, dsn, settings, sources, life)
             await ensure_extensions(connection, settings.extensions, life)
             life.enter(Phase.MIGRATING)
-            await migrate(connection, sources, options, life, connect_second=connect_second)
+            await migrate(connection, sources, options, life, connect_second=connect_second, losses=losses)
         except MigrationError as error:
             if settings.backup_dir is not None:
                 from orchestrator.migrator.safety_backup import (  # late: for a start that fails

@@ -124,6 +124,19 @@ unfinished_migrations = Table(
     ),
 )
 
+migration_runs = Table(
+    "migration_runs",
+    metadata,
+    Column("ledger", Text, primary_key=True),
+    _text("name"),
+    _text("hash"),
+    Column("statement", Integer),
+    _integer("losses", default=0),
+    _text("server"),
+    _time("since", nullable=False, default=_NOW),
+    comment=("Runs of migrations that have not ended, and how often the server went away under the first file."),
+)
+
 backups = Table(
     "backups",
     metadata,
@@ -216,6 +229,17 @@ jobs = Table(
         "autovacuum_vacuum_insert_scale_factor": 0.1,
         "autovacuum_analyze_scale_factor": 0.05,
     },
+)
+
+# Keys whose request was answered by a job that has another key or none: one with the same dedupe key.
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("key", Text, primary_key=True),
+    Column("job_id", BigInteger, nullable=False),
+    _text("name"),
+    Column("payload", JSONB, nullable=False),
+    Index("idempotency_keys_job_index", "job_id"),
 )
 
 # No foreign key to jobs: it would lock and look up the job's row for each insert; a trigger removes what goes with it.
@@ -352,7 +376,7 @@ server_runs = Table(
 # Locked while the jobs of a handler with a limit are counted and claimed.
 job_limits = Table("job_limits", metadata, Column("name", Text, primary_key=True))
 
-# ------------------------------------------------------------------------------- 0002: ledgers that were mended by hand
+# ------------------------------------------- 0002: ledgers that were mended by hand, changes through the API
 
 repairs = Table(
     "repairs",
@@ -377,3 +401,21 @@ repairs = Table(
         " before and after."
     ),
 )
+
+api_changes = Table(
+    "api_changes",
+    metadata,
+    _key(),
+    _time("changed_at", nullable=False),
+    _text("token"),
+    _text("address"),
+    _text("method"),
+    _text("path"),
+    _integer("status"),
+    Column("facts", JSONB, nullable=False),
+    comment=(
+        "One row for each request that changed something through the API: the name of the token that it showed, from"
+        " where, and what."
+    ),
+)
+Index("api_changes_changed_index", api_changes.c.changed_at)

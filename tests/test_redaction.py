@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.migrator.sql.parser import GrammarError, tokens
+from orchestrator.migrator.sql.statements import excerpt
 from orchestrator.redaction import redactor, without_constants
 
 SECRET = "hunter22"
@@ -107,9 +108,10 @@ def test_constants_are_found_where_postgres_own_scanner_finds_them(bits):
 
 
 PIECES = [
-    "a", " ", "'", "''", "\\", "\\'", '"', "$", "$a$", "://", "a:", "@", "/*", "*/", "--", "\n", "(", ",", "0", ".5", "E'", "U&'",
-    "password", "password ", "password=", "password='", "password ''", "password '\\'", "password /*", "password $a", "password \\'",
-    "set_config(", "set_config('", "set_config(a,", "secret = ", "secret = '\\'", "token /*", "token=$", "a://b:", "a://", "x'y\\",
+    "a", " ", "'", "''", "\\", "\\'", '"', "$", "$a$", "://", "a:", "@", "/*", "*/", "--", "\n", "(", ",", "0", ".5",
+    "E'", "U&'", "password", "password ", "password=", "password='", "password ''", "password '\\'", "password /*",
+    "password $a", "password \\'", "set_config(", "set_config('", "set_config(a,", "secret = ", "secret = '\\'",
+    "token /*", "token=$", "a://b:", "a://", "x'y\\",
 ]  # fmt: skip
 SECRETS = ['\\\\"\\x', '"quoted"', "\\begins", "a\\\\\\b", "zq#xj 7&!", "aaaaaaaaaab", "ends\\", "é\\n\n"]
 
@@ -141,3 +143,19 @@ def test_a_known_secret_is_found_in_its_spellings(secret):
         assert said.startswith("<"), (spelled, said)
         assert "***" in said, (spelled, said)
         assert len(said) <= len("<x***y>") + 2, (spelled, said)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "column", "shown"),
+    [
+        ("ALTER ROLE x PASSWORD E'hunter22' BOGUS", 1, 35, "ALTER ROLE x PASSWORD *** BOGUS\n" + " " * 26 + "^"),
+        ("ALTER ROLE x PASSWORD\n  'hunter22' BOGUS", 2, 14, "  *** BOGUS\n      ^"),
+        ("ALTER ROLE x PASSWORD 'hunter22' BOGUS", 1, 26, "ALTER ROLE x PASSWORD *** BOGUS\n" + " " * 25 + "^"),
+        ("DO $$ BEGIN EXECUTE 'CREATE ROLE x PASSWORD ''hunter22'''; FAIL", 1, 60, None),
+        ("SELECT 1 FROM nowhere", 1, 15, "SELECT 1 FROM nowhere\n" + " " * 14 + "^"),
+    ],
+)
+def test_the_line_of_a_file_is_shown_without_what_its_statement_calls_a_secret(text, line, column, shown):
+    said = excerpt(text.encode(), line, column)
+    assert "hunter" not in said
+    assert shown is None or said == shown

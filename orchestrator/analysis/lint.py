@@ -21,17 +21,19 @@ from orchestrator.analysis.follow import follow
 from orchestrator.analysis.impact import impact_of
 from orchestrator.analysis.lint_rules import RULES, Hit, Level, Statements, check, check_held
 from orchestrator.analysis.locks import Holding
-from orchestrator.analysis.plan import known_for, trees
+from orchestrator.analysis.plan import known_for
+from orchestrator.analysis.sql_file import SqlFile, read_sql
 from orchestrator.migrator.folder import as_node_reads
 from orchestrator.migrator.resolve import Kind
 from orchestrator.migrator.sql import parser
-from orchestrator.migrator.sql.statements import SqlSyntaxError, Statement, statements
+from orchestrator.migrator.sql.statements import SqlSyntaxError, Statement
 from orchestrator.migrator.state import readable_surveys
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from orchestrator.migrator.sources import Source
+    from orchestrator.migrator.state import Survey
 
 # A file's token by token look for long names is not for data files.
 _TOKENS_LIMIT_BYTES = 1 << 20
@@ -180,7 +182,7 @@ def lint(
     folder: LintFolder,
     *,
     only: Iterable[Path] | None = None,
-    pending: frozenset[str] | None = None,
+    pending: Mapping[str, SqlFile | SqlSyntaxError] | None = None,
     known: Known | None = None,
 ) -> LintReport:
     """Hold a folder's files against the rules.
@@ -188,7 +190,8 @@ def lint(
     Args:
         folder: the files, in order.
         only: the files to report on; those before them are read for what they made. None: all of them.
-        pending: names of the pending files: they alone are read, as one release, on top of `known`.
+        pending: the pending files by their names, as they were read: they alone are looked at, as one release, on top
+            of `known`.
         known: what is there before the first file that is read.
     """
     report = LintReport()
@@ -204,52 +207,47 @@ def lint(
         if pending is not None and file.name not in pending:
             continue
         is_wanted = wanted is None or file.path.resolve() in wanted
-        raw = as_node_reads(file.path.read_bytes())
-        _text(str(file.path), raw, known, report if is_wanted else None, of_file.get(file.name, ()))
+        path = str(file.path)
+        read = read_sql(as_node_reads(file.path.read_bytes()), path) if pending is None else pending[file.name]
+        _text(path, read, known, report if is_wanted else None, of_file.get(file.name, ()))
         if pending is None:
             known.settle()
     report.findings.sort(key=lambda f: (f.file, f.line, f.column))
     return report
 
 
-def lint_file(path: Path, raw: bytes, known: Known | None = None) -> LintReport:
-    """Hold one file, with nothing before it, against the rules."""
-    report = LintReport()
-    _text(str(path), raw, known or Known(), report)
-    report.findings.sort(key=lambda f: (f.line, f.column))
-    return report
-
-
 def _text(
-    path: str, raw: bytes, known: Known, report: LintReport | None, of_folder: Sequence[LintFinding] = ()
+    path: str,
+    read: SqlFile | SqlSyntaxError,
+    known: Known,
+    report: LintReport | None,
+    of_folder: Sequence[LintFinding] = (),
 ) -> None:
     """One file; `of_folder` is what the journal's entry of it breaks, which any allow in the file can speak of."""
     if report is not None:
         report.files.append(path)
-    try:
-        parsed = statements(raw, path=path)
-    except SqlSyntaxError as error:
+    if isinstance(read, SqlSyntaxError):
         if report is not None:
-            report.findings.append(finding("syntax", path, error.reason, line=error.line, column=error.column))
+            report.findings.append(finding("syntax", path, read.reason, line=read.line, column=read.column))
             report.findings += of_folder
         return
     found: list[tuple[LintFinding, Statement | None]] = [(one, None) for one in of_folder]
-    for statement, hit in _hits(parsed, len(raw), known):
+    for statement, hit in _hits(read, known):
         if report is not None:
             found.append((_placed(path, statement, hit), statement))
     if report is None:
         return
-    if len(raw) <= _TOKENS_LIMIT_BYTES:
-        found += [(one, None) for one in _long_names(path, raw)]
-    _allow(path, raw, parsed, found, report)
+    if len(read.raw) <= _TOKENS_LIMIT_BYTES:
+        found += [(one, None) for one in _long_names(path, read.raw)]
+    _allow(path, read, found, report)
 
 
-def _hits(parsed: Sequence[Statement], size: int, known: Known) -> Iterator[tuple[Statement, Hit]]:
+def _hits(file: SqlFile, known: Known) -> Iterator[tuple[Statement, Hit]]:
     at, holding = Statements(known), Holding()
-    mixed_told = False
+    mixed_told, parsed = False, file.statements
     ends_itself = any(s.transaction_control in {"commit", "rollback"} for s in parsed)
     inside = sum(s.transactional and s.transaction_control is None for s in parsed)
-    for statement, node, fields in trees(parsed, size):
+    for statement, node, fields in file.trees():
         control = statement.transaction_control
         impact = impact_of(node, fields, known, outside=not statement.transactional)
         for hit in check(at, node, fields, impact):
@@ -278,8 +276,10 @@ def _hits(parsed: Sequence[Statement], size: int, known: Known) -> Iterator[tupl
 
 def _placed(path: str, statement: Statement, hit: Hit) -> LintFinding:
     line, column = statement.line, statement.column
-    if hit.offset:
-        before = statement.text.encode()[: hit.offset].decode(errors="replace")
+    # A tree that was kept counts from where its part of the file begins.
+    offset = hit.offset - (statement.parsed.offset if statement.parsed else 0)
+    if offset > 0:
+        before = statement.text.encode()[:offset].decode(errors="replace")
         newlines = before.count("\n")
         line += newlines
         column = len(before) - before.rfind("\n") if newlines else column + len(before)
@@ -324,12 +324,11 @@ class _Allow:
 
 def _allow(
     path: str,
-    raw: bytes,
-    parsed: Sequence[Statement],
+    file: SqlFile,
     found: list[tuple[LintFinding, Statement | None]],
     report: LintReport,
 ) -> None:
-    allows = _allows(raw, parsed) if b"lint:" in raw else []
+    allows = _allows(file.raw, file.statements) if b"lint:" in file.raw else []
     for one, statement in found:
         line = statement.line if statement else one.line
         of_journal = one.file != path
@@ -390,8 +389,8 @@ async def lint_with_ledger(
         report = await asyncio.to_thread(lint, folder)
         scope = f"all files of {folder.path}"
     else:
-        known = await known_for(connection, [one], tolerant=True)
-        pending = frozenset(migration.name for migration in one.plan.pending)
+        pending = await asyncio.to_thread(_read_pending, one)
+        known = await known_for(connection, [file for file in pending.values() if isinstance(file, SqlFile)])
         report = await asyncio.to_thread(lint, folder, pending=pending, known=known)
         files = "file" if len(pending) == 1 else "files"
         scope = f"the {len(pending)} pending {files} of {folder.path}; --all looks at every one"
@@ -405,3 +404,7 @@ async def lint_with_ledger(
             report.findings.append(finding("never-runs", path, why))
     report.findings.sort(key=lambda f: (f.file, f.line, f.column))
     return report, scope
+
+
+def _read_pending(one: Survey) -> dict[str, SqlFile | SqlSyntaxError]:
+    return {migration.name: read_sql(migration.read(), migration.path) for migration in one.plan.pending}

@@ -20,6 +20,7 @@ from orchestrator.analysis.catalog import Known, serial_base
 from orchestrator.analysis.do_blocks import block_statements
 from orchestrator.analysis.impact import added_column_rewrites, impact_of
 from orchestrator.analysis.locks import Impact, Lock
+from orchestrator.migrator.sql.options import is_on
 
 if TYPE_CHECKING:
     from orchestrator.analysis.ast import Name, Tree
@@ -265,7 +266,8 @@ def check(at: Statements, node: str, fields: Tree, impact: Impact) -> Iterator[H
     """The rules that a statement breaks, before `known` has learned it."""
     if node == "DoStmt":
         for inner in block_statements(fields)[0]:
-            yield from check(at, inner.node, inner.fields, impact_of(inner.node, inner.fields, at.known))
+            for hit in check(at, inner.node, inner.fields, impact_of(inner.node, inner.fields, at.known)):
+                yield hit._replace(offset=0)  # the place inside the block's text is not one in the file
         return
     if rule := _CHECKS.get(node):
         yield from rule(at, fields, impact)
@@ -663,7 +665,7 @@ def _assigned_twice(targets: list[Tree]) -> Iterator[Hit]:
 
 def _reindex(at: Statements, fields: Tree, impact: Impact) -> Iterator[Hit]:
     del at, impact
-    if not ast.is_on(fields.get("params"), "concurrently"):
+    if not is_on(fields.get("params"), "concurrently"):
         yield Hit("reindex-not-concurrent", "writes wait while the indexes are built again, and nearly every query too")
 
 
@@ -677,7 +679,7 @@ def _maintenance(at: Statements, fields: Tree, impact: Impact) -> Iterator[Hit]:
 
 
 def _vacuum(at: Statements, fields: Tree, impact: Impact) -> Iterator[Hit]:
-    if ast.is_on(fields.get("options"), "full"):
+    if is_on(fields.get("options"), "full"):
         yield from _maintenance(at, fields, impact)
 
 

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from orchestrator.api import health, page
+from orchestrator.api.audit import CHANGED, NOBODY, AuditTrail
 from orchestrator.api.connections import Connection
 from orchestrator.api.problems import problem
 from orchestrator.api.rate_limit import RateLimitedEvents
 from orchestrator.api.routing import DISPATCHER, ROUTE, Dispatcher
-from orchestrator.api.security import BODY_LIMIT_BYTES, is_loopback
+from orchestrator.api.security import BODY_LIMIT_BYTES, CALLER, READING, is_loopback
 from orchestrator.lifecycle import Phase
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ class Gate:
         self._life, self._backend = life, backend
         self._requests: set[asyncio.Task[Any]] = set()
         self._events = RateLimitedEvents(life)
+        self._audit = backend.audit = AuditTrail(life, self._events)
 
     async def close(self, limit_s: float) -> None:
         """Wait for the requests in flight (probes never wait for anything), and cancel those that take longer."""
@@ -114,6 +116,15 @@ class Gate:
             try:
                 response = await self._answered(request, admitted)
                 status, is_stream = response.status, response.content_type == "text/event-stream"
+                if request.method not in READING and status < HTTPStatus.BAD_REQUEST:
+                    self._audit.note(
+                        token=request.get(CALLER, NOBODY),
+                        address=request.remote,
+                        method=request.method,
+                        path=request.path,
+                        status=status,
+                        facts=request.get(CHANGED, {}),
+                    )
             finally:
                 duration_s = None if is_stream else time.perf_counter() - began
                 self._backend.measures.count_request(request.method, request.get(ROUTE, label), status, duration_s)
@@ -176,7 +187,7 @@ class Gate:
         if isinstance(request.protocol, Connection) and request.protocol.is_reserved:
             return problem(503, "there are too many connections; try again", headers=_LATER, instance=request.path)
         if page.is_asked_for(request):
-            return page.index()
+            return page.index(request)
         refused = self._backend.safety.check(request)
         if refused is not None:
             if "Authorization" in request.headers and refused.status == HTTPStatus.UNAUTHORIZED:
@@ -267,6 +278,7 @@ async def watching(
         asyncio.create_task(sampler.run(), name="queue figures"),
         asyncio.create_task(monitor.run(), name="schedule monitor"),
         asyncio.create_task(tail.run(), name="job events"),
+        *([] if backend.audit is None else [asyncio.create_task(backend.audit.run(backend.pool), name="audit trail")]),
     ]
     _tell_who_may_ask(backend.safety, life)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -12,6 +13,7 @@ from orchestrator.api.security import Safety
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from orchestrator.api.audit import AuditTrail
     from orchestrator.api.event_log import Tail
     from orchestrator.api.queue_sampler import Sampler
     from orchestrator.jobs.registry import Registry
@@ -26,6 +28,8 @@ class Backend(msgspec.Struct):
 
     safety: Safety = msgspec.field(default_factory=Safety)
     pool: Any = None
+    # Fewer than the pool has connections.
+    writing: asyncio.Semaphore = msgspec.field(default_factory=lambda: asyncio.Semaphore(3))
     sources: Sequence[Source] = msgspec.field(default_factory=tuple)
     policy: Any = "drizzle"
     ahead: Any = "refuse"
@@ -36,3 +40,4 @@ class Backend(msgspec.Struct):
     sampler: Sampler | None = None
     monitor: ScheduleMonitor | None = None
     tail: Tail | None = None
+    audit: AuditTrail | None = None

@@ -94,9 +94,14 @@ _ENDPOINTS = {
 
 def about(operations: Callable[[], Sequence[Operation]]) -> tuple[Operation, ...]:
     """The operations that tell of the server; `operations` are all those that the document is to hold."""
+    kept: dict[int, bytes] = {}
 
     async def document(call: Call) -> web.Response:
-        return json_answer(build((*operations(), *ELSEWHERE), call.backend.registry))
+        registry = call.backend.registry
+        made_for = 0 if registry is None else len(registry.handlers)  # it only ever grows, while modules load
+        if made_for not in kept:
+            kept[made_for] = msgspec.json.encode(build((*operations(), *ELSEWHERE), registry))
+        return json_answer(msgspec.Raw(kept[made_for]))
 
     return (
         Operation(

@@ -29,7 +29,7 @@ BODY_LIMIT_BYTES = 1 << 20
 # Where the name of the token that a request shows is kept.
 CALLER = "orchestrator.caller"
 _QUERY_LIMIT_BYTES = 4096
-_READING = frozenset({"GET", "HEAD", "OPTIONS"})
+READING = frozenset({"GET", "HEAD", "OPTIONS"})
 _METHODS = "GET, HEAD, POST, PUT, DELETE"
 _ALLOWED_HEADERS = "Authorization, Content-Type, Idempotency-Key, Last-Event-ID"
 _EXPOSED_HEADERS = "Location, Retry-After, Idempotency-Replayed"
@@ -120,14 +120,14 @@ class Safety(msgspec.Struct, frozen=True):
         else:
             request[CALLER] = caller.name
             refused = None
-            if request.method not in _READING and not caller.may_change:
+            if request.method not in READING and not caller.may_change:
                 refused = problem(403, "this token is for reading alone", instance=request.path)
         return refused or self._browser(request, origin)
 
     def _without_token(self, request: web.Request) -> web.Response | None:
         without = self.access_for_strangers
         is_shown = self.tokens and "Authorization" in request.headers  # a wrong one is no token that was left out
-        if not is_shown and (without == "open" or (without == "read" and request.method in _READING)):
+        if not is_shown and (without == "open" or (without == "read" and request.method in READING)):
             if self._is_known_host(request.host):
                 return None
             # A name that an attacker's DNS points at this address would make a page of theirs ours.
@@ -159,7 +159,7 @@ class Safety(msgspec.Struct, frozen=True):
         )
 
     def _browser(self, request: web.Request, origin: str | None) -> web.Response | None:
-        if request.method in _READING:
+        if request.method in READING:
             return None
         if origin is None:
             is_foreign = request.headers.get("Sec-Fetch-Site", "none") not in {"none", "same-origin"}
@@ -222,7 +222,7 @@ def check_content(request: web.Request) -> web.Response | None:
     No body is expanded, whoever sends it: what a megabyte expands to has no bound (RFC 9110, 15.5.16 is the answer).
     """
     is_compressed = request.headers.get("Content-Encoding", "identity").strip().lower() != "identity"
-    if request.method in _READING:
+    if request.method in READING:
         return problem(400, "this takes no body", instance=request.path) if is_compressed else None
     if is_compressed:
         return problem(

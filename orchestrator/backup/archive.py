@@ -238,7 +238,9 @@ async def count_rows(connection: Any) -> Counted:
             rows = await connection.fetchval(f"SELECT pg_catalog.count(*) FROM ONLY {qualified}")  # noqa: S608
         else:
             rows = await _count_by_copy(connection, schema, table)
-        tables[f"{schema}.{table}"] = rows
+        # Where the schema's name has a dot, the quotes tell where it ends.
+        shown = identifier(schema) if "." in schema or '"' in schema else schema
+        tables[f"{shown}.{table}"] = rows
     return Counted(
         tables, await connection.fetchval("SELECT pg_catalog.count(*) FROM pg_catalog.pg_largeobject_metadata")
     )

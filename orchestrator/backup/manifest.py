@@ -40,12 +40,18 @@ class BackupError(OrchestratorError):
 class LedgerState(msgspec.Struct, frozen=True):
     """A ledger as it was: how many rows, and its newest one (by id); `created_at` in ms since 1970."""
 
-    ledger: str
+    schema: str
+    table: str
     rows: int
     newest_id: int | None = None
     newest_name: str | None = None
     newest_hash: str | None = None
     newest_created_at: int | None = None
+
+    @property
+    def ledger(self) -> str:
+        """Its name for people; not to be taken apart again, since both parts may hold a dot."""
+        return f"{self.schema}.{self.table}"
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from orchestrator.migrator.sources import Source
     from orchestrator.settings import Settings
 
-_WIDTH_OFF_A_TERMINAL = 200
-
 
 def backup(parser: argparse.ArgumentParser) -> None:
     """Add the options of `backup`."""
@@ -75,13 +73,12 @@ def with_own_rights(parser: argparse.ArgumentParser) -> None:
 def _backup(options: argparse.Namespace) -> int:
     if options.list:
         return _list(options)
-    result: dict[str, Any] = {}
 
-    async def work(settings: Settings, life: Lifecycle) -> None:
+    async def work(settings: Settings, life: Lifecycle) -> dict[str, Any]:
         from orchestrator.backup.vouching import read_records, vouched_for
-        from orchestrator.lifecycle import Phase
         from orchestrator.migrator.safety_backup import back_up
 
+        result: dict[str, Any] = {}
         existing = None if not options.test else await _read(_resolved(options.test, settings))
         directory = None if existing else _directory(options, settings)
         async with _session(settings, life) as (connection, dsn, sources):
@@ -104,15 +101,16 @@ def _backup(options: argparse.Namespace) -> int:
             result["backup"] = existing.described()
             if options.test is not None:
                 result["test"] = await _test(existing, dsn, options, settings, life)
-        life.enter(Phase.STOPPED)
+        return result
 
-    code = run(options, work)
-    if result.get("backup") and (code == 0 or result.get("test")):
+    def show(result: dict[str, Any]) -> int:
         if options.json:
             print_json(result)
         else:
             _print_backup(result)
-    return 1 if code == 0 and result.get("test", {}).get("differences") else code
+        return int(bool(result.get("test", {}).get("differences")))
+
+    return run(options, work, show)
 
 
 async def _test(
@@ -204,22 +202,15 @@ def _list(options: argparse.Namespace) -> int:
     if options.json:
         print_json({"backups": [one.described() for one in backups]})
         return 0
-    from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
 
-    from orchestrator.commands.console import size_words
+    from orchestrator.commands.console import results, size_words, table
 
-    console = Console(soft_wrap=True)
-    if not console.is_terminal:
-        console.width = _WIDTH_OFF_A_TERMINAL
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("taken (UTC)", "database", "size", "rows", "why", "newest migration", "file"):
-        table.add_column(column, overflow="fold", justify="right" if column in {"size", "rows"} else "left")
+    shown = table("taken (UTC)", "database", "size", "rows", "why", "newest migration", "file", right=("size", "rows"))
     for one in backups:
         manifest = one.manifest
         newest = next((s.newest_name or f"row {s.newest_id}" for s in manifest.ledgers[::-1] if s.rows), "-")
-        table.add_row(
+        shown.add_row(
             f"{manifest.taken_at:%Y-%m-%d %H:%M:%S}",
             escape(manifest.database),
             size_words(manifest.size_bytes),
@@ -228,7 +219,7 @@ def _list(options: argparse.Namespace) -> int:
             escape(newest),
             escape(one.path.name),
         )
-    console.print(table if backups else "No backups yet.")
+    results().print(shown if backups else "No backups yet.")
     return 0
 
 
@@ -258,41 +249,19 @@ def _print_backup(result: dict[str, Any]) -> None:
 
 
 def _restore(options: argparse.Namespace) -> int:
-    from orchestrator.backup.manifest import read_backup
-    from orchestrator.errors import ConfigurationError, OrchestratorError, Problem
-
-    try:
-        settings = load(options)
-        if options.file is None:
-            raise ConfigurationError(
-                [
-                    Problem(
-                        "the file", "is not given", "a backup, as `orchestrator backup --list` shows them", "app-….dump"
-                    )
-                ]
-            )
-        chosen = read_backup(_resolved(options.file, settings))
-        if not options.yes and not sys.stdin.isatty():
-            raise ConfigurationError(
-                [Problem("--yes", "is not given, and there is nobody to ask", "a terminal, or --yes", "--yes")]
-            )
-    except OrchestratorError as error:
-        return failed_early(error)
-    if not options.yes and not _agreed(chosen, settings):
-        print("Nothing was changed.", file=sys.stderr)
-        return 1
-    result: dict[str, Any] = {}
-
-    async def work(settings: Settings, life: Lifecycle) -> None:
+    async def work(settings: Settings, life: Lifecycle) -> dict[str, Any] | None:
         from dataclasses import asdict
 
         from orchestrator.backup.restore import Demand
         from orchestrator.backup.restore import restore as restore_backup
+        from orchestrator.embedded.choice import given
         from orchestrator.lifecycle import Phase
         from orchestrator.migrator.safety_backup import manifest_reader
 
-        dsn = settings.migration_database
-        assert dsn is not None, "load() demands a database"  # noqa: S101
+        dsn = given(settings.migration_database)
+        chosen = await _read(_resolved(_given_file(options), settings))
+        if not await _agreed(chosen, dsn, options):
+            return None
         life.enter(Phase.CONNECTING)
         demand = Demand(
             manifest_reader(chosen.manifest),
@@ -303,27 +272,46 @@ def _restore(options: argparse.Namespace) -> int:
             connect_timeout_s=settings.db_connect_timeout_s,
         )
         restored = await restore_backup(chosen, dsn, demand, life.emit)
-        result.update(asdict(restored), backup=chosen.described())
-        life.enter(Phase.STOPPED)
+        return {**asdict(restored), "backup": chosen.described()}
 
-    code = run(options, work)
-    if code == 0 and options.json:
-        print_json(result)
-    elif code == 0:
-        print(f"{result['database']} now holds the backup of {chosen.manifest.taken_at:%Y-%m-%d %H:%M:%S}Z.")
-        if result["kept_as"]:
-            print(f"What was there is kept as {result['kept_as']}. To go back, while nobody is on either of them:")
-            for statement in result["go_back"]:
-                print(f"  {statement}")
-            print(f"To give up what was there: {result['drop']}")
-    return code
+    def show(result: dict[str, Any] | None) -> int:
+        if result is None:
+            print("Nothing was changed.", file=sys.stderr)
+            return 1
+        if options.json:
+            print_json(result)
+        else:
+            _print_restored(result)
+        return 0
+
+    return run(options, work, show)
 
 
-def _agreed(chosen: Backup, settings: Settings) -> bool:
-    manifest = chosen.manifest
-    where = settings.migration_database.redacted() if settings.migration_database else ""
-    print(f"Backup:   {chosen.path}", file=sys.stderr)
-    print(f"          {manifest.database}, taken {manifest.taken_at:%Y-%m-%d %H:%M:%S}Z", file=sys.stderr)
-    print(f"Replaces: {where} (kept under another name)", file=sys.stderr)
-    print("Go on? [y/N] ", end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline().strip().lower() in {"y", "yes"}
+def _given_file(options: argparse.Namespace) -> str:
+    from orchestrator.errors import ConfigurationError, Problem
+
+    if options.file is None:
+        backups = "a backup, as `orchestrator backup --list` shows them"
+        raise ConfigurationError([Problem("the file", "is not given", backups, "app-….dump")])
+    return str(options.file)
+
+
+async def _agreed(chosen: Backup, dsn: Dsn, options: argparse.Namespace) -> bool:
+    """Say what is put in whose place, and ask."""
+    from orchestrator.commands.console import confirmed
+
+    if not options.yes:
+        manifest = chosen.manifest
+        print(f"Backup:   {chosen.path}", file=sys.stderr)
+        print(f"          {manifest.database}, taken {manifest.taken_at:%Y-%m-%d %H:%M:%S}Z", file=sys.stderr)
+        print(f"Replaces: {dsn.redacted()} (kept under another name)", file=sys.stderr)
+    return await confirmed("Go on?", yes=options.yes)
+
+
+def _print_restored(result: dict[str, Any]) -> None:
+    print(f"{result['database']} now holds the backup of {result['backup']['taken_at']}.")
+    if result["kept_as"]:
+        print(f"What was there is kept as {result['kept_as']}. To go back, while nobody is on either of them:")
+        for statement in result["go_back"]:
+            print(f"  {statement}")
+        print(f"To give up what was there: {result['drop']}")

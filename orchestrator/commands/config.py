@@ -34,7 +34,15 @@ def _config(options: argparse.Namespace) -> int:
         rows = [{"variable": n, "value": v, "source": s} for n, v, s in settings.describe()]
         print_json({"settings": rows, "suspects": settings.suspects})
     else:
-        from orchestrator.commands.console import print_settings
+        from rich.markup import escape
 
-        print_settings(settings.describe(), settings.suspects)
+        from orchestrator.commands.console import results, table
+
+        shown = table("variable", "value", "from")
+        for name, value, source in settings.describe():
+            shown.add_row(name, escape(value), escape(source))
+        console = results()
+        console.print(shown)
+        for found, meant in settings.suspects:
+            console.print(f"[yellow]{found} is set and means nothing here: did you mean {meant}?[/]")
     return 0

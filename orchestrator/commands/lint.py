@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from orchestrator.commands.runner import failed_early, load, print_json, run, with_folder, with_json
@@ -48,20 +49,12 @@ def _lint(options: argparse.Namespace) -> int:
     if settings.database is None or _is_broken(folders[0][0]):
         reports = [(_without_a_database(folder, only), _scope(folder, only)) for folder, only in folders]
         return _tell(options, reports)
-    found: list[LintReport] = []
-    scope: list[str] = []
-
-    async def ask(settings: Settings, life: Lifecycle) -> None:
-        report, words = await _with_ledger(settings, life, folders[0][0], every=options.all)
-        found.append(report)
-        scope.append(words)
-
-    code = run(options, ask, default_level="warning")
-    return code if code != 0 else _tell(options, [(found[0], scope[0])])
+    ask = partial(_with_ledger, folder=folders[0][0], every=options.all)
+    return run(options, ask, lambda found: _tell(options, [found]), default_level="warning")
 
 
 async def _with_ledger(
-    settings: Settings, life: Lifecycle, folder: LintFolder, *, every: bool
+    settings: Settings, life: Lifecycle, *, folder: LintFolder, every: bool
 ) -> tuple[LintReport, str]:
     """What is found with the database at hand, and in words what was looked at."""
     import asyncio
@@ -187,12 +180,11 @@ def _escaped(text: str, *, in_property: bool = False) -> str:
 
 def _print(findings: list[LintFinding], allowed: list[LintFinding], files: int, scope: str, *, notes: bool) -> None:
     """Findings by file; what to write instead stands once for each rule, at the end."""
-    from rich.console import Console
     from rich.markup import escape
 
-    from orchestrator.commands.console import counted
+    from orchestrator.commands.console import counted, results
 
-    console = Console(soft_wrap=True, highlight=False)
+    console = results()
     shown = [f for f in findings if notes or f.level != "note"]
     last = ""
     for one in shown:

@@ -12,13 +12,15 @@ TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Coroutine
-    from typing import Any
+    from typing import Any, TypeVar
 
     from orchestrator.dsn import Dsn
     from orchestrator.errors import OrchestratorError
     from orchestrator.lifecycle import Lifecycle
     from orchestrator.migrator.sources import Source
     from orchestrator.settings import Settings
+
+    T = TypeVar("T")
 
 _OVERRIDES = {
     "host": "HOST",
@@ -91,12 +93,16 @@ def load(options: argparse.Namespace, *, needs_database: bool = True) -> Setting
 
 def run(
     options: argparse.Namespace,
-    work: Callable[[Settings, Lifecycle], Coroutine[Any, Any, object]],
+    work: Callable[[Settings, Lifecycle], Coroutine[Any, Any, T]],
+    show: Callable[[T], int] | None = None,
     *,
     stopped_is_ok: bool = False,
     default_level: str | None = None,
 ) -> int:
-    """Load the settings, run `work` under signals and logs, and turn how it ended into an exit code."""
+    """Load the settings, run `work` under signals and logs, and turn how it ended into an exit code.
+
+    Where `work` came to its end, `show` gets what it made: it prints that, and says the exit code.
+    """
     from orchestrator.errors import OrchestratorError
 
     try:
@@ -120,7 +126,7 @@ def run(
     stream: Any = sys.stderr
     end_progress: Callable[[], None] = _nothing
     if on_terminal:
-        from orchestrator.commands.console import CurrentStderr, show_progress
+        from orchestrator.commands.progress import CurrentStderr, show_progress
 
         stream, end_progress = CurrentStderr(), show_progress(life)
     level = settings.log_level if default_level is None or settings.log_level == "debug" else default_level
@@ -138,6 +144,8 @@ def run(
             "settings.suspected", level="warning", variable=found, hint=f"it means nothing here; did you mean {meant}?"
         )
 
+    made: list[T] = []
+
     async def guarded() -> int:
         def stopping(signum: int) -> None:
             if life.phase not in {Phase.FAILED, Phase.STOPPED}:
@@ -147,12 +155,13 @@ def run(
 
         with signals.stop_on_signals(stopping) as stop:
             try:
-                await work(settings, life)
+                made.append(await work(settings, life))
             except Exception:
                 if life.phase not in {Phase.STOPPED, Phase.STOPPING, Phase.FAILED}:
                     life.enter(Phase.FAILED)
                 raise
         if stop.signal is None:
+            life.enter(Phase.STOPPED)
             return 0
         if life.phase is Phase.STOPPING:
             life.enter(Phase.STOPPED)
@@ -160,7 +169,7 @@ def run(
         return 0 if stopped_is_ok else signals.exit_code(stop.signal)
 
     try:
-        return asyncio.run(guarded())
+        code = asyncio.run(guarded())
     except OrchestratorError as error:
         end_progress()
         _explain(error, life)
@@ -178,6 +187,7 @@ def run(
         return 1
     finally:
         end_progress()
+    return show(made[0]) if show is not None and code == 0 and made else code
 
 
 def _nothing() -> None:

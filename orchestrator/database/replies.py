@@ -12,17 +12,23 @@ import asyncio
 from typing import Any
 
 _COMMAND_COMPLETE = 0x43  # 'C'
+_ERROR_RESPONSE = 0x45  # 'E'
+_CODE = b"C"  # in an error's fields: the SQLSTATE
 _HEADER_BYTES = 5  # the type, and a length that counts itself and what follows
 
 
 class Replies(asyncio.Protocol):
-    """`completed` is how many commands have ended since it was last set to 0."""
+    """`completed` is how many commands have ended since it was last set to 0; `sqlstate` that of the last error.
+
+    Where the server says why it ends a session, asyncpg tells no more than that the connection was closed.
+    """
 
     def __init__(self, protocol: Any) -> None:
         self._protocol = protocol
         self._header = b""
         self._skip = 0
         self.completed = 0
+        self.sqlstate: str | None = None
 
     def connection_lost(self, exc: Exception | None) -> None:
         """As asyncio's, handed on."""
@@ -55,7 +61,11 @@ class Replies(asyncio.Protocol):
         while at + _HEADER_BYTES <= size:
             if data[at] == _COMMAND_COMPLETE:
                 self.completed += 1
-            at += 1 + int.from_bytes(data[at + 1 : at + _HEADER_BYTES])
+            end = at + 1 + int.from_bytes(data[at + 1 : at + _HEADER_BYTES])
+            if data[at] == _ERROR_RESPONSE:
+                fields = bytes(data[at + _HEADER_BYTES : end]).split(b"\0")
+                self.sqlstate = next((one[1:].decode() for one in fields if one.startswith(_CODE)), None)
+            at = end
         if at < size:
             self._header, self._skip = bytes(data[at:]), 0
         else:

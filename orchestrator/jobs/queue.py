@@ -179,6 +179,10 @@ WITH given AS MATERIALIZED (
         payload::pg_catalog.jsonb, coalesce(due, pg_catalog.now()), max_attempts, timeout_s, dedupe_key,
         idempotency_key, schedule
     FROM given
+    WHERE idempotency_key IS NULL OR NOT EXISTS (
+        SELECT FROM orchestrator.idempotency_keys k WHERE k.key OPERATOR(pg_catalog.=) given.idempotency_key
+    )
+    ORDER BY name, dedupe_key, idempotency_key, n -- whoever adds the same keys waits for them in the same order
     ON CONFLICT DO NOTHING
     RETURNING id, name, queue, state
 ), told AS (
@@ -198,10 +202,15 @@ _UNFINISHED = "state OPERATOR(pg_catalog.=) ANY (ARRAY['scheduled', 'queued', 'r
 _RUNNING = "state OPERATOR(pg_catalog.=) 'running'"
 
 _EXISTING = f"""
-SELECT id, state, same FROM (
+SELECT id, state, same, rank FROM (
     SELECT id, state, name OPERATOR(pg_catalog.=) $1
         AND payload OPERATOR(pg_catalog.=) $4::pg_catalog.text::pg_catalog.jsonb AS same, 1 AS rank
     FROM orchestrator.jobs WHERE idempotency_key OPERATOR(pg_catalog.=) $3
+    UNION ALL
+    SELECT j.id, j.state, k.name OPERATOR(pg_catalog.=) $1
+        AND k.payload OPERATOR(pg_catalog.=) $4::pg_catalog.text::pg_catalog.jsonb, 1
+    FROM orchestrator.idempotency_keys k JOIN orchestrator.jobs j ON j.id OPERATOR(pg_catalog.=) k.job_id
+    WHERE k.key OPERATOR(pg_catalog.=) $3
     UNION ALL
     SELECT id, state, true, 2
     FROM orchestrator.jobs
@@ -210,12 +219,22 @@ SELECT id, state, same FROM (
 """  # noqa: S608 constants
 
 
+_BY_DEDUPE_KEY = 2
+_KEEP_KEY = """
+INSERT INTO orchestrator.idempotency_keys (key, job_id, name, payload)
+VALUES ($1, $2, $3, $4::pg_catalog.text::pg_catalog.jsonb) ON CONFLICT DO NOTHING
+"""
+
+
 async def _existing(connection: Any, job: NewJob, row: tuple[Any, ...]) -> Enqueued | None:
     record = await connection.fetchrow(_EXISTING, job.name, job.dedupe_key, job.idempotency_key, row[3])
     if record is None:
         return None
     if not record["same"]:
         raise IdempotencyError(record["id"], job.idempotency_key or "")
+    if record["rank"] == _BY_DEDUPE_KEY and job.idempotency_key is not None:
+        # The job has another key, or none; the request is answered by it from now on, also when it is finished.
+        await connection.execute(_KEEP_KEY, job.idempotency_key, record["id"], job.name, row[3])
     return Enqueued(record["id"], record["state"], created=False)
 
 
@@ -224,7 +243,10 @@ WITH changed AS (
     UPDATE orchestrator.jobs
     SET state = CASE WHEN {_RUNNING} THEN 'running' ELSE 'cancelled' END, cancel_requested = ({_RUNNING}),
         finished_at = CASE WHEN {_RUNNING} THEN NULL ELSE pg_catalog.now() END
-    WHERE id OPERATOR(pg_catalog.=) ANY ($1::bigint[]) AND {_UNFINISHED}
+    WHERE id OPERATOR(pg_catalog.=) ANY (ARRAY(
+        SELECT id FROM orchestrator.jobs WHERE id OPERATOR(pg_catalog.=) ANY ($1::bigint[]) AND {_UNFINISHED}
+        ORDER BY id FOR NO KEY UPDATE
+    )) AND {_UNFINISHED}
     RETURNING id, attempt, name, queue, state
 ), told AS (
     INSERT INTO orchestrator.job_events (job_id, attempt, name, queue, state, facts)
@@ -256,11 +278,25 @@ async def cancel(connection: Any, job_id: int) -> State:
 async def cancel_named(connection: Any, name: str) -> dict[int, State]:
     """Cancel everything unfinished of one handler, as `cancel` does; the ids with the state that each is in now."""
     records = await connection.fetch(
-        f"SELECT id FROM orchestrator.jobs WHERE name OPERATOR(pg_catalog.=) $1 AND {_UNFINISHED}",  # noqa: S608
+        f"SELECT id FROM orchestrator.jobs WHERE name OPERATOR(pg_catalog.=) $1 AND {_UNFINISHED} ORDER BY id",  # noqa: S608
         name,
     )
-    changed = await connection.fetch(_CANCEL, [record["id"] for record in records])
-    return {record["id"]: record["state"] for record in changed}
+    ids = [record["id"] for record in records]
+    states: dict[int, State] = {}
+    for begin in range(0, len(ids), CANCEL_BATCH):
+        states |= await cancel_many(connection, ids[begin : begin + CANCEL_BATCH])
+    return states
+
+
+CANCEL_BATCH = 1000
+
+
+async def cancel_many(connection: Any, job_ids: Sequence[int]) -> dict[int, State]:
+    """Cancel those that are unfinished, as `cancel` does, in one statement; the ids with the state that each is in now.
+
+    For up to about `CANCEL_BATCH` of them: a statement locks all that it changes.
+    """
+    return {record["id"]: record["state"] for record in await connection.fetch(_CANCEL, list(job_ids))}
 
 
 _RETRY = """

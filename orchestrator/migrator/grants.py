@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # What vouches for what was migrated and backed up: the role that serves may read it, and change none of it.
 _READ_ONLY = ("__drizzle_migrations", "migration_records", "unfinished_migrations", "repairs", "backups")
 # A history: rows are added.
-_ADD_ONLY = ("starts",)
+_ADD_ONLY = ("starts", "api_changes")
 
 # The statements that are still to be run, so that a start that grants nothing writes nothing.
 _MISSING = """
@@ -29,7 +29,10 @@ WITH tables AS (
     SELECT c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname) AS name, n.nspname = $2 AS is_ours, c.relname
     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
     WHERE c.relkind IN ('r', 'p') AND pg_catalog.pg_has_role(c.relowner, 'USAGE')
-    AND (n.nspname = $2 OR pg_catalog.format('%s.%s', n.nspname, c.relname) = ANY ($3::text[]))
+    AND (n.nspname = $2 OR EXISTS (
+        SELECT 1 FROM ROWS FROM (pg_catalog.unnest($6::text[]), pg_catalog.unnest($3::text[])) AS l (schema, name)
+        WHERE l.schema = n.nspname AND l.name = c.relname
+    ))
 ), wanted AS (
     SELECT t.*, p.right FROM tables t
     CROSS JOIN (VALUES (1, 'SELECT'), (2, 'INSERT'), (3, 'UPDATE'), (4, 'DELETE')) AS p (rank, "right")
@@ -62,7 +65,7 @@ async def grant_to_server(connection: Any, role: str, sources: Sequence[Source],
     What it has already is left alone, and so is what is not ours to grant. Nothing is granted on the user's tables:
     their migrations do that, or default privileges (see the page `security`).
     """
-    ledgers = [f"{source.table.schema}.{source.table.table}" for source in sources]
+    ledgers = [source.table.table for source in sources]
     async with as_ours(connection):
         exists = f"SELECT EXISTS (SELECT 1 FROM pg_catalog.pg_roles WHERE rolname = {literal(role)})"  # noqa: S608
         if not await connection.fetchval(exists):

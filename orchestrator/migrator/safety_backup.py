@@ -36,7 +36,7 @@ def ledger_reader(sources: Sequence[Source]) -> Callable[[Any], Awaitable[list[L
     """What reads the state of every source's ledger over a connection."""
 
     async def read(connection: Any) -> list[LedgerState]:
-        return [_state(source.table.key, await read_ledger(connection, source.table)) for source in sources]
+        return [_state(source.table, await read_ledger(connection, source.table)) for source in sources]
 
     return read
 
@@ -45,18 +45,25 @@ def manifest_reader(manifest: Manifest) -> Callable[[Any], Awaitable[list[Ledger
     """What reads the state of the ledgers that a backup has, whatever this process has for files."""
 
     async def read(connection: Any) -> list[LedgerState]:
-        keys = [state.ledger.partition(".") for state in manifest.ledgers]
-        tables = [LedgerTable(schema, table) for schema, _, table in keys]
-        return [_state(table.key, await read_ledger(connection, table)) for table in tables]
+        tables = [LedgerTable(state.schema, state.table) for state in manifest.ledgers]
+        return [_state(table, await read_ledger(connection, table)) for table in tables]
 
     return read
 
 
-def _state(key: str, ledger: Ledger) -> LedgerState:
+def _state(table: LedgerTable, ledger: Ledger) -> LedgerState:
     if not ledger.rows:
-        return LedgerState(key, 0)
+        return LedgerState(table.schema, table.table, 0)
     newest = ledger.rows[-1]
-    return LedgerState(key, len(ledger.rows), newest.id, newest.name, newest.hash, newest.created_at)
+    return LedgerState(
+        table.schema,
+        table.table,
+        len(ledger.rows),
+        newest.id,
+        newest.name,
+        newest.hash,
+        newest.created_at,
+    )
 
 
 async def back_up(

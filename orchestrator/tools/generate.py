@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
 _PASSES = 3
 _SETTLED = "orchestrator_settled"
-# An enum's value cannot be used in the transaction that adds it.
-_UNSAFE_NEW_VALUE = "55P04"
 _CANNOT_COERCE = "42846"
 
 

@@ -14,7 +14,7 @@ import re
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 from orchestrator.errors import EXIT_CONFIG, OrchestratorError
 from orchestrator.migrator.folder import FolderError, Generation, ms_to_stamp, read_folder
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from typing import ClassVar
 
 Prefix = Literal["index", "timestamp", "supabase", "unix", "none"]
-PREFIXES: tuple[str, ...] = get_args(Prefix)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _NAME_LENGTH_MAX = 100

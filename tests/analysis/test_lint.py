@@ -11,9 +11,19 @@ from typing import NamedTuple
 
 import pytest
 
-from orchestrator.analysis.lint import Level, LintFinding, finding, lint, lint_file, read_lint_folder
+from orchestrator.analysis.lint import (
+    Level,
+    LintFile,
+    LintFinding,
+    LintFolder,
+    LintReport,
+    finding,
+    lint,
+    read_lint_folder,
+)
 from orchestrator.analysis.lint_rules import RULES, SQUAWK, UNLIKE_SQUAWK
 from orchestrator.analysis.locks import Lock
+from orchestrator.analysis.sql_file import read_sql
 from orchestrator.commands.lint import github_line
 
 BEFORE = """
@@ -222,6 +232,13 @@ def known_before():
     return made
 
 
+def lint_text(text: str, known) -> LintReport:
+    """One file, with nothing before it but what is known, against the rules."""
+    path = Path("x.sql")
+    folder = LintFolder(path.parent, (LintFile("x", path),))
+    return lint(folder, pending={"x": read_sql(text.encode(), str(path))}, known=known)
+
+
 def rules(findings: list[LintFinding], *levels: Level) -> list[str]:
     return [f.rule for f in findings if f.level in levels]
 
@@ -229,7 +246,7 @@ def rules(findings: list[LintFinding], *levels: Level) -> list[str]:
 @pytest.mark.parametrize("name", CASES)
 def test_each_case_breaks_the_rules_it_says(name, known_before):
     case = CASES[name]
-    found = lint_file(Path("x.sql"), case.sql.encode(), known_before()).findings
+    found = lint_text(case.sql, known_before()).findings
     assert rules(found, Level.ERROR, Level.WARNING) == case.rules.split()
     assert rules(found, Level.NOTE) == case.notes.split()
 
@@ -285,7 +302,7 @@ def test_whatever_squawk_finds_in_the_cases_we_find_or_say_why_not(squawk, tmp_p
     lacking = set()
     for name, rule in sorted(set(theirs)):
         assert rule in SQUAWK or rule in UNLIKE_SQUAWK, f"squawk has a rule that we do not know: {rule}"
-        ours = {f.rule for f in lint_file(Path("x.sql"), CASES[name].sql.encode(), known_before()).findings}
+        ours = {f.rule for f in lint_text(CASES[name].sql, known_before()).findings}
         is_new = name == NEW_TABLE  # squawk goes by the file without its transaction, we by what is in use
         if rule in SQUAWK and SQUAWK[rule] not in ours and not is_new and (name, rule) not in SQUAWK_IS_WRONG:
             lacking.add((name, rule))
@@ -296,7 +313,7 @@ def test_whatever_squawk_finds_in_the_cases_we_find_or_say_why_not(squawk, tmp_p
 
 
 def allowed(text: str, known) -> tuple[list[str], list[tuple[str, str]]]:
-    report = lint_file(Path("x.sql"), text.encode(), known)
+    report = lint_text(text, known)
     return [f.rule for f in report.findings], [(f.rule, f.allowed) for f in report.allowed]
 
 
@@ -335,9 +352,15 @@ def test_an_allow_that_allows_nothing_is_a_finding(text, left, known_before):
     assert allowed(text, known_before())[0] == left
 
 
+def test_what_hurts_in_a_do_block_is_told_where_the_block_begins(known_before):
+    text = "SELECT 1;\n\nDO $$ BEGIN\n  ALTER TABLE t ADD COLUMN x uuid DEFAULT gen_random_uuid();\nEND $$;\n"
+    (found,) = lint_text(text, known_before()).findings
+    assert (found.line, found.column, found.rule) == (3, 1, "rewrites-table")
+
+
 def test_a_line_and_a_column_lead_to_the_part_that_hurts(known_before):
     text = "-- é\nALTER TABLE t\n  ADD COLUMN ok int,\n  ADD COLUMN x uuid DEFAULT gen_random_uuid();\n"
-    (found,) = lint_file(Path("x.sql"), text.encode(), known_before()).findings
+    (found,) = lint_text(text, known_before()).findings
     assert (found.line, found.column, found.rule) == (4, 14, "rewrites-table")
 
 
@@ -386,9 +409,8 @@ def test_what_is_wrong_with_the_folder_is_found_with_its_line(tmp_path):
     report = lint(read_lint_folder(folder))
     assert {f.rule for f in report.findings} == {"missing-file", "unlisted-file"}
     assert [f.rule for f in report.allowed] == ["when-backwards"]
-    assert "when-backwards" not in {
-        f.rule for f in lint(read_lint_folder(folder), pending=frozenset({"0000_a"})).findings
-    }
+    pending = {"0000_a": read_sql(b"SELECT 1", "0000_a.sql")}
+    assert "when-backwards" not in {f.rule for f in lint(read_lint_folder(folder), pending=pending).findings}
 
 
 def test_a_journal_that_is_none_and_an_empty_folder_are_findings(tmp_path):

@@ -46,17 +46,17 @@ HOSTILE = {
 def test_four_times_the_length_takes_four_times_as_long_and_a_megabyte_less_than_a_second(made, kind):
     def took_s(text):
         best = 9.0
-        for _ in range(2):
-            began = time.perf_counter()
+        for _ in range(3):
+            began = time.thread_time()
             with contextlib.suppress(Refusal):
                 decode(text, kind)
-            best = min(best, time.perf_counter() - began)
+            best = min(best, time.thread_time() - began)
         return best
 
     short_s, long_s = took_s(HOSTILE[made](1 << 18)), took_s(HOSTILE[made](1 << 20))
     assert long_s < 1.5, f"{long_s:.2f} s for a megabyte"
     # Quadratic is 16. A short time is all noise.
-    assert long_s < 0.15 or long_s / short_s < 11, (short_s, long_s)
+    assert long_s < 0.3 or long_s / short_s < 11, (short_s, long_s)
 
 
 def test_what_is_told_of_a_name_is_short_however_long_the_name_is():

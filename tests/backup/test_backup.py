@@ -18,9 +18,9 @@ import pytest
 from orchestrator import dsn as dsns
 from orchestrator.backup import pgtools
 from orchestrator.backup.archive import Order, remove_superfluous, superfluous, take_backup
+from orchestrator.backup.compare import statements_of
 from orchestrator.backup.manifest import Backup, LedgerState, Manifest, read_backups
 from orchestrator.backup.pgtools import PgToolMissingError, Tool
-from orchestrator.backup.restore import statements_of
 from orchestrator.backup.restore import test_backup as prove_backup
 from orchestrator.database.connect import close, connect_once
 from orchestrator.embedded.server import embedded_postgres
@@ -125,13 +125,38 @@ async def test_a_backup_is_a_file_and_its_manifest_listed_and_proven_by_a_restor
     assert made["large_objects"] == 1
     assert made["server_major"] == server.major
     assert int(made["pg_dump_version"].split(".")[0]) >= server.major
-    (user,) = [state for state in made["ledgers"] if state["ledger"].startswith("drizzle.")]
+    (user,) = [state for state in made["ledgers"] if state["schema"] == "drizzle"]
     assert (user["rows"], user["newest_created_at"]) == (1, 1716000000000)
     listed = await orchestrator("backup", "--list", "--json", env={"BACKUP_DIR": str(backups), "BACKUP_KEY": KEY})
     assert [one["path"] for one in json.loads(listed.stdout)["backups"]] == [str(path)]
     shown = await orchestrator("backup", "--list", env={"BACKUP_DIR": str(backups), "BACKUP_KEY": KEY})
     assert path.name in shown.stdout
     assert await scratch_left(server, admin) == []
+
+
+async def test_names_with_dots_are_not_taken_apart_again(
+    orchestrator, database_url, admin, backups, tmp_path, drop_kept
+):
+    await admin.script(
+        database_url,
+        'CREATE SCHEMA "a.b"; CREATE TABLE "a.b".c (); INSERT INTO "a.b".c DEFAULT VALUES;'
+        ' CREATE SCHEMA a; CREATE TABLE a."b.c" ()',
+    )
+    env = {
+        "DATABASE_URL": database_url,
+        "BACKUP_DIR": str(backups),
+        "MIGRATIONS_DIR": str(write_folder(tmp_path / "drizzle", {"0000_a": "CREATE TABLE x ();"})),
+        "MIGRATIONS_SCHEMA": "my.own",
+        "MIGRATIONS_TABLE": "led.ger",
+    }
+    assert (await orchestrator("migrate", env=env)).returncode == 0
+    found = await taken(orchestrator, env, "--test")
+    assert found["test"]["differences"] == []
+    tables = found["backup"]["tables"]
+    assert (tables['"a.b".c'], tables["a.b.c"]) == (1, 0)
+    assert [(s["schema"], s["table"], s["rows"]) for s in found["backup"]["ledgers"]][-1] == ("my.own", "led.ger", 1)
+    restored = await orchestrator("restore", found["backup"]["path"], "--yes", env=env)
+    assert restored.returncode == 0, restored.stderr
 
 
 async def test_a_backup_is_of_one_moment_while_rows_come_in(database_url, admin, backups, wait_until):
@@ -489,11 +514,12 @@ async def test_a_restore_asks_and_without_a_terminal_wants_yes(
             *(sys.executable, "-m", "orchestrator", "restore", made["path"]),
             stdin=theirs,
             stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
+            stderr=theirs,
             env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **env},
         )
         os.write(ours, b"n\n")
-        printed, _ = await asked.communicate()
+        await asked.communicate()
+        printed = os.read(ours, 65536)
     finally:
         os.close(ours)
         os.close(theirs)
@@ -750,7 +776,7 @@ def backup(
         server_major=18,
         pg_dump_version="18.1",
         orchestrator_version="0",
-        ledgers=[LedgerState("drizzle.l", ledger, ledger)],
+        ledgers=[LedgerState("drizzle", "l", ledger, ledger)],
         tables={},
         pending=pending,
     )

@@ -157,6 +157,7 @@ async def add(call: Call) -> web.Response:
         raise refuse_field("idempotency_key", "it differs from the header Idempotency-Key")
     async with call.connection() as connection:
         (made,) = await queue.enqueue_many(connection, [_new(given, key)], registry=call.backend.registry)
+    call.changed(job=made.id, name=given.name, created=made.created)
     headers = {"Location": f"/api/jobs/{made.id}"}
     if not made.created:
         headers["Idempotency-Replayed"] = "true"
@@ -171,6 +172,7 @@ async def add_batch(call: Call) -> web.Response:
     wanted = await off_the_loop(sum(len(bytes(one.payload)) for one in given), _checked, given, registry)
     async with call.connection() as connection, connection.transaction():
         made = await queue.enqueue_many(connection, wanted, registry=registry)
+    call.changed(jobs=len(made), first=made[0].id, names=sorted({one.name for one in given}))
     return json_answer(AddedAll([Added(one.id, one.state, one.created) for one in made]), status=202)
 
 
@@ -221,6 +223,7 @@ async def cancel(call: Call) -> web.Response:
     """Cancel it."""
     async with call.connection() as connection:
         state = await queue.cancel(connection, call.parameters.id)
+    call.changed(job=call.parameters.id, state=state)
     return json_answer(Changed(call.parameters.id, state), status=202)
 
 
@@ -228,6 +231,7 @@ async def retry(call: Call) -> web.Response:
     """Run it again."""
     async with call.connection() as connection:
         state = await queue.retry(connection, call.parameters.id)
+    call.changed(job=call.parameters.id, state=state)
     return json_answer(Changed(call.parameters.id, state), status=202)
 
 

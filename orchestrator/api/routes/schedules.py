@@ -75,6 +75,7 @@ async def put(call: Call) -> web.Response:
         except UnknownHandlerError as error:
             raise refuse_field("job", error.message) from None
         row = await read_schedule(connection, name)
+    call.changed(schedule=name, job=given.job, cron=given.cron, timezone=given.timezone, enabled=given.enabled)
     return json_answer(row, status=201 if is_new else 200)
 
 
@@ -85,6 +86,7 @@ async def delete(call: Call) -> web.Response:
     async with call.connection() as connection:
         if not await schedules.delete_schedule(connection, call.parameters.name):
             raise _missing(call)
+    call.changed(schedule=call.parameters.name)
     return web.Response(status=204, headers={"Cache-Control": "no-store"})
 
 
@@ -95,6 +97,7 @@ async def trigger(call: Call) -> web.Response:
             made = await schedules.trigger_schedule(connection, call.parameters.name, registry=call.backend.registry)
         except UnknownHandlerError as error:
             raise Refusal(409, f"{error.message}: this schedule's job is not one of this process") from None
+    call.changed(schedule=call.parameters.name, job=made.id)
     answer = Added(made.id, made.state, made.created)
     return json_answer(answer, status=202, headers={"Location": f"/api/jobs/{made.id}"})
 

@@ -27,11 +27,12 @@ from orchestrator.migrator.run.errors import (
     refused_history,
     refuses_transaction,
 )
-from orchestrator.migrator.run.lock_retry import Patience
+from orchestrator.migrator.run.execution import Execution
+from orchestrator.migrator.run.losses import Losses, ended
 from orchestrator.migrator.run.progress import watched
 from orchestrator.migrator.run.report import announce, count
 from orchestrator.migrator.run.session import Session, joined
-from orchestrator.migrator.run.transactional import KEPT_PARSED_BYTES, FileRun
+from orchestrator.migrator.run.transactional import KEPT_PARSED_BYTES, FileRun, parsed_bytes
 from orchestrator.migrator.state import survey
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from orchestrator.migrator.state import Survey
 
 
-_LEAVE_TIMEOUT_S = 2.0
+_LEAVE_TIMEOUT_S = 1.0
 
 
 class AppliedMigration(msgspec.Struct, frozen=True):
@@ -64,17 +65,20 @@ async def migrate(
     life: Lifecycle,
     *,
     connect_second: Callable[[], Awaitable[Any]] | None = None,
+    losses: Losses | None = None,
 ) -> list[AppliedMigration]:
     """Bring every source up to date, in order; returns what was applied. Call it under the migration lock.
 
     `connect_second` opens one more session on the same server, which tells what a long statement waits for and how far
-    it is. It is used only where a statement takes longer than a moment; without it that is not known.
+    it is. It is used only where a statement takes longer than a moment; without it that is not known. `losses` are
+    those of earlier runs in this process.
 
     On an error, what is named as applied stays applied, and the database is as it was before the file that failed.
     Cancelled: the statement is cancelled on the server and its transaction rolled back.
 
     Raises:
-        MigrationError: history is refused, a file is not SQL, or a statement failed (exit 70).
+        MigrationError: history is refused, a file is not SQL, a statement failed, or it takes the server down each
+            time (exit 70).
         StandbyError: something is pending, and the server is a read-only standby.
         asyncpg errors that mean that the session is gone (`is_connection_loss`).
     """
@@ -94,10 +98,14 @@ async def migrate(
     count(surveys, life)
     life.migrations.started_at = time.monotonic()
     async with watched(connection, life, connect_second, lock_timeout_s=options.ddl_lock_timeout_s) as watch:
-        run = Run(session, options, life, watch)
+        run = Run(session, options, life, watch, losses or Losses())
         try:
             for one in surveys:
                 await run.source(one, parsed)
+        except CONNECTION_ERRORS as error:
+            if is_connection_loss(error):
+                run.lost(error)
+            raise
         except MigrationError as error:
             run.failed()
             error.facts.setdefault("applied_before", [m.name for m in run.applied])
@@ -142,20 +150,23 @@ async def _parse_all(surveys: Sequence[Survey], options: Options) -> dict[tuple[
 class Run:
     """One run on one session: what was applied, and how each kind of file is applied."""
 
-    def __init__(self, session: Session, options: Options, life: Lifecycle, watch: Watch) -> None:
-        self.session, self.options, self._life, self.watch = session, options, life, watch
-        self._connection: Any = session.connection
+    def __init__(self, session: Session, options: Options, life: Lifecycle, watch: Watch, losses: Losses) -> None:
+        self._at_work = Execution(session, options, life, watch)
+        self._session, self._connection = session, session.connection
+        self._options, self._life, self._losses = options, life, losses
         self.applied: list[AppliedMigration] = []
         self._items = {(item.source, item.name): item for item in life.migrations.items}
         self._said_session = False
         self._newest_record: int | None = None
         self._prepared: tuple[str, str] = ("", "")
         self._untold: list[tuple[Source, Migration, float]] = []
+        self._running: tuple[str, Migration] | None = None
+        self._open: list[str] = []
 
     async def source(self, one: Survey, parsed: dict[tuple[str, str], tuple[Statement, ...]]) -> None:
         """Bring one source up to date."""
         source, plan, table = one.source, one.plan, one.source.table
-        await self.session.ours()
+        await self._session.ours()
         if not one.ledger.exists:
             await self._guarded_ledger(lambda: create_ledger(self._connection, table, source.folder), table.key)
         elif plan.names is not None:
@@ -164,12 +175,19 @@ class Run:
             self._life.emit("ledger.upgraded", source=source.label, ledger=table.key, rows=len(names))
         if not plan.pending:
             return
+        await self._session.ours()
+        keeps = source.label != "service"
+        self._running = table.key, plan.pending[0]
+        await self._losses.begin(self._connection, table.key, plan.pending[0], keeps=keeps)
+        self._open += [table.key] if keeps else []
         has_name = one.ledger.has_name if one.ledger.exists else source.folder.generation == "v1"
-        file = FileRun(self, source, has_name=has_name or plan.names is not None)
+        file = FileRun(self._at_work, source, has_name=has_name or plan.names is not None)
         if plan.resumable:
             await self._connection.execute(records.begin_unfinished(table.key, [m.name for m in plan.resumable]))
         last = plan.pending[-1]
-        if self.options.transaction == "all":
+        if self._options.transaction == "all":
+            for migration in plan.pending:
+                self._losses.judge(table.key, migration)
             await self._in_one_transaction(file, plan.pending, parsed)
             return
         key = table.key
@@ -191,6 +209,7 @@ class Run:
             one.source.label != "service"  # its first one makes the records that tell how far a message came
             and migration.name not in one.unfinished
             and migration not in one.plan.resumable
+            and not self._losses.is_careful(one.source.table.key)
             and is_small(migration, parsed.get((one.source.table.key, migration.name)))
         )
 
@@ -219,6 +238,7 @@ class Run:
         name, text = self._prepared
         if name != message[0].name:
             text = text_of(message)
+        self._running = key, message[0]
         sending = asyncio.create_task(self._send_together(text, message))
         try:
             await asyncio.sleep(0)  # it is under way
@@ -234,7 +254,7 @@ class Run:
         finally:
             await self._ended(sending)
         durations: dict[str, float] = {}
-        await self.session.ours()
+        await self._session.ours()
         for record, name, duration_s in await records.newer_records(self._connection, key, self._newest_record):
             self._newest_record, durations[name] = record, duration_s
         left = []
@@ -248,11 +268,11 @@ class Run:
 
     async def _send_together(self, text: str, message: Sequence[Migration]) -> None:
         try:
-            await self.execute(text, f"{len(message)} small migrations in one message")
+            await self._at_work.execute(text, f"{len(message)} small migrations in one message")
         except asyncpg.PostgresError as error:
             if is_connection_loss(error):
                 raise
-            if self.is_in_transaction:
+            if self._at_work.is_in_transaction:
                 await self._connection.execute("ROLLBACK")
             self._life.emit("migrations.taken_apart", level="debug", migrations=len(message), sqlstate=error.sqlstate)
 
@@ -271,12 +291,12 @@ class Run:
             self._done(source, migration, duration_s)
 
     async def _guarded_ledger(self, work: Callable[[], Awaitable[None]], key: str) -> None:
-        patience = self.patience((), ledger=key)
+        patience = self._at_work.patience((), ledger=key)
         while True:
             try:
                 async with self._connection.transaction():
-                    await self._connection.execute(self.local_lock_timeout)
-                    self.watch.begin("ALTER TABLE")
+                    await self._connection.execute(self._at_work.local_lock_timeout)
+                    self._at_work.watch.begin("ALTER TABLE")
                     await work()
             except asyncpg.PostgresError as error:
                 if is_connection_loss(error):
@@ -289,18 +309,21 @@ class Run:
                     facts={"ledger": key, "sqlstate": error.sqlstate},
                 )
                 refused.__cause__ = error
-                self.watch.end()
+                self._at_work.watch.end()
                 await patience.again(refused)
             else:
-                self.watch.end()
+                self._at_work.watch.end()
                 return
 
     async def _one(
         self, file: FileRun, migration: Migration, parsed: tuple[Statement, ...] | None, one: Survey, *, is_last: bool
     ) -> None:
-        raw = await asyncio.to_thread(migration.read) if migration.size_bytes > KEPT_PARSED_BYTES else migration.read()
+        if self._losses.is_careful(file.source.table.key):
+            is_last = True  # for it is to be on the disk before the next one begins
+            await self._losses.before(self._connection, file.source.table.key, migration)
         if parsed is None:
             parsed = await asyncio.to_thread(_parse, migration)
+        raw = parsed_bytes(migration, parsed)
         began = self._begin(file.source, migration, parsed)
         interrupted = one.unfinished.get(migration.name)
         # What was begun in steps goes on in steps, also where the grammar sees no reason for them.
@@ -332,18 +355,18 @@ class Run:
     ) -> None:
         """Drizzle's single transaction: all or nothing; success is said after the commit."""
         every: list[Statement] = []
-        patience = self.patience(every, migration=pending[-1].name, ledger=file.source.table.key)
+        patience = self._at_work.patience(every, migration=pending[-1].name, ledger=file.source.table.key)
         while True:
             durations: list[tuple[Migration, float]] = []
             try:
                 await self._connection.execute(joined((*file.fresh, "BEGIN")))
                 for migration in pending:
-                    raw = migration.read()
                     statements = parsed.get((file.source.table.key, migration.name))
                     if statements is None:
                         statements = await asyncio.to_thread(_parse, migration)
+                    raw = parsed_bytes(migration, statements)
                     every += [s for s in statements if not s.leaves_nothing][:1]
-                    opening = (*(file.fresh_inside if durations else ()), self.local_lock_timeout)
+                    opening = (*(file.fresh_inside if durations else ()), self._at_work.local_lock_timeout)
                     began = self._begin(file.source, migration, statements)
                     await file.statements_and_row(migration, raw, statements, began, resumed=True, opening=opening)
                     durations.append((migration, time.monotonic() - began))
@@ -358,6 +381,7 @@ class Run:
             self._done(file.source, migration, duration_s)
 
     def _begin(self, source: Source, migration: Migration, parsed: Sequence[Statement]) -> float:
+        self._running = source.table.key, migration
         state = self._life.migrations
         state.current, state.statement, state.statements = migration.name, 0, len(parsed)
         self._items[source.label, migration.name].state = "running"
@@ -384,48 +408,21 @@ class Run:
                 item.state = "failed"
 
     async def leave(self) -> None:
-        """Take the session back from the files, for what is said of the run at its end."""
+        """Take the session back from the files, for what is said of the run at its end; and say that it has ended."""
         if self._connection.is_closed():
             return
         with contextlib.suppress(*CONNECTION_ERRORS):
             async with asyncio.timeout(_LEAVE_TIMEOUT_S):
-                await self.session.ours()
+                await self._session.ours()
+                if self._open:
+                    await self._connection.execute(ended(self._open))
 
-    def patience(self, statements: Sequence[Statement], **facts: object) -> Patience:
-        """For one piece of work, of these statements, that may have to be tried again; `facts` name it."""
-        return Patience(self._life, self.watch, facts, retry_for_s=self.options.ddl_retry_for_s, statements=statements)
-
-    @property
-    def local_lock_timeout(self) -> str:
-        """SQL that lets the present transaction wait for locks as long as it may, and no longer."""
-        return f"SET LOCAL lock_timeout = {self.options.ddl_lock_timeout_ms}"
-
-    @property
-    def lock_timeout(self) -> str:
-        """The same for the session."""
-        return f"SET lock_timeout = {self.options.ddl_lock_timeout_ms}"
-
-    def at(self, number: int) -> None:
-        """Remember which statement runs now."""
-        self._life.migrations.statement = number
-
-    async def execute(self, text: str, what: Statement | str = "") -> str:
-        """Run `text`, which is `what` to those who watch, as one simple query; return the last command's tag."""
-        self.watch.begin(what)
-        if self.session.replies is not None:
-            self.session.replies.completed = 0
-        try:
-            tag: str = await self._connection.execute(text)
-        finally:
-            self.watch.end()
-        return tag
-
-    @property
-    def is_in_transaction(self) -> bool:
-        """What the server said last about the transaction."""
-        return bool(self._connection.is_in_transaction())
-
-    @property
-    def connection(self) -> Any:
-        """The session."""
-        return self._connection
+    def lost(self, error: BaseException) -> None:
+        """The connection is gone: remember what ran."""
+        if self._running is None:
+            return
+        what, elapsed_s = self._at_work.lost or (None, 0.0)
+        is_known = what is not None and (not isinstance(what, str) or what == "COMMIT")
+        said = self._session.replies.sqlstate if self._session.replies is not None else None
+        sqlstate = said or getattr(error, "sqlstate", None)
+        self._losses.add(*self._running, what if is_known else None, elapsed_s, sqlstate)

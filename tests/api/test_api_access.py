@@ -206,6 +206,84 @@ async def test_tokens_have_names_and_rights_and_are_changed_without_a_restart(
         assert "not-one-of-the" not in run.output
 
 
+async def test_who_changed_what_stands_in_the_log_and_in_a_table(
+    orchestrator, database_url, secret_jobs, tmp_path, admin, wait_until
+):
+    file = tmp_path / "tokens"
+    file.write_text(f"ada {TOKEN}\ngrafana {READER} read\n")
+    env = {"DATABASE_URL": database_url, "API_TOKENS_FILE": str(file), "JOBS": secret_jobs}
+    rows = "SELECT token, address, method, path, status, facts::text AS facts FROM orchestrator.api_changes ORDER BY id"
+    async with orchestrator.running("serve", env=env) as run:
+        await run.phase("ready")
+        schedule = {"job": "anything", "cron": "0 3 * * *", "payload": {"secret": "of-the-payload"}}
+        asked = [
+            ("POST", "/api/jobs", {"name": "anything", "delay_s": 600, "payload": {"secret": "of-the-payload"}}),
+            ("POST", "/api/jobs/batch", {"jobs": [{"name": "anything", "delay_s": 600}] * 3}),
+            ("POST", "/api/jobs/1/cancel", None),
+            ("POST", "/api/jobs/1/retry", None),
+            ("PUT", "/api/schedules/nightly", schedule),
+            ("POST", "/api/schedules/nightly/trigger", None),
+            ("POST", "/api/jobs/scheduler/trigger", {"schedule": "nightly"}),
+            ("DELETE", "/api/schedules/nightly", None),
+            ("POST", "/api/jobs/cancel-by-type", {"jobType": "anything"}),
+        ]
+        async with aiohttp.ClientSession(run.url) as session:
+            for method, path, body in asked:
+                async with session.request(method, path, json=body, headers=SHOWN) as response:
+                    assert response.status < 300, (path, await response.text())
+            # What changes nothing is no change.
+            async with session.post("/api/jobs", json={"name": "nobody"}, headers=SHOWN) as response:
+                assert response.status == 422
+            reader = {"Authorization": f"Bearer {READER}"}
+            async with session.post("/api/jobs", json={"name": "anything"}, headers=reader) as response:
+                assert response.status == 403
+            async with session.get("/api/jobs", headers=reader) as response:
+                assert response.status == 200
+
+        async def written():
+            return len(await admin(database_url, rows)) >= len(asked)
+
+        await wait_until(written)
+        found = await admin(database_url, rows)
+        assert [(row["method"], row["path"]) for row in found] == [(method, path) for method, path, _ in asked]
+        assert {(row["token"], row["address"]) for row in found} == {("ada", "127.0.0.1")}
+        facts = [json.loads(row["facts"]) for row in found]
+        assert facts[0] == {"job": 1, "name": "anything", "created": True}
+        assert (facts[1]["jobs"], facts[4]["cron"], facts[8]["name"]) == (3, "0 3 * * *", "anything")
+        assert "of-the-payload" not in str(facts)
+        # What is noted as the server stops is written as well.
+        async with (
+            aiohttp.ClientSession(run.url) as session,
+            session.post("/api/jobs", json={"name": "anything"}, headers=SHOWN) as response,
+        ):
+            assert response.status == 202
+    assert len(await admin(database_url, rows)) == len(asked) + 1
+    told = [event for event in run.events if event["event"] == "api.changed"]
+    assert [event["path"] for event in told] == [*(path for _, path, _ in asked), "/api/jobs"]
+    assert (told[0]["token"], told[0]["what"]["job"]) == ("ada", 1)
+
+
+async def test_the_trail_waits_for_a_database_that_is_away_and_nobody_waits_for_the_trail(
+    orchestrator, database_url, secret_jobs, admin, wait_until
+):
+    async with orchestrator.running("serve", env={"DATABASE_URL": database_url, "JOBS": secret_jobs}) as run:
+        await run.phase("ready")
+        async with aiohttp.ClientSession(run.url) as session, admin.connection(database_url) as connection:
+            await connection.execute("ALTER TABLE orchestrator.api_changes RENAME TO hidden")
+            for _ in range(3):
+                async with session.post("/api/jobs", json={"name": "anything"}) as response:
+                    assert response.status == 202
+            await run.event("api.changes_not_written")
+            await connection.execute("ALTER TABLE orchestrator.hidden RENAME TO api_changes")
+
+        async def written():
+            return await admin.value(database_url, "SELECT count(*) FROM orchestrator.api_changes") == 3
+
+        await wait_until(written, timeout_s=20)
+        token = await admin.value(database_url, "SELECT token FROM orchestrator.api_changes LIMIT 1")
+        assert token == "(no token)"
+
+
 def test_a_file_of_tokens_is_read_whole_or_told_by_line_and_never_shown():
     long = "x" * 20
     assert tokens.parse(f"# a\n a {long} \n\tb@c.d {long}y read\n") == (

@@ -153,14 +153,17 @@ async def _ask(candidates: Sequence[Rename]) -> Rename | None:
     from orchestrator.commands.console import ask
 
     first = candidates[0]
-    where = f" of the table {first.table[1]}" if first.column else ""
-    print(
-        f"{'Column' if first.column else 'Table'} {first.new}{where} is in the code, and not in the migrations.",
-        file=sys.stderr,
-    )
+    what, where = {
+        "table": ("Table", ""),
+        "schema": (f"Table {first.name[1]} in the schema", ""),
+        "column": ("Column", f" of the table {first.name[1]}"),
+        "value": ("Value", f" of the enum {first.name[1]}"),
+    }[first.kind]
+    print(f"{what} {first.new}{where} is in the code, and not in the migrations.", file=sys.stderr)
     print("  0  it is new", file=sys.stderr)
     for number, one in enumerate(candidates, 1):
-        print(f"  {number}  it was {one.column or one.table[1]}, renamed", file=sys.stderr)
+        was = ".".join(one.name) if one.kind == "schema" else one.old or one.name[1]
+        print(f"  {number}  it was {was}, {'moved' if one.kind == 'schema' else 'renamed'}", file=sys.stderr)
     while True:
         answer = await ask(f"0 to {len(candidates)} [0]: ")
         if not answer:

@@ -101,10 +101,11 @@ async def enqueue_many(connection: Any, jobs: Sequence[NewJob], *, registry: Reg
     rows = [_row(job, known) for job in jobs]
     answers: list[Enqueued | None] = [None] * len(rows)
     left = list(range(len(rows)))
+    statement = _INSERT_KEYED if any(job.dedupe_key or job.idempotency_key for job in jobs) else _INSERT
     for _ in range(_TRIES):
         if not left:
             break
-        record = await connection.fetchrow(_INSERT, *map(list, zip(*(rows[n] for n in left), strict=True)))
+        record = await connection.fetchrow(statement, *map(list, zip(*(rows[n] for n in left), strict=True)))
         made = dict(zip(record["made"] or (), record["states"] or (), strict=True))
         conflicts = []
         for n, job_id in zip(left, record["ids"], strict=True):
@@ -182,7 +183,7 @@ WITH given AS MATERIALIZED (
     WHERE idempotency_key IS NULL OR NOT EXISTS (
         SELECT FROM orchestrator.idempotency_keys k WHERE k.key OPERATOR(pg_catalog.=) given.idempotency_key
     )
-    ORDER BY name, dedupe_key, idempotency_key, n -- whoever adds the same keys waits for them in the same order
+    /* order */
     ON CONFLICT DO NOTHING
     RETURNING id, name, queue, state
 ), told AS (
@@ -197,6 +198,9 @@ SELECT (SELECT pg_catalog.array_agg(id ORDER BY n) FROM given) AS ids, pg_catalo
         AS hinted
 FROM made
 """
+
+# Whoever adds the same keys waits for them in the same order.
+_INSERT_KEYED = _INSERT.replace("/* order */", "ORDER BY name, dedupe_key, idempotency_key, n")
 
 _UNFINISHED = "state OPERATOR(pg_catalog.=) ANY (ARRAY['scheduled', 'queued', 'running'])"
 _RUNNING = "state OPERATOR(pg_catalog.=) 'running'"

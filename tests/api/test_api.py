@@ -180,7 +180,7 @@ async def test_an_idempotency_key_makes_one_job_of_repeated_requests(serving):
         assert sum(made["created"] for _, _, made in answers) == 1
         assert sum(head.get("Idempotency-Replayed") == "true" for _, head, _ in answers) == 7
         status, _, problem = await api.call("POST", "/api/jobs", {"name": "anything", "payload": {}}, headers=headers)
-        assert (status, problem["job_id"]) == (422, answers[0][2]["id"])
+        assert (status, problem["job_id"]) == (409, answers[0][2]["id"])
         status, _, _ = await api.call("POST", "/api/jobs", body, headers={"Idempotency-Key": "a b"})
         assert status == 400
 

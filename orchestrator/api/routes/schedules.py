@@ -32,7 +32,7 @@ class PutSchedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     job: HandlerName
     cron: Annotated[str, msgspec.Meta(pattern=_CRON, examples=["*/5 * * * *"])]
-    timezone: Annotated[str, msgspec.Meta(pattern=_ZONE, examples=["Europe/Berlin"])] = "UTC"
+    timezone: Annotated[str, msgspec.Meta(pattern=_ZONE, extra_json_schema={"x-zones": True})] = "UTC"
     payload: dict[str, Any] = msgspec.field(default_factory=dict)
     enabled: bool = True
 

@@ -62,7 +62,7 @@ def studio_arguments(environment: Mapping[str, str], *, write: bool) -> list[str
     for variable, option in _ARGUMENTS:
         if variable in environment:
             arguments += [option, environment[variable]]
-    return [sys.executable, "-m", "harlequin", *arguments]
+    return [sys.executable, "-P", "-m", "harlequin", *arguments]
 
 
 def _studio(options: argparse.Namespace) -> int:

@@ -413,6 +413,6 @@ def test_an_address_is_a_host_whatever_it_has_to_choose_from():
     assert _address(None) == _address(()) == _address("") == ""
 
 
-def test_the_protocols_counter_that_is_relied_on_is_there():
-    assert "_request_count" in web.RequestHandler.__slots__
+def test_what_is_relied_on_in_aiohttps_protocol_is_there():
+    assert {"_request_count", "_close", "_force_close"} <= set(web.RequestHandler.__slots__)
     assert issubclass(Connection, web.RequestHandler)

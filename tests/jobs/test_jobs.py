@@ -41,7 +41,7 @@ from orchestrator.jobs.schedules import (
     trigger_schedule,
 )
 from orchestrator.jobs.worker import StopTimes, Worker
-from orchestrator.logs import redactor
+from orchestrator.redaction import redactor
 
 ROOT = Path(__file__).parents[2]
 

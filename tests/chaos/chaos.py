@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import itertools
 
-from support.job_servers import SilentProxy
+from support.silent_proxy import SilentProxy
 
 from orchestrator.embedded.server import embedded_postgres
 from orchestrator.jobs.errors import JobStateError

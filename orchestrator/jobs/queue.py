@@ -180,10 +180,7 @@ WITH given AS MATERIALIZED (
         payload::pg_catalog.jsonb, coalesce(due, pg_catalog.now()), max_attempts, timeout_s, dedupe_key,
         idempotency_key, schedule
     FROM given
-    WHERE idempotency_key IS NULL OR NOT EXISTS (
-        SELECT FROM orchestrator.idempotency_keys k WHERE k.key OPERATOR(pg_catalog.=) given.idempotency_key
-    )
-    /* order */
+    /* keys */
     ON CONFLICT DO NOTHING
     RETURNING id, name, queue, state
 ), told AS (
@@ -199,8 +196,15 @@ SELECT (SELECT pg_catalog.array_agg(id ORDER BY n) FROM given) AS ids, pg_catalo
 FROM made
 """
 
-# Whoever adds the same keys waits for them in the same order.
-_INSERT_KEYED = _INSERT.replace("/* order */", "ORDER BY name, dedupe_key, idempotency_key, n")
+# Where there are keys: one may have been answered by a job that has another; and whoever adds the same ones waits for
+# them in the same order.
+_INSERT_KEYED = _INSERT.replace(
+    "/* keys */",
+    """WHERE idempotency_key IS NULL OR NOT EXISTS (
+        SELECT FROM orchestrator.idempotency_keys k WHERE k.key OPERATOR(pg_catalog.=) given.idempotency_key
+    )
+    ORDER BY name, dedupe_key, idempotency_key, n""",
+)
 
 _UNFINISHED = "state OPERATOR(pg_catalog.=) ANY (ARRAY['scheduled', 'queued', 'running'])"
 _RUNNING = "state OPERATOR(pg_catalog.=) 'running'"

@@ -433,7 +433,7 @@ async def _pool(dsn: Dsn, settings: Settings, life: Lifecycle) -> AsyncIterator[
 
 
 async def _handlers_loaded(settings: Settings, backend: Backend) -> Registry:
-    from orchestrator.jobs.threads import DaemonThreads
+    from orchestrator.threads import DaemonThreads
 
     # asyncio waits for the threads of its own executor as it ends: a module that hangs at import would hold a stop.
     return await asyncio.get_running_loop().run_in_executor(DaemonThreads(), _load_handlers, settings, backend)

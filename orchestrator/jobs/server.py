@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.jobs.keeper import Keeper
-from orchestrator.jobs.threads import DaemonThreads
 from orchestrator.jobs.worker import StopTimes, Worker
+from orchestrator.threads import DaemonThreads
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

@@ -16,10 +16,11 @@ _THREADS_MAX = 32
 
 
 class DaemonThreads(ThreadPoolExecutor):
-    """What `asyncio.to_thread` runs on in the loop of the handlers.
+    """What `asyncio.to_thread` and look-ups of names run on, in every loop of ours.
 
-    The standard executor's threads are joined as Python ends: a handler's blocking call would hold a stopped server for
-    as long as it likes. It is a ThreadPoolExecutor in name, since an event loop takes nothing else.
+    The standard executor's threads are joined as Python ends: a handler's blocking call, or a name server that does not
+    answer, would hold a stopped server for as long as it likes. It is a ThreadPoolExecutor in name, since an event loop
+    takes nothing else.
     """
 
     def __init__(self) -> None:
@@ -34,7 +35,7 @@ class DaemonThreads(ThreadPoolExecutor):
         self._work.put((future, fn, args, kwargs))
         if not self._idle.acquire(blocking=False) and self._started < _THREADS_MAX:
             self._started += 1
-            threading.Thread(target=self._run, name=f"job thread {self._started}", daemon=True).start()
+            threading.Thread(target=self._run, name=f"thread {self._started}", daemon=True).start()
         return future
 
     def _run(self) -> None:

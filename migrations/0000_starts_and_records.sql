@@ -43,3 +43,31 @@ CREATE TABLE "orchestrator"."unfinished_migrations" (
 );
 --> statement-breakpoint
 COMMENT ON TABLE "orchestrator"."unfinished_migrations" IS 'Migrations that a run began or had still to begin, so that the next one goes on after the last finished statement.';
+--> statement-breakpoint
+CREATE TABLE "orchestrator"."backups" (
+	"id" bigint PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
+	"recorded_at" timestamp with time zone DEFAULT now() NOT NULL,
+	"taken_at" timestamp with time zone NOT NULL,
+	"file" text NOT NULL,
+	"sha256" text NOT NULL,
+	"manifest_hash" text NOT NULL,
+	"size_bytes" bigint NOT NULL,
+	"duration_s" double precision NOT NULL,
+	"reason" text NOT NULL
+);
+--> statement-breakpoint
+COMMENT ON TABLE "orchestrator"."backups" IS 'One row for each backup that was made: a restore compares the file''s checksum and its manifest with it.';
+--> statement-breakpoint
+CREATE INDEX "backups_taken_index" ON "orchestrator"."backups" ("taken_at");
+--> statement-breakpoint
+CREATE TABLE "orchestrator"."migration_runs" (
+	"ledger" text PRIMARY KEY,
+	"name" text NOT NULL,
+	"hash" text NOT NULL,
+	"statement" integer,
+	"losses" integer DEFAULT 0 NOT NULL,
+	"server" text NOT NULL,
+	"since" timestamp with time zone DEFAULT now() NOT NULL
+);
+--> statement-breakpoint
+COMMENT ON TABLE "orchestrator"."migration_runs" IS 'Runs of migrations that have not ended, and how often the server went away under the first file.';

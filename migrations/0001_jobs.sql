@@ -12,8 +12,8 @@ CREATE TABLE "orchestrator"."jobs" (
 	"created_at" timestamp with time zone DEFAULT now() NOT NULL,
 	"started_at" timestamp with time zone,
 	"finished_at" timestamp with time zone,
-	"lease_until" timestamp with time zone,
 	"worker" text,
+	"claim" bigint,
 	"dedupe_key" text,
 	"idempotency_key" text,
 	"schedule" text,
@@ -21,6 +21,7 @@ CREATE TABLE "orchestrator"."jobs" (
 	"output" jsonb,
 	"error" jsonb,
 	"progress" jsonb,
+	"unreadable" text[],
 	CONSTRAINT "jobs_state_check" CHECK ("state" IN ('scheduled', 'queued', 'running', 'succeeded', 'failed', 'cancelled')),
 	CONSTRAINT "jobs_attempts_check" CHECK ("max_attempts" >= 1 AND "attempt" >= 0)
 ) WITH (
@@ -33,21 +34,43 @@ CREATE TABLE "orchestrator"."jobs" (
 --> statement-breakpoint
 COMMENT ON TABLE "orchestrator"."jobs" IS 'One row a job, kept when finished. Written by orchestrator alone; to add one, use its API or orchestrator.jobs.enqueue.';
 --> statement-breakpoint
--- The order of a claim: per handler, so that what nobody here can run costs nobody anything.
+-- A running job belongs to its worker for as long as the worker's row in workers is renewed. The pair of worker and
+-- claim is its fence: a worker counts its claims in memory, so no crash of the server gives a number twice.
+COMMENT ON COLUMN "orchestrator"."jobs"."claim" IS 'The number of the claim that took it last, counted by its worker: no pair of worker and claim comes twice.';
+--> statement-breakpoint
+COMMENT ON COLUMN "orchestrator"."jobs"."unreadable" IS 'Hashes of payload schemas that could not decode its payload: workers that know no other leave it alone.';
+--> statement-breakpoint
+-- The order of a claim, whatever the handler: its cost does not grow with the number of handlers.
+CREATE INDEX "jobs_ready_index" ON "orchestrator"."jobs" ("priority" DESC, "id") WHERE "state" = 'queued';
+--> statement-breakpoint
+-- The same for each handler: for limits, and where much waits that nobody here can run.
 CREATE INDEX "jobs_queued_index" ON "orchestrator"."jobs" ("name", "priority" DESC, "id") WHERE "state" = 'queued';
 --> statement-breakpoint
 CREATE INDEX "jobs_scheduled_index" ON "orchestrator"."jobs" ("run_at") WHERE "state" = 'scheduled';
 --> statement-breakpoint
--- The lease is in no index, so that a heartbeat is a HOT update; those that run are few.
+-- Those that run are few.
 CREATE INDEX "jobs_running_index" ON "orchestrator"."jobs" ("name") WHERE "state" = 'running';
 --> statement-breakpoint
 CREATE INDEX "jobs_finished_index" ON "orchestrator"."jobs" ("finished_at") WHERE "finished_at" IS NOT NULL;
+--> statement-breakpoint
+-- What the last runs of each schedule were.
+CREATE INDEX "jobs_schedule_index" ON "orchestrator"."jobs" ("schedule", "state", "id") WHERE "schedule" IS NOT NULL;
 --> statement-breakpoint
 CREATE INDEX "jobs_failed_index" ON "orchestrator"."jobs" ("id") WHERE "state" IN ('failed', 'cancelled');
 --> statement-breakpoint
 CREATE UNIQUE INDEX "jobs_dedupe_index" ON "orchestrator"."jobs" ("name", "dedupe_key") WHERE "dedupe_key" IS NOT NULL AND "state" IN ('scheduled', 'queued', 'running');
 --> statement-breakpoint
 CREATE UNIQUE INDEX "jobs_idempotency_index" ON "orchestrator"."jobs" ("idempotency_key") WHERE "idempotency_key" IS NOT NULL;
+--> statement-breakpoint
+-- Idempotency keys whose request was answered by a job that has another key or none: one with the same dedupe key.
+CREATE TABLE "orchestrator"."idempotency_keys" (
+	"key" text PRIMARY KEY,
+	"job_id" bigint NOT NULL,
+	"name" text NOT NULL,
+	"payload" jsonb NOT NULL
+);
+--> statement-breakpoint
+CREATE INDEX "idempotency_keys_job_index" ON "orchestrator"."idempotency_keys" ("job_id");
 --> statement-breakpoint
 -- One row for each attempt that has ended; the one that runs stands in jobs. No foreign key: it would lock and look up
 -- the job's row for each insert. A trigger on jobs removes what belongs to a job that is deleted.
@@ -122,41 +145,84 @@ CREATE TABLE "orchestrator"."workers" (
 	"concurrency" integer NOT NULL,
 	"running" integer DEFAULT 0 NOT NULL,
 	"lease_s" double precision NOT NULL,
-	"handlers" text[] NOT NULL
+	"handlers" text[] NOT NULL,
+	"schemas" text[] DEFAULT '{}'::text[] NOT NULL,
+	"settled_at" timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+	"taken_over" integer DEFAULT 0 NOT NULL
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 200);
 --> statement-breakpoint
-CREATE FUNCTION "orchestrator"."forget_deleted_jobs"() RETURNS trigger LANGUAGE plpgsql AS $$
+COMMENT ON COLUMN "orchestrator"."workers"."seen_at" IS 'When the lease was renewed: whatever this worker has claimed is its own until lease_s later.';
+--> statement-breakpoint
+COMMENT ON COLUMN "orchestrator"."workers"."settled_at" IS 'When this worker last compared what it runs with what it has claimed.';
+--> statement-breakpoint
+COMMENT ON COLUMN "orchestrator"."workers"."taken_over" IS 'How often jobs were taken from it: a worker that finds another number compares at once.';
+--> statement-breakpoint
+-- Claims commit asynchronously, so a crash of the server can undo the newest. PostgreSQL empties an unlogged table in a
+-- crash, and on a standby that is promoted: where it is empty, workers compare first, and only then does anyone claim.
+CREATE UNLOGGED TABLE "orchestrator"."server_runs" (
+	"only" boolean PRIMARY KEY DEFAULT true,
+	"since" timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+	CONSTRAINT "server_runs_only_check" CHECK ("only")
+);
+--> statement-breakpoint
+-- A row a handler with a limit: locked while its jobs are counted and claimed. A row, and no advisory lock, since every
+-- role of the database may take that, and this only those that may write our tables.
+CREATE TABLE "orchestrator"."job_limits" (
+	"name" text PRIMARY KEY
+);
+--> statement-breakpoint
+CREATE FUNCTION "orchestrator"."forget_deleted_jobs"() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
 	DELETE FROM "orchestrator"."job_attempts" a USING gone g WHERE a."job_id" = g."id";
 	DELETE FROM "orchestrator"."job_logs" l USING gone g WHERE l."job_id" = g."id";
+	DELETE FROM "orchestrator"."idempotency_keys" k USING gone g WHERE k."job_id" = g."id";
 	RETURN NULL;
 END $$;
 --> statement-breakpoint
 CREATE TRIGGER "jobs_forgotten" AFTER DELETE ON "orchestrator"."jobs" REFERENCING OLD TABLE AS gone FOR EACH STATEMENT EXECUTE FUNCTION "orchestrator"."forget_deleted_jobs"();
 --> statement-breakpoint
 -- The clock of the schedules: one for all replicas.
-CREATE FUNCTION "orchestrator"."clock"() RETURNS timestamp with time zone LANGUAGE sql VOLATILE RETURN clock_timestamp();
+CREATE FUNCTION "orchestrator"."clock"() RETURNS timestamp with time zone LANGUAGE sql VOLATILE RETURN pg_catalog.clock_timestamp();
 --> statement-breakpoint
--- Takes up to "room" jobs for a worker. A function, because each of its statements sees what was committed before it
+-- Takes up to p_room jobs for a worker. A function, because each of its statements sees what was committed before it
 -- (a limit is counted after its lock is held, in one way to the server), and because of the settings: a plan that was
 -- made while the table was small reads a million rows later on.
-CREATE FUNCTION "orchestrator"."claim_jobs"(p_worker text, p_lease_s double precision, p_room integer, p_names text[], p_limited text[], p_limits integer[])
-RETURNS TABLE ("id" bigint, "name" text, "queue" text, "attempt" integer, "max_attempts" integer, "timeout_s" double precision, "payload" text)
+--
+-- p_after_priority and p_after_id say where the last claim ended: what stands before that place is claimed, or dead, and
+-- an old snapshot may keep the dead from being removed. Null begins at the front, which the caller does now and then.
+-- p_by_name reads each handler's own queue: for a front of the queue that is full of what this worker cannot run.
+CREATE FUNCTION "orchestrator"."claim_jobs"(p_worker text, p_claim bigint, p_room integer, p_names text[], p_limited text[], p_limits integer[], p_schemas text[], p_after_priority integer, p_after_id bigint, p_by_name boolean)
+RETURNS TABLE ("id" bigint, "name" text, "attempt" integer, "max_attempts" integer, "timeout_s" double precision, "payload" text, "priority" integer)
 LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET enable_bitmapscan = off
 SET enable_hashjoin = off
 SET enable_mergejoin = off
+SET enable_sort = off
 AS $$
 #variable_conflict use_column
 DECLARE
-	v_names text[] := p_names;
-	v_rooms integer[] := array_fill(p_room, ARRAY[cardinality(p_names)]);
+	v_since timestamp with time zone;
 	v_limited text[];
-	v_limits integer[];
-	v_left text[];
-	v_left_rooms integer[];
+	v_rooms integer[];
+	v_picked bigint[];
+	v_more bigint[];
 BEGIN
+	-- Who is not known to live must not take what would be taken over at once.
+	IF NOT EXISTS (
+		SELECT FROM orchestrator.workers w
+		WHERE w.id = p_worker AND w.seen_at > clock_timestamp() - make_interval(secs => w.lease_s / 2)
+	) THEN
+		RETURN;
+	END IF;
+	SELECT s.since INTO v_since FROM orchestrator.server_runs s;
+	IF NOT FOUND OR v_since > clock_timestamp() - interval '5 seconds' AND EXISTS (
+		SELECT FROM orchestrator.workers w WHERE w.id <> p_worker
+			AND w.settled_at < v_since AND w.seen_at > v_since - make_interval(secs => w.lease_s)
+	) THEN
+		RETURN;
+	END IF;
 	IF EXISTS (SELECT FROM orchestrator.jobs j WHERE j.state = 'scheduled' AND j.run_at <= now()) THEN
 		WITH due AS (
 			SELECT j.id FROM orchestrator.jobs j WHERE j.state = 'scheduled' AND j.run_at <= now()
@@ -169,45 +235,77 @@ BEGIN
 		SELECT q.id, q.attempt, q.name, q.queue, 'queued' FROM queued q;
 	END IF;
 	IF cardinality(p_limited) > 0 THEN
-		SELECT array_agg(w.name), array_agg(w.most) INTO v_limited, v_limits
+		SELECT array_agg(w.name) INTO v_limited
 		FROM (
-			SELECT l.name, l.most FROM unnest(p_limited, p_limits) AS l(name, most)
+			SELECT k.name FROM unnest(p_limited) AS l(name) JOIN orchestrator.job_limits k ON k.name = l.name
 			WHERE EXISTS (SELECT FROM orchestrator.jobs j WHERE j.state = 'queued' AND j.name = l.name)
-			OFFSET 0
+			FOR UPDATE OF k SKIP LOCKED
+		) w;
+	END IF;
+	IF v_limited IS NOT NULL THEN
+		-- Counted behind the locks, by a statement of its own.
+		SELECT array_agg(w.name), array_agg(w.room) INTO v_limited, v_rooms
+		FROM (
+			SELECT l.name, least(p_room, l.most - (
+				SELECT count(*)::integer FROM orchestrator.jobs j WHERE j.state = 'running' AND j.name = l.name
+			)) AS room
+			FROM unnest(p_limited, p_limits) AS l(name, most) WHERE l.name = ANY(v_limited)
 		) w
-		WHERE pg_try_advisory_xact_lock(hashtextextended('orchestrator.jobs ' || w.name, 0));
-		IF v_limited IS NOT NULL THEN
-			SELECT array_agg(w.name), array_agg(w.room) INTO v_left, v_left_rooms
+		WHERE w.room > 0;
+	END IF;
+	IF p_by_name THEN
+		v_limited := v_limited || p_names;
+		v_rooms := v_rooms || array_fill(p_room, ARRAY[cardinality(p_names)]);
+	ELSE
+		IF p_after_id IS NOT NULL AND NOT EXISTS (
+			SELECT FROM orchestrator.jobs j WHERE j.state = 'queued' AND j.priority > p_after_priority
+		) THEN
+			SELECT array_agg(c.id) INTO v_picked
 			FROM (
-				SELECT l.name, least(p_room, l.most - (
-					SELECT count(*)::integer FROM orchestrator.jobs j WHERE j.state = 'running' AND j.name = l.name
-				)) AS room
-				FROM unnest(v_limited, v_limits) AS l(name, most)
-			) w
-			WHERE w.room > 0;
-			v_names := v_names || v_left;
-			v_rooms := v_rooms || v_left_rooms;
+				SELECT j.id FROM orchestrator.jobs j
+				WHERE j.state = 'queued' AND j.priority = p_after_priority AND j.id > p_after_id
+					AND j.name = ANY(p_names) AND (j.unreadable IS NULL OR NOT j.unreadable && p_schemas)
+				ORDER BY j.priority DESC, j.id LIMIT p_room FOR UPDATE SKIP LOCKED
+			) c;
+		END IF;
+		IF v_picked IS NULL OR cardinality(v_picked) < p_room THEN
+			SELECT array_agg(c.id) INTO v_picked
+			FROM (
+				SELECT j.id FROM orchestrator.jobs j
+				WHERE j.state = 'queued' AND j.name = ANY(p_names)
+					AND (j.unreadable IS NULL OR NOT j.unreadable && p_schemas)
+				ORDER BY j.priority DESC, j.id LIMIT p_room FOR UPDATE SKIP LOCKED
+			) c;
 		END IF;
 	END IF;
-	RETURN QUERY
-	WITH picked AS (
-		SELECT c.id FROM unnest(v_names, v_rooms) AS w(name, room)
+	IF cardinality(v_limited) > 0 THEN
+		SELECT array_agg(c.id) INTO v_more
+		FROM unnest(v_limited, v_rooms) AS w(name, room)
 		CROSS JOIN LATERAL (
-			SELECT j.id, j.priority FROM orchestrator.jobs j
-			WHERE j.state = 'queued' AND j.name = w.name
+			SELECT j.id FROM orchestrator.jobs j
+			WHERE j.state = 'queued' AND j.name = w.name AND (j.unreadable IS NULL OR NOT j.unreadable && p_schemas)
 			ORDER BY j.priority DESC, j.id LIMIT w.room FOR UPDATE SKIP LOCKED
-		) c
-		ORDER BY c.priority DESC, c.id LIMIT p_room
-	), claimed AS (
+		) c;
+		SELECT array_agg(c.id) INTO v_picked
+		FROM (
+			SELECT j.id FROM orchestrator.jobs j WHERE j.id = ANY(v_picked || v_more)
+			ORDER BY j.priority DESC, j.id LIMIT p_room
+		) c;
+	END IF;
+	IF v_picked IS NULL THEN
+		RETURN;
+	END IF;
+	RETURN QUERY
+	WITH claimed AS (
 		UPDATE orchestrator.jobs j
-		SET state = 'running', attempt = j.attempt + 1, worker = p_worker, started_at = now(),
-			lease_until = now() + make_interval(secs => p_lease_s), progress = NULL
-		FROM picked WHERE j.id = picked.id
+		SET state = 'running', attempt = j.attempt + 1, worker = p_worker, claim = p_claim, started_at = now(),
+			progress = NULL
+		WHERE j.id = ANY(v_picked)
 		RETURNING j.id, j.name, j.queue, j.attempt, j.max_attempts, j.timeout_s, j.payload, j.priority
 	), told AS (
 		INSERT INTO orchestrator.job_events (job_id, attempt, name, queue, state, facts)
 		SELECT c.id, c.attempt, c.name, c.queue, 'running', jsonb_build_object('worker', p_worker) FROM claimed c
 	)
-	SELECT c.id, c.name, c.queue, c.attempt, c.max_attempts, c.timeout_s, c.payload::text
+	SELECT c.id, c.name, c.attempt, c.max_attempts, c.timeout_s, c.payload::text, c.priority
 	FROM claimed c ORDER BY c.priority DESC, c.id;
 END $$;

@@ -17,3 +17,18 @@ CREATE TABLE "orchestrator"."repairs" (
 );
 --> statement-breakpoint
 COMMENT ON TABLE "orchestrator"."repairs" IS 'One row for each change of a ledger by hand (orchestrator repair): who, from where, and the ledger''s rows before and after.';
+--> statement-breakpoint
+CREATE TABLE "orchestrator"."api_changes" (
+	"id" bigint PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
+	"changed_at" timestamp with time zone NOT NULL,
+	"token" text NOT NULL,
+	"address" text NOT NULL,
+	"method" text NOT NULL,
+	"path" text NOT NULL,
+	"status" integer NOT NULL,
+	"facts" jsonb NOT NULL
+);
+--> statement-breakpoint
+COMMENT ON TABLE "orchestrator"."api_changes" IS 'One row for each request that changed something through the API: the name of the token that it showed, from where, and what.';
+--> statement-breakpoint
+CREATE INDEX "api_changes_changed_index" ON "orchestrator"."api_changes" ("changed_at");

@@ -27,11 +27,13 @@ class Command:
 
 
 COMMANDS = (
-    Command("run", "serve", "start", "start everything in order, and serve until stopped", "serve --embedded"),
-    Command("run", "migrate", "start", "wait for the database, apply what is pending, exit", "migrate"),
-    Command("run", "wait", "start", "wait until a login and a query succeed, exit", "wait"),
-    Command("run", "healthcheck", "start", "ask the running service whether it is ready; exit 0 or 1", "healthcheck"),
-    Command("look", "status", "look", "show what is applied, pending, and different", "status --exit-code"),
+    Command("run", "serve", "serve", "start everything in order, and serve until stopped", "serve --embedded"),
+    Command("run", "migrate", "migrate", "wait for the database, apply what is pending, exit", "migrate"),
+    Command("run", "wait", "wait", "wait until a login and a query succeed, exit", "wait"),
+    Command(
+        "run", "healthcheck", "healthcheck", "ask the running service whether it is ready; exit 0 or 1", "healthcheck"
+    ),
+    Command("look", "status", "status", "show what is applied, pending, and different", "status --exit-code"),
     Command("look", "plan", "plan", "show what would run, and what each statement locks, rewrites, scans", "plan"),
     Command("before", "lint", "lint", "say what will hurt in the files that are pending (or --all)", "lint --github"),
     Command(
@@ -43,7 +45,8 @@ COMMANDS = (
     Command(
         "after", "restore", "backup", "put a backup in the database's place, and keep what was there", "restore FILE"
     ),
-    Command("look", "config", "look", "show what would be used and where each value came from", "config"),
+    Command("look", "config", "config", "show what would be used and where each value came from", "config"),
+    Command("look", "token", "token", "make a token for API_TOKEN, or a line for API_TOKENS_FILE", "token"),
     Command("look", "studio", "studio", "open a database client in the terminal, read-only (harlequin)", "studio"),
     Command("look", "help", "help", "list the pages of the manual, or show one", "help jobs"),
     Command("look", "completion", "completion", "print a shell's completion script", "completion bash"),
@@ -54,18 +57,18 @@ COMMANDS = (
 # The variables that a command's help names: not all that it reads, but those that a person sets for it.
 _SERVER = "DATABASE_URL MIGRATION_DATABASE_URL MIGRATIONS_DIR EXTENSIONS"
 _READS = {
-    "serve": f"{_SERVER} HOST PORT API_TOKEN JOBS JOBS_CONCURRENCY DATA_DIR LOG_LEVEL LOG_FORMAT SHUTDOWN_TIMEOUT",
+    "serve": f"{_SERVER} HOST PORT API_TOKEN API_ACCESS JOBS DATA_DIR LOG_LEVEL LOG_FORMAT SHUTDOWN_TIMEOUT",
     "migrate": f"{_SERVER} DB_WAIT_TIMEOUT MIGRATION_LOCK_TIMEOUT MIGRATION_POLICY MIGRATION_TRANSACTION DATA_DIR",
     "wait": "DATABASE_URL DB_WAIT_TIMEOUT DB_CONNECT_TIMEOUT",
-    "healthcheck": "HOST PORT",
+    "healthcheck": "HOST PORT PORT_FILE",
     "status": f"{_SERVER} MIGRATIONS_SCHEMA MIGRATIONS_TABLE",
     "plan": f"{_SERVER} MIGRATION_POLICY DATA_DIR",
     "lint": f"{_SERVER} MIGRATIONS_SCHEMA MIGRATIONS_TABLE",
     "rehearse": f"{_SERVER} MIGRATION_TRANSACTION MIGRATION_STATEMENT_TIMEOUT",
     "verify": f"{_SERVER} MIGRATIONS_SCHEMA MIGRATIONS_TABLE",
     "repair": f"{_SERVER} MIGRATIONS_SCHEMA MIGRATIONS_TABLE",
-    "backup": "DATABASE_URL MIGRATION_DATABASE_URL BACKUP_DIR BACKUP_KEEP BACKUP_MAX_AGE",
-    "restore": "DATABASE_URL MIGRATION_DATABASE_URL BACKUP_DIR",
+    "backup": "DATABASE_URL MIGRATION_DATABASE_URL BACKUP_DIR BACKUP_KEEP BACKUP_MAX_AGE BACKUP_KEY",
+    "restore": "DATABASE_URL MIGRATION_DATABASE_URL BACKUP_DIR BACKUP_KEY",
     "studio": "DATABASE_URL",
     "generate": f"SCHEMA {_SERVER} DATA_DIR",
     "new": "MIGRATIONS_DIR",
@@ -86,6 +89,7 @@ PAGES = {
     "backup": "operations",
     "restore": "operations",
     "config": "variables",
+    "token": "security",
     "studio": "operations",
     "help": "commands",
     "completion": "operations",

@@ -35,7 +35,8 @@ class Phase(StrEnum):
 
 _ENDINGS = frozenset({Phase.STOPPING, Phase.FAILED})
 _NEXT: Mapping[Phase, frozenset[Phase]] = {
-    Phase.STARTING: frozenset({Phase.CONNECTING}) | _ENDINGS,
+    # A command that needs no database ends without a login.
+    Phase.STARTING: frozenset({Phase.CONNECTING, Phase.STOPPED}) | _ENDINGS,
     Phase.CONNECTING: frozenset({Phase.LOCKING, Phase.READY, Phase.STOPPED}) | _ENDINGS,
     # A connection that is lost under the lock, or a standby, sends the start back to CONNECTING.
     Phase.LOCKING: frozenset({Phase.EXTENSIONS, Phase.CONNECTING, Phase.STOPPED}) | _ENDINGS,
@@ -243,3 +244,22 @@ class Lifecycle(msgspec.Struct):
         if entry not in self.warnings:
             self.warnings.append(entry)
         self.emit(name, level="warning", **facts)
+
+    def warn_about(self, name: str, subject: str, **facts: object) -> None:
+        """As `warn`, but the warning stands only until `no_longer`; told again it is brought up to date in silence."""
+        is_new = not self._without(name, subject)
+        self.warnings.append({"event": name, "subject": subject, **self.clean(facts)})
+        self.revision += 1
+        if is_new:
+            self.emit(name, level="warning", subject=subject, **facts)
+
+    def no_longer(self, name: str, subject: str) -> bool:
+        """Take a warning of `warn_about` back; whether there was one."""
+        self.revision += 1
+        return self._without(name, subject)
+
+    def _without(self, name: str, subject: str) -> bool:
+        kept = [one for one in self.warnings if (one["event"], one.get("subject")) != (name, subject)]
+        was_there = len(kept) < len(self.warnings)
+        self.warnings[:] = kept
+        return was_there

@@ -16,26 +16,34 @@ import msgspec
 from orchestrator import dsn as dsns
 from orchestrator.dsn import Dsn
 from orchestrator.errors import ConfigurationError, Problem
+from orchestrator.healthcheck import default_port_file
 from orchestrator.variables import BY_NAME, VARIABLES, UnusableError, Variable, new_directory, why_unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from orchestrator.tokens import Token
+
 _NOTHING: Mapping[str, str] = MappingProxyType({})
+_NO_FILES: Mapping[str, Path] = MappingProxyType({})
 UNSET = "not set"
+# Demands on security that count beside a URL that does not make them itself.
+_BESIDE_A_URL: Mapping[str, str] = MappingProxyType({"PGSSLMODE": "sslmode", "PGCHANNELBINDING": "channel_binding"})
 
 
 class Settings(msgspec.Struct, frozen=True):
     """Everything that can be set. A duration of 0 means: no limit.
 
-    `sources` says for each variable where its value came from. `suspects` holds (variable, the one that may be meant):
-    names in the environment that look like a misspelling of ours.
+    `files` are the files that variables came from (X_FILE), by variable. `sources` says for each variable where its
+    value came from. `suspects` holds (variable, the one that may be meant): names in the environment that look like a
+    misspelling of ours.
     """
 
     database: Dsn | None = None
     migration_database: Dsn | None = None
-    host: str = "0.0.0.0"  # noqa: S104 - in a container the way in is from outside
+    host: str = "127.0.0.1"
     port: int = 3005
+    port_file: Path | None = None
     migrations_dir: Path | None = None
     migrations_schema: str = "drizzle"
     migrations_table: str = "__drizzle_migrations"
@@ -45,6 +53,7 @@ class Settings(msgspec.Struct, frozen=True):
     migration_lock_timeout_s: float = 0.0
     migration_statement_timeout_s: float = 0.0
     migration_policy: Literal["drizzle", "strict"] = "drizzle"
+    migration_trusted_owners: tuple[str, ...] = ()
     migration_ahead: Literal["refuse", "warn"] = "refuse"
     migration_transaction: Literal["each", "all"] = "each"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -56,14 +65,19 @@ class Settings(msgspec.Struct, frozen=True):
     backup_before_migrate: Literal["never", "pending", "always"] = "never"
     backup_keep: int = 7
     backup_max_age_s: float = 0.0
+    backup_key: str = ""
     jobs: tuple[str, ...] = ()
     jobs_concurrency: int = 20
     jobs_lease_s: float = 30.0
     jobs_retention_s: float = 604800.0
     api_token: str = ""
+    api_tokens: tuple[Token, ...] = ()
+    api_access: Literal["", "none", "read", "open"] = ""
+    allowed_hosts: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
     schema: str = ""
     data_dir: Path = Path("/var/lib/orchestrator")
+    files: Mapping[str, Path] = msgspec.field(default_factory=lambda: _NO_FILES)
     sources: Mapping[str, str] = msgspec.field(default_factory=lambda: _NOTHING)
     suspects: tuple[tuple[str, str], ...] = ()
 
@@ -79,8 +93,8 @@ class Settings(msgspec.Struct, frozen=True):
     def secrets(self) -> tuple[str, ...]:
         """What must not be seen in any output; for `logs.configure`."""
         databases = [dsn for dsn in (self.database, self.migration_database) if dsn is not None]
-        token = (self.api_token,) if self.api_token else ()
-        return tuple(dict.fromkeys([*(secret for dsn in databases for secret in dsn.secrets), *token]))
+        own = [text for text in (self.api_token, self.backup_key) if text]
+        return tuple(dict.fromkeys([*(secret for dsn in databases for secret in dsn.secrets), *own]))
 
     def describe(self) -> list[tuple[str, str, str]]:
         """Rows (variable, value without secrets, where it came from), for `orchestrator config`."""
@@ -89,7 +103,7 @@ class Settings(msgspec.Struct, frozen=True):
             source = self.sources.get(variable.name, UNSET)
             if variable.field:
                 value = getattr(self, variable.field)
-                hidden = variable.secret and isinstance(value, str) and value
+                hidden = variable.secret and isinstance(value, (str, tuple)) and value
                 rows.append((variable.name, "***" if hidden else _shown(value), source))
             elif source != UNSET:
                 rows.append((variable.name, "(part of DATABASE_URL)", source))
@@ -121,6 +135,8 @@ def load(
         elif variable.parse is not None:
             reading.parse(variable, values)
     values.setdefault("data_dir", _default_data_dir(environ))
+    if values.get("port") == 0:
+        values.setdefault("port_file", Path(default_port_file(environ)))
     suspects = _suspects(environ)
     if needs_database:
         reading.read_databases(values, dict(suspects))
@@ -128,7 +144,12 @@ def load(
         reading.sources.update(dict.fromkeys(("DATABASE_URL", "MIGRATION_DATABASE_URL"), "not read"))
     if reading.problems:
         raise ConfigurationError(reading.problems)
-    return Settings(**values, sources=MappingProxyType(reading.sources), suspects=suspects)
+    return Settings(
+        **values,
+        files=MappingProxyType(reading.files),
+        sources=MappingProxyType(reading.sources),
+        suspects=suspects,
+    )
 
 
 def names_a_database(environ: Mapping[str, str]) -> bool:
@@ -143,6 +164,7 @@ class _Reading:
         self._environ = environ
         self._overrides = overrides
         self.sources: dict[str, str] = {}
+        self.files: dict[str, Path] = {}
         self.problems: list[Problem] = []
 
     def text(self, variable: Variable) -> str | None:
@@ -153,11 +175,15 @@ class _Reading:
             return self._overrides[name]
         given = self._environ.get(name) or None
         path = (self._environ.get(f"{name}_FILE") or None) if variable.file else None
+        given, path = (None if value is None or not value.strip() else value for value in (given, path))
         if given is not None and path is not None:
             self.problem(variable, f"is set, and so is {name}_FILE: only one of them can count")
             return None
         if path is not None:
             return self._file(variable, path)
+        if given is not None and name.startswith("PG") and given[-1] in "\r\n":
+            self.problem(variable, "has a line break at its end, as files of variables leave it there: remove it")
+            return None
         if given is not None:
             self.sources[name] = "environment"
         elif variable.field:
@@ -179,6 +205,7 @@ class _Reading:
             self.problem(variable, f"names the file {shown}, which is empty", name=named)
             return None
         self.sources[variable.name] = f"file {path}"
+        self.files[variable.name] = Path(path)
         return text
 
     def problem(self, variable: Variable, what: str, *, name: str | None = None) -> None:
@@ -234,10 +261,33 @@ class _Reading:
         except ConfigurationError as error:
             self.problems.extend(error.problems)
             return None
-        # As libpq has it; and what is started with the DSN alone (pg_dump) needs the password in it.
+        # As libpq has it: what the URL does not say, these do. What is started with the DSN alone (pg_dump) needs it too.
+        for variable, keyword in _BESIDE_A_URL.items():
+            if keyword not in found.options and (word := self.text(BY_NAME[variable])) is not None:
+                if word not in dsns.CHOICES[keyword]:
+                    self.problem(BY_NAME[variable], "has a value that is not known")
+                    return None
+                found = msgspec.structs.replace(found, options={**found.options, keyword: word})
         if found.password is None and (password := self.text(BY_NAME["PGPASSWORD"])) is not None:
-            return msgspec.structs.replace(found, password=password)
-        return found
+            found = msgspec.structs.replace(found, password=password)
+        return self._rereadable(found, name)
+
+    def _rereadable(self, found: Dsn, name: str) -> Dsn:
+        """The DSN, which reads its files again when it is asked to: the secrets in them are rotated."""
+        if not {name, *dsns.PG_VARIABLES}.intersection(self.files):
+            return found
+        environ, overrides = dict(self._environ), self._overrides
+
+        def reread() -> Dsn:
+            again = _Reading(environ, overrides)
+            values: dict[str, Any] = {}
+            again.read_databases(values, {})
+            if again.problems:
+                raise ConfigurationError(again.problems)
+            dsn: Dsn = values["migration_database" if name == "MIGRATION_DATABASE_URL" else "database"]
+            return dsn
+
+        return msgspec.structs.replace(found, reread=reread)
 
     def _pg(self) -> Dsn | None:
         texts: dict[str, str] = {}
@@ -247,7 +297,7 @@ class _Reading:
                 texts[name] = text
         self.sources["DATABASE_URL"] = " ".join(texts)
         try:
-            return dsns.from_pg_variables(texts)
+            return self._rereadable(dsns.from_pg_variables(texts), "DATABASE_URL")
         except ConfigurationError as error:
             self.problems.extend(error.problems)
             return None
@@ -267,7 +317,7 @@ _ALIASES: Mapping[str, str] = MappingProxyType(
 )
 _WORDS = re.compile(
     r"DATABASE|MIGRATION|EXTENSION|SHUTDOWN|TIMEOUT|DATA_?DIR|^DB_|^PG|LOG_?(?:LEVEL|FORMAT)"
-    r"|BACKUP|^JOBS|API_?TOKEN|CORS"
+    r"|BACKUP|^JOBS|API_?TOKEN|API_?ACCESS|ALLOWED_?HOST|CORS"
 )
 _CLOSE = 0.85
 

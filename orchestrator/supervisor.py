@@ -7,26 +7,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from orchestrator import __version__
-from orchestrator.errors import MigrationError, OrchestratorError
+from orchestrator.embedded.choice import chosen_database
+from orchestrator.errors import DatabaseUnavailableError, MigrationError, OrchestratorError
 from orchestrator.lifecycle import Phase
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Sequence
-    from pathlib import Path
 
-    from orchestrator.api.app import Backend
+    from aiohttp.web import Application
+
     from orchestrator.database.starts import Outcome
     from orchestrator.dsn import Dsn
     from orchestrator.jobs.registry import Registry
-    from orchestrator.lifecycle import Event, Lifecycle
-    from orchestrator.migrator.lint import LintFolder, Report
-    from orchestrator.migrator.survey import Source
+    from orchestrator.lifecycle import Lifecycle
+    from orchestrator.migrator.run.losses import Losses
+    from orchestrator.migrator.sources import Source
     from orchestrator.settings import Settings
 
 # What is imported late is what `/health` need not wait for.
@@ -49,22 +49,36 @@ async def serve(settings: Settings, life: Lifecycle, *, embedded: bool = False) 
     Raises:
         OrchestratorError: the start failed and must not serve; its class knows the exit code.
     """
-    from orchestrator.api.app import Backend, build_app, watching
-    from orchestrator.api.safety import Safety
+    from orchestrator.api.app import build_app, watching
+    from orchestrator.api.backend import Backend
+    from orchestrator.api.security import Safety
     from orchestrator.api.server import listening
 
-    backend = Backend(Safety(settings.api_token, settings.cors_origins, settings.host))
+    backend = Backend(Safety.of(settings))
     app, last_s = build_app(life, backend), settings.shutdown_timeout_s * _LAST_ANSWERS_SHARE
     async with (
-        listening(app, life, host=settings.host, port=settings.port, shutdown_timeout_s=last_s),
+        listening(
+            app,
+            life,
+            host=settings.host,
+            port=settings.port,
+            port_file=settings.port_file,
+            shutdown_timeout_s=last_s,
+        ),
         _failure_shown(life),
     ):
         await asyncio.to_thread(_import_what_comes_next)
+        from orchestrator.migrator.sources import read_sources
+
         sources = await asyncio.to_thread(read_sources, settings)
-        async with _database(settings, life, embedded=embedded) as (given, migration_dsn):
+        if settings.backup_dir is not None:
+            from orchestrator.jobs.schedule_monitor import try_backup_directory  # before the night shows it
+
+            await try_backup_directory(settings.backup_dir, life)
+        async with chosen_database(settings, life, embedded=embedded) as (given, migration_dsn):
             await _bring_up(settings, migration_dsn, sources, life, command="serve")
             life.enter(Phase.LAUNCHING)
-            registry = await _handlers_loaded(settings, backend)
+            registry = await _handlers_loaded(settings, app)
             dsn = given if given == migration_dsn else await _other_way(settings, given, life)
             async with (
                 _pool(dsn, settings, life) as pool,  # after the DDL: no stale plans or OIDs
@@ -73,7 +87,7 @@ async def serve(settings: Settings, life: Lifecycle, *, embedded: bool = False) 
                 backend.pool, backend.sources = pool, sources
                 backend.policy, backend.ahead = settings.migration_policy, settings.migration_ahead
                 backend.registry, backend.jobs = registry, jobs
-                async with watching(backend, dsn, life) as tasks:
+                async with watching(backend, dsn, life, settings.backup_dir) as tasks:
                     life.enter(Phase.READY)
                     life.emit(
                         "service.ready",
@@ -97,142 +111,29 @@ async def _failure_shown(life: Lifecycle) -> AsyncIterator[None]:
 
 async def migrate_once(settings: Settings, life: Lifecycle, *, embedded: bool = False) -> None:
     """The one-shot: wait, lock, extensions, migrate. Errors as in `serve`."""
+    from orchestrator.migrator.sources import read_sources
+
     sources = await asyncio.to_thread(read_sources, settings)
     # The login is mostly waiting: what comes after it is loaded meanwhile.
     loading = asyncio.create_task(asyncio.to_thread(_import_what_migrates))
-    async with _database(settings, life, embedded=embedded) as (_, migration_dsn):
+    async with chosen_database(settings, life, embedded=embedded) as (_, migration_dsn):
         await _bring_up(settings, migration_dsn, sources, life, command="migrate")
     await loading
     life.enter(Phase.STOPPED)
-
-
-async def wait_for_database(settings: Settings, life: Lifecycle) -> None:
-    """Return when a login and a query succeed; errors as in `connect`."""
-    from orchestrator.database.connect import connected
-
-    life.enter(Phase.CONNECTING)
-    async with connected(_given(settings.database), life, **_connect_options(settings, "wait")):
-        pass
-    life.enter(Phase.STOPPED)
-
-
-async def gather_status(settings: Settings, life: Lifecycle, *, with_diff: bool = False) -> dict[str, Any]:
-    """What `status` shows, read over one connection; writes nothing and needs no lock. One try, no waiting for ever."""
-    from orchestrator.database.catalogue import extensions_status, server_status, tables_status
-    from orchestrator.database.connect import connected
-    from orchestrator.migrator.status import migration_running, migrations_status
-
-    sources = await asyncio.to_thread(read_sources, settings)
-    options = _connect_options(settings, "status")
-    options["wait_timeout_s"] = settings.command_wait_s
-    life.enter(Phase.CONNECTING)
-    async with (
-        connected(_given(settings.migration_database), life, **options) as connection,
-        connection.transaction(readonly=True, isolation="repeatable_read"),
-    ):
-        return {
-            "version": __version__,
-            "server": await server_status(connection, _given(settings.migration_database)),
-            "sources": await migrations_status(
-                connection,
-                sources,
-                policy=settings.migration_policy,
-                ahead=settings.migration_ahead,
-                with_diff=with_diff,
-            ),
-            "running": await migration_running(connection),
-            "extensions": await extensions_status(connection, settings.extensions),
-            "tables": await tables_status(connection),
-        }
-
-
-async def gather_plan(settings: Settings, life: Lifecycle, *, embedded: bool = False) -> dict[str, Any]:
-    """What `plan` shows, read over one connection; writes nothing and takes no lock. One try, as for `status`."""
-    from orchestrator.database.catalogue import server_status
-    from orchestrator.database.connect import connected
-    from orchestrator.migrator.preview import preview
-    from orchestrator.migrator.records import OUT_OF_OUR_SCHEMA
-
-    sources = await asyncio.to_thread(read_sources, settings)
-    options = _connect_options(settings, "plan")
-    options["wait_timeout_s"] = settings.command_wait_s
-    async with _database(settings, life, embedded=embedded) as (_, dsn):
-        life.enter(Phase.CONNECTING)
-        async with (
-            connected(dsn, life, **options) as connection,
-            connection.transaction(readonly=True, isolation="repeatable_read"),
-        ):
-            await connection.execute(OUT_OF_OUR_SCHEMA)
-            found = await preview(
-                connection,
-                sources,
-                policy=settings.migration_policy,
-                ahead=settings.migration_ahead,
-                transaction=settings.migration_transaction,
-            )
-            return {"version": __version__, "server": await server_status(connection, dsn), **found}
-
-
-async def gather_lint(settings: Settings, life: Lifecycle, folder: LintFolder, *, every: bool) -> tuple[Report, str]:
-    """What `lint` finds with the database at hand, and in words what it looked at. One try, as for `status`."""
-    from orchestrator.database.connect import connected
-    from orchestrator.migrator.lint_live import lint_with_ledger
-
-    sources = await asyncio.to_thread(read_sources, settings)
-    options = _connect_options(settings, "lint")
-    options["wait_timeout_s"] = settings.command_wait_s
-    life.enter(Phase.CONNECTING)
-    async with (
-        connected(_given(settings.migration_database), life, **options) as connection,
-        connection.transaction(readonly=True, isolation="repeatable_read"),
-    ):
-        return await lint_with_ledger(connection, sources[-1], folder, every=every)
-
-
-def read_sources(settings: Settings) -> list[Source]:
-    """The service's own folder, then the user's. Blocking. A broken image fails here, before it waits for anything.
-
-    Raises:
-        FolderError: a folder is not what Drizzle would accept.
-    """
-    from orchestrator.migrator.folder import read_folder
-    from orchestrator.migrator.ledger import LedgerTable
-    from orchestrator.migrator.records import SERVICE_SCHEMA
-    from orchestrator.migrator.survey import Source
-
-    sources = [Source("service", read_folder(service_folder()), LedgerTable(SERVICE_SCHEMA, "__drizzle_migrations"))]
-    if settings.migrations_dir is not None:
-        table = LedgerTable(settings.migrations_schema, settings.migrations_table)
-        sources.append(Source("user", read_folder(settings.migrations_dir), table))
-    return sources
-
-
-def service_folder() -> Path:
-    """Where the program's own migrations are: inside the installed package, or at the top of a checkout."""
-    from pathlib import Path
-
-    package = Path(__file__).parent
-    installed = package / "_migrations"
-    return installed if installed.is_dir() else package.parent / "migrations"
 
 
 def _import_what_comes_next() -> None:
     """Load what the phases after this one need, in a thread: the loop answers `/health` meanwhile."""
     import orchestrator.database.connect
     import orchestrator.database.monitor
-    import orchestrator.migrator.apply  # noqa: F401
+    import orchestrator.migrator.run.apply  # noqa: F401
 
 
 def _import_what_migrates() -> None:
     import orchestrator.database.extensions
     import orchestrator.database.lock
-    import orchestrator.migrator.apply
-    import orchestrator.migrator.options  # noqa: F401
-
-
-def _given(dsn: Dsn | None) -> Dsn:
-    assert dsn is not None, "settings.load() demands a database unless told otherwise"  # noqa: S101
-    return dsn
+    import orchestrator.migrator.run.apply
+    import orchestrator.migrator.run.options  # noqa: F401
 
 
 def _connect_options(settings: Settings, command: str) -> dict[str, Any]:
@@ -243,53 +144,26 @@ def _connect_options(settings: Settings, command: str) -> dict[str, Any]:
     }
 
 
-@asynccontextmanager
-async def _database(settings: Settings, life: Lifecycle, *, embedded: bool) -> AsyncIterator[tuple[Dsn, Dsn]]:
-    """The database to use, and the one to migrate through: as configured, or a private server that runs meanwhile."""
-    if not embedded:
-        yield _given(settings.database), _given(settings.migration_database)
-        return
-    from orchestrator import dsn
-    from orchestrator.database.embedded import EmbeddedServerError, embedded_postgres
-
-    task, died = asyncio.current_task(), False
-
-    def end_with_the_server(event: Event) -> None:
-        nonlocal died
-        if event.name == "embedded.exited" and task is not None:
-            died = True
-            task.cancel("the embedded server ended")
-
-    async with embedded_postgres(settings.data_dir, life.emit) as server:
-        own = dsn.parse(server.dsn)
-        stop_listening = life.listen(end_with_the_server)
-        try:
-            yield own, own
-        except asyncio.CancelledError:
-            if died and task is not None and task.uncancel() == 0:
-                raise EmbeddedServerError(
-                    "the embedded Postgres ended while it was in use",
-                    remedy=f"Its log says why: {server.log_file}; then start again, the data is kept.",
-                    facts={"log_file": str(server.log_file)},
-                ) from None
-            raise
-        finally:
-            stop_listening()
-
-
 async def _bring_up(settings: Settings, dsn: Dsn, sources: Sequence[Source], life: Lifecycle, *, command: str) -> None:
     """CONNECTING to MIGRATING, again from the start where the connection is lost on the way."""
     from orchestrator.database.connect import connected
-    from orchestrator.database.failure import StandbyError, is_connection_loss
+    from orchestrator.database.connect_errors import StandbyError, is_connection_loss
+    from orchestrator.migrator.run.losses import Losses
 
+    losses, limit_s, waited_s = Losses(), settings.db_wait_timeout_s, 0.0
     while True:
         life.enter(Phase.CONNECTING)
+        began, applied = time.monotonic(), life.migrations.applied_now
+        options = _connect_options(settings, command)
+        if limit_s:
+            options["wait_timeout_s"] = limit_s - waited_s
         try:
-            async with connected(dsn, life, **_connect_options(settings, command)) as connection:
-                await _under_the_lock(connection, settings, dsn, sources, life, command=command)
+            async with connected(dsn, life, **options, kind="migration") as connection:
+                waited_s += time.monotonic() - began
+                await _under_the_lock(connection, settings, dsn, sources, life, losses, command=command)
         except StandbyError:
             # Waits for a primary from here on, among all hosts of the DSN, or for this one to be promoted.
-            dsn = msgspec.structs.replace(dsn, options={**dsn.options, "target_session_attrs": "read-write"})
+            dsn = dsn.with_role("read-write")
             life.emit(
                 "database.standby_found",
                 level="warning",
@@ -310,19 +184,35 @@ async def _bring_up(settings: Settings, dsn: Dsn, sources: Sequence[Source], lif
             )
             life.migrations.current = None
             await asyncio.sleep(_AFTER_LOSS_S)
+            # Rounds that lead nowhere are one wait.
+            waited_s = waited_s + _AFTER_LOSS_S if life.migrations.applied_now == applied else 0.0
+            if limit_s and waited_s >= limit_s:
+                raise DatabaseUnavailableError(
+                    f"the connection to {dsn.redacted()} was lost again and again: {waited_s:.0f} s were spent on"
+                    f" waiting for the database, and DB_WAIT_TIMEOUT is {limit_s:g} s",
+                    remedy="Look at the server's log, and at what stands between. Or raise DB_WAIT_TIMEOUT.",
+                ) from error
         else:
             return
 
 
 async def _under_the_lock(
-    connection: Any, settings: Settings, dsn: Dsn, sources: Sequence[Source], life: Lifecycle, *, command: str
+    connection: Any,
+    settings: Settings,
+    dsn: Dsn,
+    sources: Sequence[Source],
+    life: Lifecycle,
+    losses: Losses,
+    *,
+    command: str,
 ) -> None:
     """LOCKING, EXTENSIONS, MIGRATING, and a row that tells how it went."""
     from orchestrator.database.connect import connect_once
     from orchestrator.database.extensions import ensure_extensions
     from orchestrator.database.lock import migration_lock
-    from orchestrator.migrator.apply import migrate
-    from orchestrator.migrator.options import Options
+    from orchestrator.migrator.run.apply import migrate
+    from orchestrator.migrator.run.options import Options
+    from orchestrator.migrator.state import refuse_before_writing
 
     options = Options.of(settings)
 
@@ -336,21 +226,36 @@ async def _under_the_lock(
         connection, life, timeout_s=settings.migration_lock_timeout_s, connect_second=connect_second
     ):
         life.enter(Phase.EXTENSIONS)
+        backup = None
+        await refuse_before_writing(connection, sources)
         try:
             if settings.backup_before_migrate != "never":
-                from orchestrator.migrator.backups import back_up_first  # late: few starts make one
+                from orchestrator.migrator.safety_backup import back_up_first  # late: few starts make one
 
-                await back_up_first(connection, dsn, settings, sources, life)
+                backup = await back_up_first(connection, dsn, settings, sources, life)
             await ensure_extensions(connection, settings.extensions, life)
             life.enter(Phase.MIGRATING)
-            await migrate(connection, sources, options, life, connect_second=connect_second)
+            await migrate(connection, sources, options, life, connect_second=connect_second, losses=losses)
         except MigrationError as error:
             if settings.backup_dir is not None:
-                from orchestrator.migrator.backups import offer_way_back  # late: for a start that fails
+                from orchestrator.migrator.safety_backup import (  # late: for a start that fails
+                    keep_record,
+                    offer_way_back,
+                )
 
+                await keep_record(connection, backup, life)
                 await offer_way_back(error, connection, settings, sources)
             await _record(connection, life, command=command, outcome="failed", error=error)
             raise
+        if backup is not None:
+            from orchestrator.migrator.safety_backup import keep_record
+
+            await keep_record(connection, backup, life)
+        serving = None if settings.database is None else settings.database.user
+        if serving is not None and serving != dsn.user:
+            from orchestrator.migrator.grants import grant_to_server  # late: most have one role for both
+
+            await grant_to_server(connection, serving, sources, life)
         life.emit("migrations.completed", applied=life.migrations.applied_now, total=life.migrations.total)
         if command == "migrate":
             await _record(connection, life, command=command, outcome="migrated")
@@ -360,7 +265,7 @@ def _explained(error: Exception) -> Exception:
     """An error of the server outside of any migration file, as one of ours; anything else as it is."""
     import asyncpg
 
-    from orchestrator.database.failure import POOLER_SQLSTATES
+    from orchestrator.database.connect_errors import POOLER_SQLSTATES
     from orchestrator.database.pooler import PoolerError
 
     if isinstance(error, asyncpg.PostgresError):
@@ -373,6 +278,12 @@ def _explained(error: Exception) -> Exception:
             f"the server refused what comes before the migrations: {error} (SQLSTATE {error.sqlstate})",
             remedy=f"{mend}; then start again; no migration was run.",
             facts={"sqlstate": error.sqlstate},
+        )
+    if isinstance(error, OSError) and error.filename is not None:
+        return MigrationError(
+            f"a file of the migrations cannot be read: {error.filename}: {error.strerror}",
+            remedy="Mount the folder of the migrations again, and let this user read it; then start again.",
+            facts={"path": str(error.filename)},
         )
     return error
 
@@ -403,23 +314,21 @@ async def _other_way(settings: Settings, dsn: Dsn, life: Lifecycle) -> Dsn:
                 hint="A pooler in transaction mode: no statement is prepared, and workers cannot listen but look twice"
                 " a second. Add ?pgbouncer=true to DATABASE_URL to say so.",
             )
-            return msgspec.structs.replace(dsn, statement_cache=False)
+            return dsn.changed(statement_cache=False)
     return dsn
 
 
 @asynccontextmanager
 async def _pool(dsn: Dsn, settings: Settings, life: Lifecycle) -> AsyncIterator[Any]:
     """Connections for requests, made as they are needed: a database that blinks here does not end the start."""
-    import asyncpg
+    from orchestrator.database.connect import open_pool
 
-    arguments = dsn.connect_arguments()
-    server_settings = {"application_name": "orchestrator", **arguments.pop("server_settings", {})}
-    pool = await asyncpg.create_pool(
-        **arguments,
-        min_size=0,
+    pool = await open_pool(
+        dsn,
+        kind="ours",
         max_size=_POOL_SIZE,
-        timeout=dsn.connect_timeout_s or settings.db_connect_timeout_s,
-        server_settings=server_settings,
+        connect_timeout_s=settings.db_connect_timeout_s,
+        application_name="orchestrator",
     )
     try:
         yield pool
@@ -432,20 +341,20 @@ async def _pool(dsn: Dsn, settings: Settings, life: Lifecycle) -> AsyncIterator[
             pool.terminate()
 
 
-async def _handlers_loaded(settings: Settings, backend: Backend) -> Registry:
+async def _handlers_loaded(settings: Settings, app: Application) -> Registry:
     from orchestrator.threads import DaemonThreads
 
     # asyncio waits for the threads of its own executor as it ends: a module that hangs at import would hold a stop.
-    return await asyncio.get_running_loop().run_in_executor(DaemonThreads(), _load_handlers, settings, backend)
+    return await asyncio.get_running_loop().run_in_executor(DaemonThreads(), _load_handlers, settings, app)
 
 
-def _load_handlers(settings: Settings, backend: Backend) -> Registry:
+def _load_handlers(settings: Settings, app: Application) -> Registry:
     """Import the job server, the API, and the modules of JOBS, in a thread: `/health` answers meanwhile."""
     from orchestrator.api.app import load_routes
     from orchestrator.jobs.builtin import without_idle_schedules
     from orchestrator.jobs.registry import load
 
-    load_routes(backend)
+    load_routes(app)
     return without_idle_schedules(load(settings.jobs), settings)
 
 

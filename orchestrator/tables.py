@@ -124,6 +124,35 @@ unfinished_migrations = Table(
     ),
 )
 
+migration_runs = Table(
+    "migration_runs",
+    metadata,
+    Column("ledger", Text, primary_key=True),
+    _text("name"),
+    _text("hash"),
+    Column("statement", Integer),
+    _integer("losses", default=0),
+    _text("server"),
+    _time("since", nullable=False, default=_NOW),
+    comment=("Runs of migrations that have not ended, and how often the server went away under the first file."),
+)
+
+backups = Table(
+    "backups",
+    metadata,
+    _key(),
+    _time("recorded_at", nullable=False, default=_NOW),
+    _time("taken_at", nullable=False),
+    _text("file"),
+    _text("sha256"),
+    _text("manifest_hash"),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("duration_s", Double, nullable=False),
+    _text("reason"),
+    Index("backups_taken_index", "taken_at"),
+    comment="One row for each backup that was made: a restore compares the file's checksum and its manifest with it.",
+)
+
 # ------------------------------------------------------------------------------------------------------ 0001: the queue
 
 jobs = Table(
@@ -142,8 +171,13 @@ jobs = Table(
     _time("created_at", nullable=False, default=_NOW),
     _time("started_at"),
     _time("finished_at"),
-    _time("lease_until"),
     _text("worker", nullable=True),
+    Column(
+        "claim",
+        BigInteger,
+        comment="The number of the claim that took it last, counted by its worker: no pair of worker and claim comes"
+        " twice.",
+    ),
     _text("dedupe_key", nullable=True),
     _text("idempotency_key", nullable=True),
     _text("schedule", nullable=True),
@@ -151,16 +185,25 @@ jobs = Table(
     Column("output", JSONB),
     Column("error", JSONB),
     Column("progress", JSONB),
+    Column(
+        "unreadable",
+        ARRAY(Text),
+        comment="Hashes of payload schemas that could not decode its payload: workers that know no other leave it"
+        " alone.",
+    ),
     CheckConstraint(
         "state IN ('scheduled', 'queued', 'running', 'succeeded', 'failed', 'cancelled')", name="jobs_state_check"
     ),
     CheckConstraint("max_attempts >= 1 AND attempt >= 0", name="jobs_attempts_check"),
-    # The order of a claim: per handler, so that what nobody here can run costs nobody anything.
+    # The order of a claim, whatever the handler: its cost does not grow with the number of handlers.
+    Index("jobs_ready_index", text("priority DESC"), "id", postgresql_where=text("state = 'queued'")),
+    # The same for each handler: for limits, and where much waits that nobody here can run.
     Index("jobs_queued_index", "name", text("priority DESC"), "id", postgresql_where=text("state = 'queued'")),
     Index("jobs_scheduled_index", "run_at", postgresql_where=text("state = 'scheduled'")),
-    # The lease is in no index, so that a heartbeat is a HOT update; those that run are few.
+    # Those that run are few.
     Index("jobs_running_index", "name", postgresql_where=text("state = 'running'")),
     Index("jobs_finished_index", "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
+    Index("jobs_schedule_index", "schedule", "state", "id", postgresql_where=text("schedule IS NOT NULL")),
     Index("jobs_failed_index", "id", postgresql_where=text("state IN ('failed', 'cancelled')")),
     Index(
         "jobs_dedupe_index",
@@ -186,6 +229,17 @@ jobs = Table(
         "autovacuum_vacuum_insert_scale_factor": 0.1,
         "autovacuum_analyze_scale_factor": 0.05,
     },
+)
+
+# Keys whose request was answered by a job that has another key or none: one with the same dedupe key.
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("key", Text, primary_key=True),
+    Column("job_id", BigInteger, nullable=False),
+    _text("name"),
+    Column("payload", JSONB, nullable=False),
+    Index("idempotency_keys_job_index", "job_id"),
 )
 
 # No foreign key to jobs: it would lock and look up the job's row for each insert; a trigger removes what goes with it.
@@ -280,15 +334,49 @@ workers = Table(
     _integer("pid"),
     _text("version"),
     _time("started_at", nullable=False, default=_NOW),
-    _time("seen_at", nullable=False, default=_NOW),
+    Column(
+        "seen_at",
+        DateTime(timezone=True),
+        nullable=False,
+        server_default=_NOW,
+        comment="When the lease was renewed: whatever this worker has claimed is its own until lease_s later.",
+    ),
     _integer("concurrency"),
     _integer("running", default=0),
     Column("lease_s", Double, nullable=False),
     Column("handlers", ARRAY(Text), nullable=False),
+    Column("schemas", ARRAY(Text), nullable=False, server_default=text("'{}'::text[]")),
+    Column(
+        "settled_at",
+        DateTime(timezone=True),
+        nullable=False,
+        server_default=func.clock_timestamp(),
+        comment="When this worker last compared what it runs with what it has claimed.",
+    ),
+    Column(
+        "taken_over",
+        Integer,
+        nullable=False,
+        server_default=text("0"),
+        comment="How often jobs were taken from it: a worker that finds another number compares at once.",
+    ),
     postgresql_with={"fillfactor": 50, "autovacuum_vacuum_scale_factor": 0, "autovacuum_vacuum_threshold": 200},
 )
 
-# ------------------------------------------------------------------------------- 0002: ledgers that were mended by hand
+# Unlogged: PostgreSQL empties it in a crash, and where a standby is promoted, and so the claims know of both.
+server_runs = Table(
+    "server_runs",
+    metadata,
+    Column("only", Boolean, primary_key=True, server_default=text("true")),
+    _time("since", nullable=False, default=func.clock_timestamp()),
+    CheckConstraint('"only"', name="server_runs_only_check"),
+    prefixes=["UNLOGGED"],
+)
+
+# Locked while the jobs of a handler with a limit are counted and claimed.
+job_limits = Table("job_limits", metadata, Column("name", Text, primary_key=True))
+
+# ------------------------------------------- 0002: ledgers that were mended by hand, changes through the API
 
 repairs = Table(
     "repairs",
@@ -313,3 +401,21 @@ repairs = Table(
         " before and after."
     ),
 )
+
+api_changes = Table(
+    "api_changes",
+    metadata,
+    _key(),
+    _time("changed_at", nullable=False),
+    _text("token"),
+    _text("address"),
+    _text("method"),
+    _text("path"),
+    _integer("status"),
+    Column("facts", JSONB, nullable=False),
+    comment=(
+        "One row for each request that changed something through the API: the name of the token that it showed, from"
+        " where, and what."
+    ),
+)
+Index("api_changes_changed_index", api_changes.c.changed_at)

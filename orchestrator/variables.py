@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from orchestrator import dsn as dsns
+from orchestrator import tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 _DURATION_MAX_S = 2147483.0
 _PORT_MAX = 65535
 _IDENTIFIER_BYTES_MAX = 63
-_TOKEN_LENGTH_MIN = 16
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -127,6 +127,11 @@ def _extensions(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
+def _roles(text: str) -> tuple[str, ...]:
+    names = [name.strip() for name in text.split(",")]
+    return tuple(dict.fromkeys(_identifier(name) for name in names if name))
+
+
 def _count(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,6}", text):
         raise UnusableError("is no whole number")
@@ -154,9 +159,24 @@ def _attribute(text: str) -> str:
 
 
 def _token(text: str) -> str:
-    if len(text) < _TOKEN_LENGTH_MIN or not re.fullmatch(r"[\x21-\x7e]+", text):
-        raise UnusableError("is shorter than 16 characters, or holds a space or what is not ASCII")
-    return text
+    try:
+        return tokens.usable(text)
+    except tokens.TokenError as error:
+        raise UnusableError(str(error)) from None
+
+
+def _tokens(text: str) -> tuple[tokens.Token, ...]:
+    try:
+        return tokens.parse(text)
+    except tokens.TokenError as error:
+        raise UnusableError(str(error)) from None
+
+
+def _hosts(text: str) -> tuple[str, ...]:
+    names = [name.strip("[]").rstrip(".").lower() for name in re.split(r"[,\s]+", text) if name]
+    if not all(name == "*" or re.fullmatch(r"[a-z0-9_.:\-]{1,253}", name) for name in names):
+        raise UnusableError("holds something that is no host's name (without a port), nor *")
+    return tuple(dict.fromkeys(names))
 
 
 def _origins(text: str) -> tuple[str, ...]:
@@ -202,9 +222,26 @@ VARIABLES: tuple[Variable, ...] = (
         secret=True,
         file=True,
     ),
-    Variable("HOST", "a name or address", "0.0.0.0", "Where HTTP listens.", "127.0.0.1", field="host", parse=_host),  # noqa: S104
+    Variable(
+        "HOST",
+        "a name or address",
+        "127.0.0.1",
+        "Where HTTP listens: this machine alone, unless told. The image says `0.0.0.0`; `::` is both families.",
+        "0.0.0.0",  # noqa: S104 an example
+        field="host",
+        parse=_host,
+    ),
     Variable(
         "PORT", "a port from 1 to 65535, or 0 for a free one", "3005", "Where HTTP listens.", "3005", "port", _port
+    ),
+    Variable(
+        "PORT_FILE",
+        "a file",
+        "",
+        "Where the port is written while HTTP listens. With `PORT=0` it is always written, where `healthcheck` looks.",
+        "/tmp/orchestrator.port",  # noqa: S108 an example
+        field="port_file",
+        parse=_path,
     ),
     Variable(
         "MIGRATIONS_DIR",
@@ -297,6 +334,16 @@ VARIABLES: tuple[Variable, ...] = (
         parse=_one_of("refuse", "warn"),
     ),
     Variable(
+        "MIGRATION_TRUSTED_OWNERS",
+        "names of roles with commas between",
+        "",
+        "Roles whose tables, triggers and functions may stand in a ledger or in our schema, besides our own roles and"
+        " the database's owner.",
+        "app_owner",
+        field="migration_trusted_owners",
+        parse=_roles,
+    ),
+    Variable(
         "MIGRATION_TRANSACTION",
         "each or all",
         "each",
@@ -360,6 +407,17 @@ VARIABLES: tuple[Variable, ...] = (
         parse=_span,
     ),
     Variable(
+        "BACKUP_KEY",
+        "at least 16 printable ASCII characters",
+        "",
+        "Signs backups, so that `restore` knows them on any server. Keep it apart from the backups.",
+        "another-long-random-text",
+        field="backup_key",
+        parse=_token,
+        secret=True,
+        file=True,
+    ),
+    Variable(
         "JOBS",
         "names of Python modules with commas between",
         "",
@@ -399,12 +457,43 @@ VARIABLES: tuple[Variable, ...] = (
         "API_TOKEN",
         "at least 16 printable ASCII characters",
         "",
-        "The bearer token that the API asks for. Without it, changes are refused unless `HOST` is loopback.",
+        "The bearer token that the API asks for; `orchestrator token` makes one.",
         "a-long-random-text",
         field="api_token",
         parse=_token,
         secret=True,
         file=True,
+    ),
+    Variable(
+        "API_TOKENS",
+        "lines NAME TOKEN, or NAME TOKEN read for one that changes nothing",
+        "",
+        "Several tokens, by the names that the audit trail has. A file of them is read again when it changes.",
+        "grafana a-long-random-text read",
+        field="api_tokens",
+        parse=_tokens,
+        secret=True,
+        file=True,
+    ),
+    Variable(
+        "API_ACCESS",
+        "none, read or open",
+        "",
+        "What may be done without a token: nothing, look, or all. By default `open` on loopback, where no token is set;"
+        " else `none`.",
+        "read",
+        field="api_access",
+        parse=_one_of("none", "read", "open"),
+    ),
+    Variable(
+        "ALLOWED_HOSTS",
+        "names with commas between, or *",
+        "",
+        "Names by which the server may be asked without a token, beside its addresses and, beyond loopback, names"
+        " without a dot.",
+        "stats.example.org",
+        field="allowed_hosts",
+        parse=_hosts,
     ),
     Variable(
         "CORS_ORIGINS",

@@ -22,7 +22,7 @@ from playwright.async_api import async_playwright
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from orchestrator.database.embedded import embedded_postgres  # noqa: E402 the tree beside this file is meant
+from orchestrator.embedded.server import embedded_postgres  # noqa: E402 the tree beside this file is meant
 
 OUT = ROOT / "tests" / "screenshots"
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")

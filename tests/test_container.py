@@ -4,6 +4,7 @@ Each stack is a Compose project of its own and goes away with its volumes. What 
 the environment, as a user would: the migrations, the password, and ports that the engine chooses.
 """
 
+import base64
 import json
 import os
 import re
@@ -85,8 +86,18 @@ class Stack:
     file: Path
     project: str
     env: Mapping[str, str]
-    password: str
-    printed: list[tuple[str, str]]
+    known: Any
+
+    def secrets(self) -> dict[str, str]:
+        """The secrets by their files' names, as the stack has made them; no output of any test may hold one."""
+        found = {}
+        for service in ("vectorchord", "job-server"):
+            script = "cd /run/secrets 2>/dev/null && for f in *; do echo $f $(base64 -w0 $f); done"
+            for line in self.try_compose("exec", "-T", service, "sh", "-c", script).stdout.splitlines():
+                name, encoded = line.removeprefix("\x1b[2K").split()
+                found[name] = base64.b64decode(encoded).decode()
+        self.known.secrets.update(value for name, value in found.items() if not name.endswith("_url"))
+        return found
 
     def try_compose(self, *arguments: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
         # No .env of the person who runs the tests.
@@ -101,7 +112,7 @@ class Stack:
             self.project,
         )
         done = run(*start, *arguments, env=self.env, timeout_s=timeout_s)
-        self.printed.append((f"docker compose {' '.join(arguments)}", done.stdout + done.stderr))
+        self.known.printed.append((f"docker compose {' '.join(arguments)}", done.stdout + done.stderr))
         return done
 
     def compose(self, *arguments: str, timeout_s: float = 120) -> str:
@@ -164,19 +175,13 @@ def stacks(folder: Path, known: Any, image: str) -> Iterator[Callable[..., Stack
     made: list[Stack] = []
 
     def make(file: Path = STACK, *, files: Mapping[str, str] | None = None, **environment: str) -> Stack:
-        password = environment.get("POSTGRES_PASSWORD", secrets.token_urlsafe(16))
-        password_file = folder / "password"
-        password_file.write_text(password + "\n")
-        password_file.chmod(0o444)
         # Nothing of the machine's own environment may change what is tested, but how to reach the engine.
         env = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
         env |= {name: value for name, value in os.environ.items() if name.startswith("DOCKER_")}
         env |= {"ORCHESTRATOR_IMAGE": image, "WEB_PORT": "0", "POSTGRES_PORT": "0"}
-        env |= {"POSTGRES_PASSWORD_FILE": str(password_file)}
         if files is not None:
             env |= {"MIGRATIONS_DIR": str(write_drizzle_folder(folder / "drizzle", files))}
-        known.secrets.add(password)
-        stack = Stack(file, f"pytest-{secrets.token_hex(4)}", env | environment, password, known.printed)
+        stack = Stack(file, f"pytest-{secrets.token_hex(4)}", env | environment, known)
         made.append(stack)
         return stack
 
@@ -199,6 +204,7 @@ def healthy(image: str, known: Any, tmp_path_factory: pytest.TempPathFactory) ->
     with stacks(tmp_path_factory.mktemp("healthy"), known, image) as make:
         stack = make(files=FILES)
         stack.compose("up", "--detach", "--wait", "--wait-timeout", "100")
+        assert len(stack.secrets()) == 7
         yield stack
 
 
@@ -303,9 +309,14 @@ def test_from_nothing_every_service_comes_up_healthy(healthy):
     )
 
 
-async def test_the_published_port_answers_health_with_200(healthy):
-    async with aiohttp.ClientSession() as http, http.get(healthy.url("job-server", 3005) + "/health") as response:
-        body = await response.json()
+async def test_the_published_port_answers_health_with_200_and_the_api_asks_for_the_token(healthy):
+    token = {"Authorization": f"Bearer {healthy.secrets()['api_token']}"}
+    url = healthy.url("job-server", 3005)
+    async with aiohttp.ClientSession() as http:
+        async with http.get(url + "/health", headers=token) as response:
+            body = await response.json()
+        async with http.get(url + "/api/jobs") as stranger, http.get(url + "/api/jobs", headers=token) as friend:
+            assert (stranger.status, friend.status) == (401, 200)
 
     assert response.status == 200
     assert (body["status"], body["phase"]) == ("ok", "ready")
@@ -377,21 +388,58 @@ def test_a_backup_of_the_stack_is_made_in_its_volume_and_proven_by_a_restore(hea
     assert made["backup"]["pg_dump_version"].startswith("17.")
     listed = json.loads(healthy.compose("exec", "-T", "job-server", "orchestrator", "backup", "--list", "--json"))
     assert made["backup"]["path"] in [one["path"] for one in listed["backups"]]
+    assert made["test"]["isolated"] is True
+    assert len(made["backup"]["signature"]) == 64
     arguments = healthy.compose("exec", "-T", "job-server", "sh", "-c", "cat /proc/[0-9]*/cmdline")
-    assert healthy.password not in arguments
+    assert not [value for value in healthy.secrets().values() if value in arguments]
 
 
-def test_the_password_is_in_no_log_no_argument_and_no_environment_that_the_engine_shows(healthy):
-    for service in ("vectorchord", "job-server", "web"):
-        assert healthy.password not in json.dumps(healthy.container(service))
-        log = healthy.compose("logs", service)
-        assert log
-        assert healthy.password not in log
-    script = "cat /proc/1/cmdline /proc/1/environ; cat /run/secrets/postgres_password >&2"
+def test_no_secret_is_in_a_log_an_argument_or_an_environment_that_the_engine_shows(healthy):
+    values = healthy.secrets()
+    for service in ("secrets", "vectorchord", "roles", "job-server", "web"):
+        shown = json.dumps(healthy.container(service)) + healthy.compose("logs", service)
+        assert not [name for name, value in values.items() if value in shown]
+    script = "cat /proc/1/cmdline /proc/1/environ; ls /run/secrets >&2"
     seen = run(*("docker", "exec", healthy.container("job-server")["Id"], "sh", "-c", script))
-    assert "PGPASSWORD_FILE=/run/secrets/postgres_password" in seen.stdout
-    assert healthy.password not in seen.stdout
-    assert seen.stderr.strip() == healthy.password
+    assert "DATABASE_URL_FILE=/run/secrets/database_url" in seen.stdout
+    assert not [name for name, value in values.items() if value in seen.stdout]
+    # The superuser's password is in the database's containers alone.
+    assert seen.stderr.split() == ["api_token", "backup_key", "database_url", "migration_database_url"]
+
+
+def test_the_stack_uses_two_roles_and_none_of_them_is_a_superuser(healthy):
+    sessions = "SELECT DISTINCT usename FROM pg_stat_activity WHERE application_name ~ '^orchestrator'"
+    assert healthy.sql(sessions) == ["app"]
+    roles = "SELECT rolname, rolsuper FROM pg_roles WHERE rolname ~ '^app' ORDER BY 1"
+    assert healthy.sql(roles) == ["app|f", "app_owner|f"]
+    owners = "SELECT DISTINCT tableowner FROM pg_tables WHERE schemaname IN ('public', 'drizzle', 'orchestrator')"
+    assert healthy.sql(owners) == ["app_owner"]
+    may = "SELECT {}('app', 'public.people', '{}')"
+    assert healthy.sql(may.format("has_table_privilege", "SELECT, INSERT, UPDATE, DELETE")) == ["t"]
+    assert healthy.sql("SELECT has_schema_privilege('app', 'public', 'CREATE')") == ["f"]
+
+
+def test_every_service_is_bounded_and_can_do_no_more_than_it_needs(healthy):
+    for service in ("secrets", "vectorchord", "roles", "job-server", "web"):
+        host = healthy.container(service)["HostConfig"]
+        assert host["ReadonlyRootfs"], service
+        assert host["CapDrop"] == ["ALL"], service
+        assert host["SecurityOpt"] == ["no-new-privileges:true"], service
+        assert 0 < host["Memory"] <= 2 << 30, service
+        assert 0 < host["PidsLimit"] <= 512, service
+        if service != "vectorchord":
+            assert not host["CapAdd"], service
+
+
+def test_the_image_holds_no_program_that_takes_rights_and_a_list_of_what_is_in_it(image):
+    script = "find / -xdev -type f -perm /6000 2>/dev/null; cat /usr/share/sbom.cdx.json"
+    told = docker("run", "--rm", "--network", "none", "--user", "0:0", "--entrypoint", "sh", image, "-c", script)
+    bom = json.loads(told)
+    names = {one["name"] for one in bom["components"]}
+
+    assert (bom["bomFormat"], bom["specVersion"]) == ("CycloneDX", "1.6")
+    assert {"orchestrator", "asyncpg", "aiohttp", "libpq5", "libc6", "postgresql-client"} <= names
+    assert all(one["version"] and one["purl"].startswith("pkg:") for one in bom["components"])
 
 
 def test_logs_rotate_and_a_stop_is_given_more_time_than_it_may_take(healthy):
@@ -422,6 +470,10 @@ def test_stop_is_clean_and_the_next_start_has_nothing_to_migrate(make_stack):
     assert "service.ready" in [line["event"] for line in second]
     assert "migration.applied" not in [line["event"] for line in second]
     assert stack.container("vectorchord")["State"]["ExitCode"] == 0
+    # With the containers gone, data and secrets fit one another still.
+    stack.compose("down", "--timeout", "5")
+    stack.compose("up", "--detach", "--wait", "--wait-timeout", "100")
+    assert "service.ready" in [line["event"] for line in stack.log("job-server")]
 
 
 async def test_a_migration_that_fails_leaves_web_unstarted_and_the_log_says_why(make_stack, wait_until):
@@ -474,14 +526,16 @@ async def test_three_replicas_on_an_empty_database_migrate_once_and_all_get_read
                 assert response.status == 200
 
 
-async def test_the_database_alone_takes_a_login_from_this_machine_with_its_password(make_stack):
-    stack = make_stack(DATABASE_ALONE)
+async def test_the_database_alone_takes_a_login_from_this_machine_with_its_password(make_stack, known):
+    password = "p@ss 'w" + secrets.token_hex(4)
+    known.secrets.add(password)
+    stack = make_stack(DATABASE_ALONE, POSTGRES_PASSWORD=password)
     stack.compose("up", "--detach", "--wait", "--wait-timeout", "100")
     host, port = stack.url("vectorchord", 5432).removeprefix("http://").split(":")
     login: dict[str, Any] = {"host": host, "port": int(port), "user": "postgres", "database": "streamystats"}
 
     assert host == "127.0.0.1"
-    connection = await asyncpg.connect(**login, password=stack.password)
+    connection = await asyncpg.connect(**login, password=password)
     try:
         assert await connection.fetchval("SELECT 1") == 1
     finally:

@@ -74,7 +74,7 @@ def test_the_table_of_variables_is_the_codes_own():
 
 def test_no_variable_is_named_that_does_not_exist():
     known = {v.name for v in VARIABLES} | {f"{v.name}_FILE" for v in VARIABLES} | {"JOBS_TEST_OUTAGE_S"}
-    known |= {"POSTGRES_PASSWORD", "POSTGRES_PASSWORD_FILE", "TEST_DATABASE_URL", "CRASH_KILLS", "FUZZ_EXAMPLES"}
+    known |= {"POSTGRES_PASSWORD", "ON_ERROR_STOP", "IS_TEMPLATE", "TEST_DATABASE_URL", "CRASH_KILLS", "FUZZ_EXAMPLES"}
     known |= {"ORCHESTRATOR_IMAGE", "IMAGE_SIZE", "XDG_DATA_HOME"}
     named = set(re.findall(r"\b(?:[A-Z]+_[A-Z_]*[A-Z]|API_TOKEN|JOBS|SCHEMA)\b", README))
     assert named <= known
@@ -153,7 +153,7 @@ def test_the_files_that_are_shown_are_those_of_the_example_project():
 
 
 def test_the_rules_that_are_listed_are_those_of_lint():
-    from orchestrator.migrator.lint import RULES
+    from orchestrator.analysis.lint import RULES
 
     listed = README.split("\nRules: ")[1].split("How they stand")[0]
     assert set(re.findall(r"[a-z]+(?:-[a-z]+)*", " ".join(re.findall(r"`([^`]+)`", listed)))) == set(RULES)
@@ -262,6 +262,7 @@ PARTS = {
     "Test it",
     "Developing",
     "Jobs, in your own project",
+    "In a container",
     "The API",
     "Move a Drizzle deployment over, and back",
     "Write and ship a migration",
@@ -269,7 +270,7 @@ PARTS = {
     "What will hurt: `lint`",
     "Try it: `rehearse`",
     "Is the database what its files make? `verify`",
-    "Mend the ledger: `repair`",
+    "Correct the ledger: `repair`",
     "Backups, and the way back: `backup`, `restore`",
     "Look into the database: `studio`",
     "Completion",
@@ -289,10 +290,13 @@ def _check_compose(lines: list[str], env: dict[str, str]) -> None:
     brought_up = (ROOT / "tests" / "test_container.py").read_text()
     assert all(f'"{Path(file).name}"' in brought_up for file in shipped)
     for line in lines:
-        words = shlex.split(line)
+        words = shlex.split(line, comments=True)
         assert words[:3] == ["docker", "compose", "-f"]
         assert words[3] in shipped
-        assert words[4] in {"up", "port", "logs", "build"}
+        assert words[4] in {"up", "port", "logs", "build", "exec"}
+        if words[4] == "exec":
+            assert words[5:] == ["job-server", "cat", "/run/secrets/api_token"]
+            continue
         assert set(words[5:]) <= {"--build", "--no-build", "--detach", "--wait", "job-server", "3005"}
     try:
         told = subprocess.run(
@@ -337,7 +341,7 @@ async def test_run_it(tour):
             assert part("Run it")[0].startswith("python3 -m venv .venv ")
         elif line.startswith("export DATABASE_URL="):
             await tour.export(line)
-        elif line.startswith("export POSTGRES_PASSWORD="):
+        elif line.startswith("export MIGRATIONS_DIR="):
             await tour.export(line)
             exported = {name: tour.env[name] for name in re.findall(r"(\w+)=", line)}
         elif line == "orchestrator status":
@@ -356,7 +360,7 @@ async def test_test_it(tour):
     for line in [*part("Test it"), *part("Developing")]:
         if line.startswith("python3 -m venv .venv && .venv/bin/pip"):
             _check_install(line)
-        elif match := re.fullmatch(r"([A-Z_]+)=\d+ pytest (tests/\w+\.py)", line):
+        elif match := re.fullmatch(r"([A-Z_]+)=\d+ pytest (tests/[\w/]+\.py)", line):
             # They take minutes each: run up to where the first test would begin.
             assert f'"{match[1]}"' in (ROOT / match[2]).read_text()
             line = line.replace("pytest tests/", f"pytest --collect-only -q --rootdir {ROOT} {ROOT}/tests/")  # noqa: PLW2901
@@ -366,7 +370,7 @@ async def test_test_it(tour):
 
 
 async def test_jobs_in_your_own_project_and_the_api(tour, wait_until):
-    lines, compose, exported = part("Jobs, in your own project"), [], {}
+    lines, compose, exported = [*part("Jobs, in your own project"), *part("In a container")], [], {}
     (enqueuing,) = [text for _, text in blocks("python") if text.startswith("await enqueue(")]
     async with contextlib.AsyncExitStack() as open_:
         url = ""
@@ -458,7 +462,7 @@ async def test_before_a_migration_runs(tour, admin):
     assert part("What will hurt: `lint`") == ["orchestrator lint --all"]
     await tour.shell("orchestrator lint --all", code=1)
     assert "rewrites-table" in tour.printed[-1]
-    ((_, allowed),) = blocks("sql")
+    (allowed,) = [block for _, block in blocks("sql") if not block.startswith("-- Least privilege")]
     tour.write("0002_allowed", allowed.replace('"users"', '"orders"').replace('"legacy"', '"customer"'))
     assert "drop-column" not in await tour.shell("orchestrator lint --all", code=1)
     ((_, workflow),) = blocks("yaml")
@@ -474,8 +478,8 @@ async def test_verify_studio_and_completion(tour):
     assert part("Is the database what its files make? `verify`") == ["orchestrator verify --schema public"]
     assert "The database is what the files make." in await tour.shell("orchestrator verify --schema public")
 
-    assert part("Look into the database: `studio`") == ["orchestrator studio"]  # run by tests/test_studio.py
-    assert '"studio"' in (ROOT / "tests" / "test_studio.py").read_text()
+    assert part("Look into the database: `studio`") == ["orchestrator studio"]  # run by tests/commands/test_studio.py
+    assert '"studio"' in (ROOT / "tests" / "commands" / "test_studio.py").read_text()
 
     home = tour.folder
     files = [".local/share/bash-completion/completions/orchestrator", "zsh/_orchestrator"]
@@ -488,7 +492,7 @@ async def test_verify_studio_and_completion(tour):
 
 
 async def test_repair(tour, admin):
-    lines = part("Mend the ledger: `repair`")
+    lines = part("Correct the ledger: `repair`")
     file = tour.write("0007_x", "CREATE TABLE x (id int);")
     await tour.shell("orchestrator migrate")
     for line in lines:

@@ -5,54 +5,38 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import asynccontextmanager, suppress
+from functools import partial
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 from aiohttp import web
 
 from orchestrator.api import health, page
-from orchestrator.api.dispatch import ROUTE, Dispatcher
-from orchestrator.api.measures import Measures
+from orchestrator.api.audit import CHANGED, NOBODY, AuditTrail
+from orchestrator.api.connections import Connection
 from orchestrator.api.problems import problem
-from orchestrator.api.safety import BODY_LIMIT_BYTES, Safety
+from orchestrator.api.rate_limit import RateLimitedEvents
+from orchestrator.api.routing import DISPATCHER, ROUTE, Dispatcher
+from orchestrator.api.security import BODY_LIMIT_BYTES, CALLER, READING, is_loopback
 from orchestrator.lifecycle import Phase
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator
+    from pathlib import Path
 
     from aiohttp.typedefs import Handler
 
+    from orchestrator.api.backend import Backend
     from orchestrator.api.metrics import Exposition
-    from orchestrator.api.sampling import Sampler
-    from orchestrator.api.tail import Tail
+    from orchestrator.api.security import Safety
     from orchestrator.dsn import Dsn
-    from orchestrator.jobs.registry import Registry
-    from orchestrator.jobs.server import JobServer
     from orchestrator.lifecycle import Lifecycle
-    from orchestrator.migrator.survey import Source
-
-
-class Backend(msgspec.Struct):
-    """What the routes work with. `safety` is there from the start; the supervisor fills the rest at LAUNCHING."""
-
-    safety: Safety = msgspec.field(default_factory=Safety)
-    pool: Any = None
-    sources: Sequence[Source] = msgspec.field(default_factory=tuple)
-    policy: Any = "drizzle"
-    ahead: Any = "refuse"
-    registry: Registry | None = None
-    jobs: JobServer | None = None
-    life: Lifecycle | None = None
-    measures: Measures = msgspec.field(default_factory=Measures)
-    sampler: Sampler | None = None
-    tail: Tail | None = None
-    dispatcher: Dispatcher | None = None
 
 
 def build_app(life: Lifecycle, backend: Backend) -> web.Application:
     """The application. It can serve before anything else is there: until READY only what tells of the start is open."""
     backend.life = life
-    dispatcher = backend.dispatcher = Dispatcher(backend)
+    dispatcher = Dispatcher(backend)
     life.listen(backend.measures.hear)
     gate = Gate(life, backend)
     own_methods: dict[str, list[str]] = {}
@@ -75,18 +59,29 @@ def build_app(life: Lifecycle, backend: Backend) -> web.Application:
 
     # No middlewares: two of them cost a request more than all that `/health` does. The handlers are wrapped instead.
     app = web.Application(client_max_size=BODY_LIMIT_BYTES)
+    app[DISPATCHER] = dispatcher
     app.on_response_prepare.append(prepare)
     app.on_shutdown.append(end_streams)
-    for path, answer in health.probes(life).items():
-        app.router.add_get(path, gate.for_probe(answer, path))
-    stream = health.stream(app, life, lambda: backend.safety.access)
-    app.router.add_get("/health/events", gate.before(stream, "/health/events"), allow_head=False)
+    told_all, told_little = health.probes(life), health.probes(life, tells_all=False)
+    for path, probe in told_all.items():
+        handler = gate.for_probe(probe, told_little[path], path)
+        app.router.add_get(path, handler, expect_handler=_no_expectation)
+    app.cleanup_ctx.append(lambda _: backend.safety.tokens.watched(life))
+    stream = health.stream(app, life, backend.safety)
+    app.router.add_get(
+        "/health/events", gate.before(stream, "/health/events"), allow_head=False, expect_handler=_no_expectation
+    )
     for path, handler in {**page.files(), "/metrics": _metrics(life, backend)}.items():
-        app.router.add_get(path, gate.before(handler, path))
+        app.router.add_get(path, gate.before(handler, path), expect_handler=_no_expectation)
     own_methods |= {one.canonical: sorted(route.method for route in one) for one in app.router.resources()}
-    app.router.add_route("*", r"/{path:[\s\S]*}", gate.before(elsewhere, "none"))  # a dot does not match %0A
+    anything = r"/{path:[\s\S]*}"  # a dot does not match %0A
+    app.router.add_route("*", anything, gate.before(elsewhere, "none"), expect_handler=_no_expectation)
     app.on_shutdown.append(end_requests)  # after the streams, which would never end by themselves
     return app
+
+
+async def _no_expectation(_: web.Request) -> None:
+    """Nobody is told to send a body before it is known who they are: who reads the body, says so."""
 
 
 class Gate:
@@ -95,6 +90,8 @@ class Gate:
     def __init__(self, life: Lifecycle, backend: Backend) -> None:
         self._life, self._backend = life, backend
         self._requests: set[asyncio.Task[Any]] = set()
+        self._events = RateLimitedEvents(life)
+        self._audit = backend.audit = AuditTrail(life, self._events)
 
     async def close(self, limit_s: float) -> None:
         """Wait for the requests in flight (probes never wait for anything), and cancel those that take longer."""
@@ -119,6 +116,15 @@ class Gate:
             try:
                 response = await self._answered(request, admitted)
                 status, is_stream = response.status, response.content_type == "text/event-stream"
+                if request.method not in READING and status < HTTPStatus.BAD_REQUEST:
+                    self._audit.note(
+                        token=request.get(CALLER, NOBODY),
+                        address=request.remote,
+                        method=request.method,
+                        path=request.path,
+                        status=status,
+                        facts=request.get(CHANGED, {}),
+                    )
             finally:
                 duration_s = None if is_stream else time.perf_counter() - began
                 self._backend.measures.count_request(request.method, request.get(ROUTE, label), status, duration_s)
@@ -126,21 +132,37 @@ class Gate:
 
         return handle
 
-    def for_probe(self, answer: Callable[[], web.Response], label: str) -> Handler:
-        """The same for what is open to all: where there is neither query nor body, there is nothing to look at."""
-        measures = self._backend.measures
+    def for_probe(self, told_all: health.Probe, told_little: health.Probe, label: str) -> Handler:
+        """The same for what is open to all: where there is neither query nor body, there is nothing to look at.
 
-        async def answered(_: web.Request) -> web.Response:
-            return answer()
+        A request that comes again byte by byte is answered by the connection itself, before it is parsed.
+        """
+        measures, safety = self._backend.measures, self._backend.safety
+
+        def for_whom(request: web.Request) -> health.Probe:
+            return told_all if safety.tells_all(request) else told_little
+
+        async def answered(request: web.Request) -> web.Response:
+            return for_whom(request).response()
 
         looked_at = self.before(answered, label)
+
+        def again(probe: health.Probe) -> bytes:
+            began = time.perf_counter()
+            status, text = probe.wire()
+            measures.count_request("GET", label, status, time.perf_counter() - began)
+            return text
 
         async def handle(request: web.Request) -> web.StreamResponse:
             if request.body_exists or request.rel_url.raw_query_string:
                 return await looked_at(request)
             began = time.perf_counter()
-            response = answer()
+            probe = for_whom(request)
+            response = probe.response()
             measures.count_request(request.method, label, response.status, time.perf_counter() - began)
+            connection = request.protocol
+            if isinstance(connection, Connection) and not safety.cors_origins:
+                connection.keep(request, partial(again, probe))
             return response
 
         return handle
@@ -155,18 +177,22 @@ class Gate:
             detail = "no such route" if error.status == 404 else error.reason  # noqa: PLR2004
             return problem(error.status, detail, headers=keep, instance=request.path)
         except Exception as error:  # noqa: BLE001 the edge of HTTP: logged once, told without its insides
-            self._life.emit(
+            self._events.emit(
                 "http.request_failed", level="error", method=request.method, path=request.path, exc_info=error
             )
             return problem(500, "something went wrong; the log has the error", instance=request.path)
 
     def _refusal(self, request: web.Request) -> web.StreamResponse | None:
         """The answer to what must not go on, or needs not: the page is one for all that ask for `/` as browsers do."""
-        refused = self._backend.safety.check(request)
-        if refused is not None:
-            return refused
+        if isinstance(request.protocol, Connection) and request.protocol.is_reserved:
+            return problem(503, "there are too many connections; try again", headers=_LATER, instance=request.path)
         if page.is_asked_for(request):
             return page.index()
+        refused = self._backend.safety.check(request)
+        if refused is not None:
+            if "Authorization" in request.headers and refused.status == HTTPStatus.UNAUTHORIZED:
+                self._events.emit("api.token_refused", address=request.remote, method=request.method)
+            return refused
         phase = self._life.phase
         if phase is Phase.READY or is_before_the_gate(request.path):
             return None
@@ -177,6 +203,9 @@ class Gate:
             instance=request.path,
             phase=str(phase),
         )
+
+
+_LATER = {"Retry-After": "1"}
 
 
 def is_before_the_gate(path: str) -> bool:
@@ -204,39 +233,54 @@ def _exposition(life: Lifecycle, backend: Backend) -> Exposition:
     return Exposition(life, backend)
 
 
-def load_routes(backend: Backend) -> None:
+def load_routes(app: web.Application) -> None:
     """Load what stands behind the gate, so that the first request after READY need not. Blocking: for a thread."""
-    import orchestrator.api.events
-    import orchestrator.api.sampling
-    import orchestrator.api.tail  # noqa: F401
+    import orchestrator.api.event_log  # noqa: F401
 
-    if backend.dispatcher is not None:
-        backend.dispatcher.load()
+    app[DISPATCHER].load()
+
+
+def _tell_who_may_ask(safety: Safety, life: Lifecycle) -> None:
+    """Say in the log what is open to the network, or closed to everybody."""
+    without = safety.access_for_strangers
+    if is_loopback(safety.host) or (without == "none" and safety.tokens):
+        return
+    if without == "none":
+        life.emit(
+            "api.closed",
+            level="warning",
+            hint="No API_TOKEN is set and HOST is not loopback: nothing but /health answers. Set API_TOKEN"
+            " (`orchestrator token` makes one), or API_ACCESS=read or open where nobody else reaches this port.",
+        )
+    else:
+        may = "look at everything" if without == "read" else "look at everything and change it"
+        life.emit("api.unprotected", level="warning", access=without, hint=f"Whoever reaches this port may {may}.")
 
 
 @asynccontextmanager
-async def watching(backend: Backend, dsn: Dsn, life: Lifecycle) -> AsyncIterator[list[asyncio.Task[None]]]:
-    """Sample the queue and follow its events while the block lasts; `backend.pool` must be there.
+async def watching(
+    backend: Backend, dsn: Dsn, life: Lifecycle, backup_dir: Path | None = None
+) -> AsyncIterator[list[asyncio.Task[None]]]:
+    """Sample the queue, its schedules and its events while the block lasts; `backend.pool` must be there.
 
     Yields the tasks: they end by a bug of ours alone, which whoever holds the block must not miss.
     """
-    from orchestrator.api.events import tell
-    from orchestrator.api.sampling import Sampler
-    from orchestrator.api.tail import Tail
+    from orchestrator.api.event_log import Tail
+    from orchestrator.api.queue_sampler import Sampler
+    from orchestrator.api.routes.events import tell
+    from orchestrator.jobs.schedule_monitor import ScheduleMonitor
 
     sampler = backend.sampler = Sampler(backend.pool, life, None if backend.jobs is None else backend.jobs.worker_id)
+    monitor = backend.monitor = ScheduleMonitor(backend.pool, life, backup_dir)
     tail = backend.tail = Tail(dsn, life)
     stop_telling = tell(life, tail)
     tasks = [
         asyncio.create_task(sampler.run(), name="queue figures"),
+        asyncio.create_task(monitor.run(), name="schedule monitor"),
         asyncio.create_task(tail.run(), name="job events"),
+        *([] if backend.audit is None else [asyncio.create_task(backend.audit.run(backend.pool), name="audit trail")]),
     ]
-    if backend.safety.refuses_changes:
-        life.emit(
-            "api.unprotected",
-            level="warning",
-            hint="No API_TOKEN is set and HOST is not loopback: requests that change something are refused.",
-        )
+    _tell_who_may_ask(backend.safety, life)
     try:
         yield tasks
     finally:

@@ -11,6 +11,8 @@ import time
 from collections import Counter
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
+from email.utils import formatdate
+from http import HTTPStatus
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -19,9 +21,9 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from orchestrator import __version__
-from orchestrator.api import streams
+from orchestrator.api import sse
 from orchestrator.api.problems import problem
-from orchestrator.api.safety import SECURITY_HEADERS
+from orchestrator.api.security import SECURITY_HEADERS
 from orchestrator.lifecycle import Phase
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
     from aiohttp.typedefs import Handler
 
+    from orchestrator.api.security import Safety
     from orchestrator.lifecycle import Event, Lifecycle, MigrationCounts, MigrationItem
 
 RETRY_AFTER_S = 1
@@ -67,8 +70,12 @@ def _status(life: Lifecycle) -> str:
             return "unavailable" if life.was_ready else "starting"
 
 
-def health(life: Lifecycle) -> dict[str, object]:
-    """The body of `/health`: times in ISO 8601 UTC, durations in seconds, no secret in any of it."""
+def health(life: Lifecycle, *, tells_all: bool = True) -> dict[str, object]:
+    """The body of `/health`: times in ISO 8601 UTC, durations in seconds, no secret in any of it.
+
+    Who may not be told all is told how far it is: phases, counts, times, and what kinds of warnings there are; nothing
+    that names a host, a user, a file, a version, or holds SQL or rows.
+    """
     migrations = life.migrations
     elapsed_s = migrations.elapsed_s
     if elapsed_s is None and migrations.started_at is not None:
@@ -79,18 +86,18 @@ def health(life: Lifecycle) -> dict[str, object]:
         "timestamp": _iso(life.now()),
         "uptime_s": round(life.uptime_s, 3),
         "started_at": _iso(life.now() - life.uptime_s),
-        "version": __version__,
+        "version": __version__ if tells_all else None,
         "migrations": {
             "applied": migrations.applied,
             "total": migrations.total,
-            "current": migrations.current,
+            "current": migrations.current if tells_all else None,
             "statement": migrations.statement if migrations.current else None,
             "statements": migrations.statements if migrations.current else None,
             "elapsed_s": None if elapsed_s is None else round(elapsed_s, 3),
-            "activity": migrations.activity,
+            "activity": migrations.activity if tells_all else None,
         },
         "checks": {
-            name: {"status": check.status, "checked_at": _iso(check.at), **check.facts}
+            name: {"status": check.status, "checked_at": _iso(check.at), **(check.facts if tells_all else {})}
             for name, check in life.checks.items()
         },
         "history": [
@@ -101,8 +108,15 @@ def health(life: Lifecycle) -> dict[str, object]:
             }
             for entry in life.history
         ],
-        "warnings": life.warnings,
-        "failure": life.failure,
+        "warnings": life.warnings if tells_all else [{"event": one["event"]} for one in life.warnings],
+        "failure": life.failure if tells_all or life.failure is None else _failure_in_short(life.failure),
+    }
+
+
+def _failure_in_short(failure: Mapping[str, object]) -> dict[str, object]:
+    return {
+        "error": "the start failed; /health tells why to those who show the API's token, and the log to all",
+        **{name: failure[name] for name in ("exit_code", "restart_helps") if name in failure},
     }
 
 
@@ -113,23 +127,31 @@ class HealthBody:
     check or warning shows at once. Before READY, where a migration's facts move without an event, nothing is kept.
     """
 
-    __slots__ = ("_after", "_before", "_life", "_made_for")
+    __slots__ = ("_after", "_before", "_date", "_dated", "_life", "_made_for", "_tells_all")
 
-    def __init__(self, life: Lifecycle) -> None:
-        self._life = life
+    def __init__(self, life: Lifecycle, *, tells_all: bool = True) -> None:
+        self._life, self._tells_all = life, tells_all
         self._made_for = (-1, -1)
-        self._before = self._after = b""
+        self._before = self._after = self._date = b""
+        self._dated = -1
+
+    def date(self) -> bytes:
+        """The time as HTTP's header Date has it."""
+        now = int(self._life.now())
+        if now != self._dated:
+            self._dated, self._date = now, formatdate(now, usegmt=True).encode()
+        return self._date
 
     def text(self) -> bytes:
         """The body of this instant."""
         life = self._life
         if life.phase is not Phase.READY:
-            return msgspec.json.encode(health(life), enc_hook=str)
+            return msgspec.json.encode(health(life, tells_all=self._tells_all), enc_hook=str)
         now = life.now()
         made_for = life.revision, int(now)
         if made_for != self._made_for:
             self._made_for = made_for
-            body = health(life)
+            body = health(life, tells_all=self._tells_all)
             before = {key: body.pop(key) for key in ("status", "phase")}
             until_seconds = _iso(made_for[1])[: -len("000Z")]
             self._before = msgspec.json.encode(before)[:-1] + f',"timestamp":"{until_seconds}'.encode()
@@ -138,12 +160,17 @@ class HealthBody:
         return b'%b%03dZ","uptime_s":%.3f,%b' % (self._before, (now - made_for[1]) * 1000, life.uptime_s, self._after)
 
 
-def snapshot(life: Lifecycle, access: Mapping[str, object] = _NO_ACCESS) -> dict[str, object]:
+def snapshot(
+    life: Lifecycle, access: Mapping[str, object] = _NO_ACCESS, *, tells_all: bool = True
+) -> dict[str, object]:
     """The body of `/health`, with the migrations one by one: bounded, however many there are.
 
-    `access` says what the API asks for (see `stream`).
+    `access` says what the API asks for (see `stream`). Who may not be told all is told the counts alone.
     """
-    return {**health(life), "items": _items(life.migrations), "access": access}
+    items = _items(life.migrations)
+    if not tells_all:
+        items |= {"rows": [], "slowest": [], "left_out_before": 0}
+    return {**health(life, tells_all=tells_all), "items": items, "access": access, "tells_all": tells_all}
 
 
 def _items(migrations: MigrationCounts) -> dict[str, object]:
@@ -194,14 +221,18 @@ def _without_clocks(body: dict[str, object]) -> dict[str, object]:
 class StartEvents:
     """The stream of snapshots. It costs nothing while nobody watches."""
 
-    def __init__(self, life: Lifecycle, access: Callable[[], Mapping[str, object]]) -> None:
-        self.life, self._access = life, access
-        self.hub = streams.Hub(limit=1, most=_WATCHERS_LIMIT, keep="newest")
+    def __init__(self, life: Lifecycle, access: Callable[[], Mapping[str, object]], *, tells_all: bool) -> None:
+        self.life, self._access, self._tells_all = life, access, tells_all
+        self._latest: tuple[float, dict[str, object]] | None = None
+        self.hub = sse.Hub(limit=1, most=_WATCHERS_LIMIT, keep="newest")
         self._happened = asyncio.Event()
 
     def now(self) -> dict[str, object]:
-        """The snapshot of this instant."""
-        return snapshot(self.life, self._access())
+        """The snapshot of this instant, or of a moment ago: what is asked for again and again costs no more for it."""
+        at = time.monotonic()
+        if self._latest is None or at - self._latest[0] > _GAP_S:
+            self._latest = at, snapshot(self.life, self._access(), tells_all=self._tells_all)
+        return self._latest[1]
 
     async def run(self) -> None:
         """Publish what changes, until cancelled."""
@@ -218,7 +249,7 @@ class StartEvents:
             still, now = _without_clocks(body), time.monotonic()
             if still != before or now - said_at >= _REPEAT_S:
                 before, said_at = still, now
-                self.hub.publish(streams.frame("state", body))
+                self.hub.publish(sse.frame("state", body))
             await asyncio.sleep(max(_GAP_S, _SHARE * (time.monotonic() - began)))
 
     @asynccontextmanager
@@ -240,26 +271,24 @@ class StartEvents:
 
     async def end(self, _: web.Application) -> None:
         """Tell everybody how it ended (a failed start has its `failure` by now), and close."""
-        self.hub.close(streams.frame("end", self.now()))
+        self._latest = None
+        self.hub.close(sse.frame("end", self.now()))
 
 
-def stream(
-    app: web.Application, life: Lifecycle, access: Callable[[], Mapping[str, object]] = lambda: _NO_ACCESS
-) -> Handler:
-    """The handler of `/health/events`, whose stream lasts as long as the application serves.
+def stream(app: web.Application, life: Lifecycle, safety: Safety) -> Handler:
+    """The handler of `/health/events`, whose streams last as long as the application serves.
 
-    `access` tells the page what the API asks for: `token`, whether one is configured, and `actions`, `open`, `token`
-    or `refused`. It is no secret: whoever asks the API learns the same.
+    There are two: one tells everything to those who may know it, the other the phase and little more. Both tell what
+    the API asks for (`Safety.access`): it is no secret, whoever asks the API learns the same.
     """
-    events = StartEvents(life, access)
-    app.cleanup_ctx.append(events.running)
-    app.on_shutdown.append(events.end)
-    return _watching(events)
+    both = {tells_all: StartEvents(life, lambda: safety.access, tells_all=tells_all) for tells_all in (True, False)}
+    for events in both.values():
+        app.cleanup_ctx.append(events.running)
+        app.on_shutdown.append(events.end)
 
-
-def _watching(events: StartEvents) -> Handler:
     async def watch(request: web.Request) -> web.StreamResponse:
         """The stream; `Accept: application/json` asks for one snapshot of the same instead (where streams fail)."""
+        events = both[safety.tells_all(request)]
         if request.headers.get("Accept") == "application/json":
             return web.Response(
                 body=msgspec.json.encode(events.now(), enc_hook=str),
@@ -268,8 +297,8 @@ def _watching(events: StartEvents) -> Handler:
             )
         try:
             with events.hub.subscribe() as subscriber:
-                return await streams.respond(request, subscriber, first=streams.frame("state", events.now()))
-        except streams.HubFullError:
+                return await sse.respond(request, subscriber, first=sse.frame("state", events.now()))
+        except sse.HubFullError:
             return problem(
                 503,
                 f"{_WATCHERS_LIMIT} clients watch already; ask for Accept: application/json instead",
@@ -280,20 +309,42 @@ def _watching(events: StartEvents) -> Handler:
     return watch
 
 
-def probes(life: Lifecycle) -> Mapping[str, Callable[[], web.Response]]:
-    """What answers each probe, by path. Nothing of the request matters, and none of them is behind the gate."""
-    body = HealthBody(life)
+class Probe:
+    """What answers one probe: nothing of the request matters. `is_ok` says whether the answer is 200, or 503."""
 
-    def answer(*, ok: bool) -> web.Response:
-        return web.Response(status=200 if ok else 503, body=body.text(), headers=_PROBE if ok else _PROBE_RETRY)
+    __slots__ = ("_body", "_is_ok")
 
-    def ready() -> web.Response:
-        return answer(ok=life.phase is Phase.READY)
+    def __init__(self, body: HealthBody, is_ok: Callable[[], bool]) -> None:
+        self._body, self._is_ok = body, is_ok
 
-    def live() -> web.Response:
-        return answer(ok=True)
+    def response(self) -> web.Response:
+        """The answer of this instant."""
+        status, headers = (200, _PROBE) if self._is_ok() else (503, _PROBE_RETRY)
+        return web.Response(status=status, body=self._body.text(), headers=headers)
 
-    def startup() -> web.Response:
-        return answer(ok=life.was_ready)
+    def wire(self) -> tuple[int, bytes]:
+        """The same as its status and as it goes over the wire."""
+        status, head = (200, _PROBE_HEAD) if self._is_ok() else (503, _PROBE_RETRY_HEAD)
+        body = self._body.text()
+        return status, b"%bContent-Length: %d\r\nDate: %b\r\n\r\n%b" % (head, len(body), self._body.date(), body)
 
-    return {"/health": ready, "/health/ready": ready, "/health/live": live, "/health/startup": startup}
+
+def _head(status: int, headers: Mapping[str, str]) -> bytes:
+    rows = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n{rows}".encode()
+
+
+_PROBE_HEAD = _head(200, _PROBE)
+_PROBE_RETRY_HEAD = _head(503, _PROBE_RETRY)
+
+
+def probes(life: Lifecycle, *, tells_all: bool = True) -> Mapping[str, Probe]:
+    """The probes, by path. None of them is behind the gate."""
+    body = HealthBody(life, tells_all=tells_all)
+    ready = Probe(body, lambda: life.phase is Phase.READY)
+    return {
+        "/health": ready,
+        "/health/ready": ready,
+        "/health/live": Probe(body, lambda: True),
+        "/health/startup": Probe(body, lambda: life.was_ready),
+    }

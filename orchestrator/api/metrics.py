@@ -19,7 +19,7 @@ from prometheus_client.core import (
 from prometheus_client.exposition import choose_encoder
 
 from orchestrator import __version__
-from orchestrator.jobs.reading import STATES
+from orchestrator.jobs.store import STATES
 from orchestrator.lifecycle import Phase
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from prometheus_client.metrics_core import Metric
 
-    from orchestrator.api.app import Backend
-    from orchestrator.api.measures import Histogram, Measures
+    from orchestrator.api.backend import Backend
+    from orchestrator.api.counters import Histogram, Measures
     from orchestrator.lifecycle import Lifecycle
 
 
@@ -55,6 +55,7 @@ class Exposition:
         yield from self._migrations()
         yield from _http(self._backend.measures)
         yield from self._queue()
+        yield from self._schedules()
 
     def _start(self) -> Iterator[Metric]:
         life = self._life
@@ -133,6 +134,34 @@ class Exposition:
             ["name", "state"],
             runs,
         )
+
+    def _schedules(self) -> Iterator[Metric]:
+        monitor = self._backend.monitor
+        good = GaugeMetricFamily(
+            "orchestrator_schedule_last_success_timestamp_seconds",
+            "When a run of the schedule last succeeded.",
+            labels=["schedule"],
+        )
+        bad = GaugeMetricFamily(
+            "orchestrator_schedule_last_failure_timestamp_seconds",
+            "When a run of the schedule was last given up.",
+            labels=["schedule"],
+        )
+        taken = GaugeMetricFamily(
+            "orchestrator_backup_last_success_timestamp_seconds", "When the newest good backup was taken."
+        )
+        size = GaugeMetricFamily("orchestrator_backup_last_success_size_bytes", "How large it is.")
+        if monitor is not None:
+            found = monitor.found
+            for one in found.schedules:
+                if one.succeeded_at is not None:
+                    good.add_metric([one.name], one.succeeded_at.timestamp())
+                if one.failed_at is not None:
+                    bad.add_metric([one.name], one.failed_at.timestamp())
+            if found.backup_at is not None:
+                taken.add_metric([], found.backup_at.timestamp())
+                size.add_metric([], found.backup_size_bytes)
+        yield from (good, bad, taken, size)
 
 
 def _http(measures: Measures) -> Iterator[Metric]:

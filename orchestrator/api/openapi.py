@@ -14,7 +14,7 @@ from orchestrator import __version__
 from orchestrator.api.operations import Answer, Call, Empty, Operation, json_answer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from aiohttp import web
 
@@ -60,19 +60,12 @@ class Health(msgspec.Struct, frozen=True):
     phase: str
     timestamp: str
     uptime_s: float
-    version: str
+    version: str | None
     migrations: HealthMigrations
     checks: dict[str, Any]
     history: list[dict[str, Any]]
     warnings: list[dict[str, Any]]
     failure: dict[str, Any] | None
-
-
-async def document(call: Call) -> web.Response:
-    """The document itself."""
-    from orchestrator.api.dispatch import operations
-
-    return json_answer(build((*operations(), *ELSEWHERE), call.backend.registry))
 
 
 async def root(_: Call) -> web.Response:
@@ -98,12 +91,20 @@ _ENDPOINTS = {
     "openapi": "/openapi.json",
 }
 
-OPERATIONS = (
-    Operation(
-        "GET", "/openapi.json", document, "This document", "about", {200: Answer(dict[str, Any], "OpenAPI 3.1.")}
-    ),
-    Operation("GET", "/", root, "Who this is", "about", {200: Answer(Root, "A browser gets the status page.")}),
-)
+
+def about(operations: Callable[[], Sequence[Operation]]) -> tuple[Operation, ...]:
+    """The operations that tell of the server; `operations` are all those that the document is to hold."""
+
+    async def document(call: Call) -> web.Response:
+        return json_answer(build((*operations(), *ELSEWHERE), call.backend.registry))
+
+    return (
+        Operation(
+            "GET", "/openapi.json", document, "This document", "about", {200: Answer(dict[str, Any], "OpenAPI 3.1.")}
+        ),
+        Operation("GET", "/", root, "Who this is", "about", {200: Answer(Root, "A browser gets the status page.")}),
+    )
+
 
 _UP = {200: Answer(Health, "It serves."), 503: Answer(Health, "It does not serve now.")}
 # Routes that stand before the gate; they are served without any of this, from the first moment on.
@@ -133,7 +134,7 @@ ELSEWHERE = (
     ),
 )
 
-_OPEN = ("/health", "/")
+_OPEN = ("/health",)
 
 
 def build(operations: Sequence[Operation], registry: Registry | None) -> dict[str, Any]:

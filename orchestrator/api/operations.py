@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,7 +17,11 @@ import asyncpg
 import msgspec
 from aiohttp import web
 
-from orchestrator.api.problems import problem
+from orchestrator.api import request_body
+from orchestrator.api.audit import CHANGED
+from orchestrator.api.problems import Refusal, problem, refuse_field
+from orchestrator.api.request_body import refuse_invalid
+from orchestrator.database.connect_errors import CONNECTION_ERRORS
 from orchestrator.jobs.errors import (
     IdempotencyError,
     JobError,
@@ -29,16 +34,14 @@ from orchestrator.jobs.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
-    from orchestrator.api.app import Backend
+    from orchestrator.api.backend import Backend
 
-_BODY_TIMEOUT_S = 30.0
 _ACQUIRE_TIMEOUT_S = 10.0
 # A statement that takes longer is cancelled, and its connection given back: a pool is small.
 _ANSWER_TIMEOUT_S = 30.0
-# As deep as payloads are; Postgres and every client must be able to read what we keep.
-DEPTH_MAX = 64
+_LOCK_LIMIT = "SET lock_timeout = '2s'"
 _JSON_HEADERS = {"Cache-Control": "no-store"}
 
 
@@ -102,31 +105,34 @@ class Call:
     headers: Any
     body: Any
 
-    def connection(self) -> Any:
-        """A connection of the pool, as an async context manager."""
-        return self.backend.pool.acquire(timeout=_ACQUIRE_TIMEOUT_S)
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Any]:
+        """A connection of the pool.
 
+        One that may write waits for locks of others (an idempotency key that an open transaction holds, for one) for a
+        moment only, and there are never so many of those that none is left for who only reads.
+        """
+        if self.operation.method == "GET":
+            async with self.backend.pool.acquire(timeout=_ACQUIRE_TIMEOUT_S) as connection:
+                yield connection
+            return
+        try:
+            async with asyncio.timeout(_ACQUIRE_TIMEOUT_S):
+                await self.backend.writing.acquire()
+        except TimeoutError:
+            detail = "too many requests wait to change something; try again"
+            raise Refusal(503, detail, headers=_LATER) from None
+        try:
+            async with self.backend.pool.acquire(timeout=_ACQUIRE_TIMEOUT_S) as connection:
+                if not connection.is_shared:
+                    await connection.execute(_LOCK_LIMIT)  # until it is given back
+                yield connection
+        finally:
+            self.backend.writing.release()
 
-class Refusal(Exception):  # noqa: N818 it is an answer, not an error of ours
-    """Answer with this problem."""
-
-    def __init__(self, status: int, detail: str, **members: Any) -> None:
-        super().__init__(detail)
-        self.status, self.detail, self.members = status, detail, members
-
-
-def refuse_field(path: str, reason: str, *, status: int = 422, **members: Any) -> Refusal:
-    """The refusal of one field, named as in `payload.user.id`, and as a JSON pointer (RFC 9457 uses one)."""
-    name = path.removeprefix("$").lstrip(".")
-    pointer = "#/" + name.replace("~", "~0").replace("/", "~1").replace(".", "/").replace("[", "/").replace("]", "")
-    shown = name or "the body"
-    return Refusal(
-        status,
-        f"{shown}: {reason}",
-        field=name,
-        errors=[{"field": name, "pointer": pointer, "detail": reason}],
-        **members,
-    )
+    def changed(self, **facts: object) -> None:
+        """Say what this request changed, for the audit trail: names and numbers, never payloads."""
+        self.request[CHANGED] = facts
 
 
 def json_answer(body: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
@@ -143,6 +149,7 @@ async def perform(
     operation: Operation, request: web.Request, backend: Backend, match: Mapping[str, str]
 ) -> web.StreamResponse:
     """Read the request, call the operation, and turn what it refuses into a problem."""
+    limit: asyncio.Timeout | None = None
     try:
         call = Call(
             operation,
@@ -151,15 +158,17 @@ async def perform(
             parameters=_parameters(operation, match),
             query=_query(operation, request),
             headers=_headers(operation, request),
-            body=await _body(operation, request),
+            body=await request_body.read(request, operation.body, invalid=operation.invalid),
         )
-        async with asyncio.timeout(None if operation.is_stream else _ANSWER_TIMEOUT_S):
+        async with asyncio.timeout(None if operation.is_stream else _ANSWER_TIMEOUT_S) as limit:
             return await operation.handle(call)
     except Refusal as refusal:
         return problem(refusal.status, refusal.detail, instance=request.path, **refusal.members)
     except JobError as error:
         return _job_problem(error, request)
-    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except (*CONNECTION_ERRORS, TimeoutError) as error:
+        if limit is not None and limit.expired():
+            return problem(503, "this took too long; ask for less", headers=_LATER, instance=request.path)
         return _database_problem(error, request)
 
 
@@ -169,6 +178,9 @@ def _database_problem(error: Exception, request: web.Request) -> web.Response:
         isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError)
     ):
         return problem(422, "the database cannot store one of these values", instance=request.path)
+    if isinstance(error, asyncpg.LockNotAvailableError):
+        detail = "another transaction holds what this would change; try again"
+        return problem(503, detail, headers=_LATER, instance=request.path)
     if isinstance(error, asyncpg.QueryCanceledError):
         return problem(503, "the database took too long; ask for less", headers=_LATER, instance=request.path)
     if isinstance(error, asyncpg.PostgresError) and not (error.sqlstate or "").startswith(_PASSING):
@@ -209,7 +221,7 @@ def _parameters(operation: Operation, match: Mapping[str, str]) -> Any:
         return msgspec.convert(dict(match), operation.parameters, strict=False)
     except (msgspec.ValidationError, ValueError) as error:
         if operation.method == "PUT":  # the one method that makes what its path names
-            raise _invalid(error, 422) from None
+            raise refuse_invalid(error, 422) from None
         raise Refusal(404, "there is no such thing") from None
 
 
@@ -225,7 +237,7 @@ def _query(operation: Operation, request: web.Request) -> Any:
     try:
         query = msgspec.convert(values, operation.query, strict=False)
     except (msgspec.ValidationError, ValueError) as error:
-        raise _invalid(error, operation.invalid) from None
+        raise refuse_invalid(error, operation.invalid) from None
     # Text is all that a query has, so msgspec is lenient: it takes the word null for None, and numbers for times.
     for name, text in values.items():
         value = getattr(query, name)
@@ -246,63 +258,4 @@ def _headers(operation: Operation, request: web.Request) -> Any:
     try:
         return msgspec.convert(values, operation.headers, strict=False)
     except (msgspec.ValidationError, ValueError) as error:
-        raise _invalid(error, 400) from None
-
-
-async def _body(operation: Operation, request: web.Request) -> Any:
-    try:
-        async with asyncio.timeout(_BODY_TIMEOUT_S):
-            text = await request.read()
-    except TimeoutError:
-        raise Refusal(408, "the body did not arrive in time") from None
-    if operation.body is None:
-        if text.strip() not in {b"", b"{}", b"null"}:
-            raise Refusal(operation.invalid, "this takes no body")
-        return None
-    return decode(text, operation.body, invalid=operation.invalid)
-
-
-def decode(text: bytes, kind: Any, *, invalid: int = 422) -> Any:
-    """JSON text as a value of that type.
-
-    Raises:
-        Refusal: 400 where it is no JSON or too deep, `invalid` with the field's name where it is of another type.
-    """
-    if not text:
-        raise Refusal(400, "there is no body; JSON is expected")
-    if _is_deep(text):
-        raise Refusal(400, f"the JSON is nested more than {DEPTH_MAX} deep")
-    try:
-        return msgspec.json.decode(text, type=kind)
-    except msgspec.ValidationError as error:
-        raise _invalid(error, invalid) from None
-    except RecursionError:
-        raise Refusal(400, f"the JSON is nested more than {DEPTH_MAX} deep") from None
-    except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
-        raise Refusal(400, f"the body is no JSON: {error}") from None
-
-
-_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
-_NOT_BRACKETS = bytes(sorted(set(range(256)) - set(b"[]{}")))
-_ONE_KIND = bytes.maketrans(b"{}", b"[]")
-
-
-def _is_deep(text: bytes) -> bool:
-    """Whether brackets are nested more than DEPTH_MAX deep, or do not match; passes over the text at the speed of C."""
-    if text.count(b"[") + text.count(b"{") <= DEPTH_MAX:
-        return False
-    left = _STRINGS.sub(b"", text).translate(_ONE_KIND, _NOT_BRACKETS)
-    for _ in range(DEPTH_MAX):
-        left = left.replace(b"[]", b"")  # each pass takes away what is innermost
-        if not left:
-            return False
-    return True
-
-
-def _invalid(error: Exception, status: int) -> Refusal:
-    """The field and the reason out of msgspec's message, which documents no other way to the path."""
-    message = str(error)
-    reason, _, path = message.rpartition(" - at ")
-    reason, path = (reason, path.strip("`")) if reason else (message, "$")
-    named = re.search(r"(?:required|unknown) field `([^`]*)`", reason)
-    return refuse_field(f"{path}.{named[1]}" if named else path, reason, status=status)
+        raise refuse_invalid(error, 400) from None

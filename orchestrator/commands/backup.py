@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from orchestrator.commands.edge import failed_early, load, prepared, print_json, run, with_folder, with_json
+from orchestrator.commands.runner import failed_early, load, prepared, print_json, run, with_folder, with_json
 
 TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
 if TYPE_CHECKING:
@@ -14,13 +14,11 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
-    from orchestrator.database.backup import Backup
+    from orchestrator.backup.manifest import Backup
     from orchestrator.dsn import Dsn
     from orchestrator.lifecycle import Lifecycle
-    from orchestrator.migrator.survey import Source
+    from orchestrator.migrator.sources import Source
     from orchestrator.settings import Settings
-
-_WIDTH_OFF_A_TERMINAL = 200
 
 
 def backup(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +34,7 @@ def backup(parser: argparse.ArgumentParser) -> None:
         const="",
         help="restore into a scratch database and compare: FILE, or the backup that is made now; exit 1 if they differ",
     )
+    with_trust(parser)
     what.add_argument("--list", action="store_true", help="show the backups that are there, and make none")
     parser.set_defaults(run=_backup)
 
@@ -46,7 +45,26 @@ def restore(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", nargs="?", help="the backup: a path, or a file's name in BACKUP_DIR")
     parser.add_argument("--force", action="store_true", help="terminate the sessions that are on the database")
     parser.add_argument("--yes", action="store_true", help="do not ask")
+    with_trust(parser)
     parser.set_defaults(run=_restore)
+
+
+def with_trust(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how far a backup is trusted."""
+    parser.add_argument(
+        "--unverified", action="store_true", help="take a backup that neither its signature nor the database knows"
+    )
+    with_own_rights(parser)
+
+
+def with_own_rights(parser: argparse.ArgumentParser) -> None:
+    """Add the option that lets the code in a copied database run with this user's rights."""
+    parser.add_argument(
+        "--with-own-rights",
+        action="store_true",
+        help="run the code in the copied database (constraints, triggers) with this user's rights, not as a role that"
+        " has none",
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------- backup
@@ -55,12 +73,12 @@ def restore(parser: argparse.ArgumentParser) -> None:
 def _backup(options: argparse.Namespace) -> int:
     if options.list:
         return _list(options)
-    result: dict[str, Any] = {}
 
-    async def work(settings: Settings, life: Lifecycle) -> None:
-        from orchestrator.lifecycle import Phase
-        from orchestrator.migrator.backups import back_up
+    async def work(settings: Settings, life: Lifecycle) -> dict[str, Any]:
+        from orchestrator.backup.vouching import read_records, vouched_for
+        from orchestrator.migrator.safety_backup import back_up
 
+        result: dict[str, Any] = {}
         existing = None if not options.test else await _read(_resolved(options.test, settings))
         directory = None if existing else _directory(options, settings)
         async with _session(settings, life) as (connection, dsn, sources):
@@ -76,25 +94,32 @@ def _backup(options: argparse.Namespace) -> int:
                 )
                 result["removed"] = [one.described() for one in removed]
             assert existing is not None  # noqa: S101  # it was read or made
+            if directory is None:
+                vouched_for(
+                    existing, await read_records(connection), settings.backup_key, unverified=options.unverified
+                )
             result["backup"] = existing.described()
             if options.test is not None:
-                result["test"] = await _test(existing, dsn, settings, life)
-        life.enter(Phase.STOPPED)
+                result["test"] = await _test(existing, dsn, options, settings, life)
+        return result
 
-    code = run(options, work)
-    if result.get("backup") and (code == 0 or result.get("test")):
+    def show(result: dict[str, Any]) -> int:
         if options.json:
             print_json(result)
         else:
             _print_backup(result)
-    return 1 if code == 0 and result.get("test", {}).get("differences") else code
+        return int(bool(result.get("test", {}).get("differences")))
+
+    return run(options, work, show)
 
 
-async def _test(backup_: Backup, dsn: Dsn, settings: Settings, life: Lifecycle) -> dict[str, Any]:
+async def _test(
+    backup_: Backup, dsn: Dsn, options: argparse.Namespace, settings: Settings, life: Lifecycle
+) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from orchestrator.database.restore import test_backup
-    from orchestrator.migrator.backups import manifest_reader
+    from orchestrator.backup.restore import test_backup
+    from orchestrator.migrator.safety_backup import manifest_reader
 
     tested = await test_backup(
         backup_,
@@ -102,6 +127,7 @@ async def _test(backup_: Backup, dsn: Dsn, settings: Settings, life: Lifecycle) 
         read_ledgers=manifest_reader(backup_.manifest),
         emit=life.emit,
         connect_timeout_s=settings.db_connect_timeout_s,
+        with_own_rights=options.with_own_rights,
     )
     return asdict(tested)
 
@@ -159,13 +185,13 @@ def _resolved(given: str, settings: Settings) -> Path:
 async def _read(path: Path) -> Backup:
     import asyncio
 
-    from orchestrator.database.backup import read_backup
+    from orchestrator.backup.manifest import read_backup
 
     return await asyncio.to_thread(read_backup, path)
 
 
 def _list(options: argparse.Namespace) -> int:
-    from orchestrator.database.backup import read_backups
+    from orchestrator.backup.manifest import read_backups
     from orchestrator.errors import OrchestratorError
 
     try:
@@ -176,22 +202,15 @@ def _list(options: argparse.Namespace) -> int:
     if options.json:
         print_json({"backups": [one.described() for one in backups]})
         return 0
-    from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
 
-    from orchestrator.terminal import size_words
+    from orchestrator.commands.console import results, size_words, table
 
-    console = Console(soft_wrap=True)
-    if not console.is_terminal:
-        console.width = _WIDTH_OFF_A_TERMINAL
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("taken (UTC)", "database", "size", "rows", "why", "newest migration", "file"):
-        table.add_column(column, overflow="fold", justify="right" if column in {"size", "rows"} else "left")
+    shown = table("taken (UTC)", "database", "size", "rows", "why", "newest migration", "file", right=("size", "rows"))
     for one in backups:
         manifest = one.manifest
         newest = next((s.newest_name or f"row {s.newest_id}" for s in manifest.ledgers[::-1] if s.rows), "-")
-        table.add_row(
+        shown.add_row(
             f"{manifest.taken_at:%Y-%m-%d %H:%M:%S}",
             escape(manifest.database),
             size_words(manifest.size_bytes),
@@ -200,12 +219,12 @@ def _list(options: argparse.Namespace) -> int:
             escape(newest),
             escape(one.path.name),
         )
-    console.print(table if backups else "No backups yet.")
+    results().print(shown if backups else "No backups yet.")
     return 0
 
 
 def _print_backup(result: dict[str, Any]) -> None:
-    from orchestrator.terminal import size_words
+    from orchestrator.commands.console import size_words
 
     made, test = result["backup"], result.get("test")
     rows = sum(made["tables"].values())
@@ -222,76 +241,77 @@ def _print_backup(result: dict[str, Any]) -> None:
             print(f"    {line}")
     elif test is not None:
         print(f"  restored into a scratch database and compared in {test['duration_s']:.1f} s: the same")
+    for one in test["left_out"] if test is not None else ():
+        print(f"  not tested, since only a superuser can make it: {one}")
 
 
 # ------------------------------------------------------------------------------------------------------------ restore
 
 
 def _restore(options: argparse.Namespace) -> int:
-    from orchestrator.database.backup import read_backup
-    from orchestrator.errors import ConfigurationError, OrchestratorError, Problem
-
-    try:
-        settings = load(options)
-        if options.file is None:
-            raise ConfigurationError(
-                [
-                    Problem(
-                        "the file", "is not given", "a backup, as `orchestrator backup --list` shows them", "app-….dump"
-                    )
-                ]
-            )
-        chosen = read_backup(_resolved(options.file, settings))
-        if not options.yes and not sys.stdin.isatty():
-            raise ConfigurationError(
-                [Problem("--yes", "is not given, and there is nobody to ask", "a terminal, or --yes", "--yes")]
-            )
-    except OrchestratorError as error:
-        return failed_early(error)
-    if not options.yes and not _agreed(chosen, settings):
-        print("Nothing was changed.", file=sys.stderr)
-        return 1
-    result: dict[str, Any] = {}
-
-    async def work(settings: Settings, life: Lifecycle) -> None:
+    async def work(settings: Settings, life: Lifecycle) -> dict[str, Any] | None:
         from dataclasses import asdict
 
-        from orchestrator.database.restore import restore as restore_backup
+        from orchestrator.backup.restore import Demand
+        from orchestrator.backup.restore import restore as restore_backup
+        from orchestrator.embedded.choice import given
         from orchestrator.lifecycle import Phase
-        from orchestrator.migrator.backups import manifest_reader
+        from orchestrator.migrator.safety_backup import manifest_reader
 
-        dsn = settings.migration_database
-        assert dsn is not None, "load() demands a database"  # noqa: S101
+        dsn = given(settings.migration_database)
+        chosen = await _read(_resolved(_given_file(options), settings))
+        if not await _agreed(chosen, dsn, options):
+            return None
         life.enter(Phase.CONNECTING)
-        restored = await restore_backup(
-            chosen,
-            dsn,
+        demand = Demand(
+            manifest_reader(chosen.manifest),
             force=options.force,
-            read_ledgers=manifest_reader(chosen.manifest),
-            emit=life.emit,
+            key=settings.backup_key,
+            unverified=options.unverified,
+            with_own_rights=options.with_own_rights,
             connect_timeout_s=settings.db_connect_timeout_s,
         )
-        result.update(asdict(restored), backup=chosen.described())
-        life.enter(Phase.STOPPED)
+        restored = await restore_backup(chosen, dsn, demand, life.emit)
+        return {**asdict(restored), "backup": chosen.described()}
 
-    code = run(options, work)
-    if code == 0 and options.json:
-        print_json(result)
-    elif code == 0:
-        print(f"{result['database']} now holds the backup of {chosen.manifest.taken_at:%Y-%m-%d %H:%M:%S}Z.")
-        if result["kept_as"]:
-            print(f"What was there is kept as {result['kept_as']}. To go back, while nobody is on either of them:")
-            for statement in result["go_back"]:
-                print(f"  {statement}")
-            print(f"To give up what was there: {result['drop']}")
-    return code
+    def show(result: dict[str, Any] | None) -> int:
+        if result is None:
+            print("Nothing was changed.", file=sys.stderr)
+            return 1
+        if options.json:
+            print_json(result)
+        else:
+            _print_restored(result)
+        return 0
+
+    return run(options, work, show)
 
 
-def _agreed(chosen: Backup, settings: Settings) -> bool:
-    manifest = chosen.manifest
-    where = settings.migration_database.redacted() if settings.migration_database else ""
-    print(f"Backup:   {chosen.path}", file=sys.stderr)
-    print(f"          {manifest.database}, taken {manifest.taken_at:%Y-%m-%d %H:%M:%S}Z", file=sys.stderr)
-    print(f"Replaces: {where} (kept under another name)", file=sys.stderr)
-    print("Go on? [y/N] ", end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline().strip().lower() in {"y", "yes"}
+def _given_file(options: argparse.Namespace) -> str:
+    from orchestrator.errors import ConfigurationError, Problem
+
+    if options.file is None:
+        backups = "a backup, as `orchestrator backup --list` shows them"
+        raise ConfigurationError([Problem("the file", "is not given", backups, "app-….dump")])
+    return str(options.file)
+
+
+async def _agreed(chosen: Backup, dsn: Dsn, options: argparse.Namespace) -> bool:
+    """Say what is put in whose place, and ask."""
+    from orchestrator.commands.console import confirmed
+
+    if not options.yes:
+        manifest = chosen.manifest
+        print(f"Backup:   {chosen.path}", file=sys.stderr)
+        print(f"          {manifest.database}, taken {manifest.taken_at:%Y-%m-%d %H:%M:%S}Z", file=sys.stderr)
+        print(f"Replaces: {dsn.redacted()} (kept under another name)", file=sys.stderr)
+    return await confirmed("Go on?", yes=options.yes)
+
+
+def _print_restored(result: dict[str, Any]) -> None:
+    print(f"{result['database']} now holds the backup of {result['backup']['taken_at']}.")
+    if result["kept_as"]:
+        print(f"What was there is kept as {result['kept_as']}. To go back, while nobody is on either of them:")
+        for statement in result["go_back"]:
+            print(f"  {statement}")
+        print(f"To give up what was there: {result['drop']}")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 from contextlib import asynccontextmanager
+from functools import partial
 
-from orchestrator.commands.edge import print_json, run, with_embedded, with_json
 from orchestrator.commands.new import facts_of, folder_of, with_new_file
+from orchestrator.commands.runner import print_json, run, with_embedded, with_json
 
 TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
 if TYPE_CHECKING:
@@ -18,10 +19,10 @@ if TYPE_CHECKING:
     from orchestrator.dsn import Dsn
     from orchestrator.lifecycle import Lifecycle
     from orchestrator.migrator.folder import Generation
-    from orchestrator.migrator.generate import Generated
-    from orchestrator.migrator.generate_sql import Rename
-    from orchestrator.migrator.survey import Source
+    from orchestrator.migrator.sources import Source
+    from orchestrator.schema.table_sql import Rename
     from orchestrator.settings import Settings
+    from orchestrator.tools.generate import Generated
 
 
 def generate(parser: argparse.ArgumentParser) -> None:
@@ -49,28 +50,25 @@ def _generate(options: argparse.Namespace) -> int:
     if options.name is None and not options.check:
         print("orchestrator generate: a NAME is needed, or --check", file=sys.stderr)
         return 2
-    outcome: dict[str, Any] = {}
 
-    async def work(settings: Settings, life: Lifecycle) -> None:
-        outcome.update(await _work(options, settings, life))
+    def show(outcome: dict[str, Any]) -> int:
+        if options.json:
+            print_json(outcome["facts"])
+        else:
+            _print(options, outcome)
+        found: Generated = outcome["found"]
+        return 1 if (options.check and found.differs) or (found.unwritten and not found.files) else 0
 
-    code = run(options, work, default_level="warning")
-    if code != 0:
-        return code
-    if options.json:
-        print_json(outcome["facts"])
-    else:
-        _print(options, outcome)
-    found: Generated = outcome["found"]
-    return 1 if (options.check and found.differs) or (found.unwritten and not found.files) else 0
+    return run(options, partial(_work, options), show, default_level="warning")
 
 
 async def _work(options: argparse.Namespace, settings: Settings, life: Lifecycle) -> dict[str, Any]:
     import asyncio
     import time
 
+    from orchestrator.commands.console import can_ask
     from orchestrator.errors import ConfigurationError, Problem
-    from orchestrator.migrator.new import check_name, plan_migration, write_migrations
+    from orchestrator.tools.new_file import check_name, plan_migration, write_migrations
 
     folder = folder_of(settings)
     if not settings.schema:
@@ -80,14 +78,14 @@ async def _work(options: argparse.Namespace, settings: Settings, life: Lifecycle
     if options.name is not None:
         check_name(options.name)
         plan_migration(folder, options.name, now_ms=now_ms, generation=generation, prefix=options.prefix)
-    from orchestrator.migrator.generate_metadata import load_metadata, schemas_of
+    from orchestrator.schema.models import load_metadata, schemas_of
 
     metadata = load_metadata(settings.schema)
     sources = await asyncio.to_thread(_sources, settings, folder, schemas_of(metadata))
-    from orchestrator.migrator.generate import generate as compare
+    from orchestrator.tools.generate import generate as compare
 
     answers = [*options.rename, *(["*"] if options.no_renames else [])]
-    asks = sys.stdin.isatty() and sys.stderr.isatty() and not options.check and not options.json
+    asks = can_ask() and not options.check and not options.json
     async with _server(settings, life, embedded=options.embedded) as server:
         found = await compare(
             server,
@@ -119,21 +117,13 @@ async def _work(options: argparse.Namespace, settings: Settings, life: Lifecycle
 
 def _sources(settings: Settings, folder: Path, schemas: frozenset[str]) -> list[Source]:
     """What to replay: the service's own folder and the user's, or, where the tables are the service's own, that one."""
-    from orchestrator import supervisor
-    from orchestrator.migrator.folder import read_folder
-    from orchestrator.migrator.ledger import LedgerTable
-    from orchestrator.migrator.new import is_begun
     from orchestrator.migrator.records import SERVICE_SCHEMA
-    from orchestrator.migrator.survey import Source
+    from orchestrator.migrator.sources import read_sources, service_source
+    from orchestrator.tools.new_file import is_begun
 
     if SERVICE_SCHEMA in schemas:
-        table = LedgerTable(SERVICE_SCHEMA, "__drizzle_migrations")
-        return [Source("service", read_folder(folder), table)] if is_begun(folder) else []
-    if is_begun(folder):
-        return supervisor.read_sources(settings)
-    return [
-        Source("service", read_folder(supervisor.service_folder()), LedgerTable(SERVICE_SCHEMA, "__drizzle_migrations"))
-    ]
+        return [service_source(folder)] if is_begun(folder) else []
+    return read_sources(settings) if is_begun(folder) else [service_source()]
 
 
 @asynccontextmanager
@@ -147,7 +137,7 @@ async def _server(settings: Settings, life: Lifecycle, *, embedded: bool) -> Asy
     from pathlib import Path
 
     from orchestrator import dsn
-    from orchestrator.database.embedded import embedded_postgres
+    from orchestrator.embedded.server import embedded_postgres
 
     with ExitStack() as stack:
         if embedded:
@@ -160,6 +150,8 @@ async def _server(settings: Settings, life: Lifecycle, *, embedded: bool) -> Asy
 
 async def _ask(candidates: Sequence[Rename]) -> Rename | None:
     """Ask on the terminal which one it was; an empty answer is: it is new."""
+    from orchestrator.commands.console import ask
+
     first = candidates[0]
     where = f" of the table {first.table[1]}" if first.column else ""
     print(
@@ -170,30 +162,11 @@ async def _ask(candidates: Sequence[Rename]) -> Rename | None:
     for number, one in enumerate(candidates, 1):
         print(f"  {number}  it was {one.column or one.table[1]}, renamed", file=sys.stderr)
     while True:
-        print(f"0 to {len(candidates)} [0]: ", end="", file=sys.stderr, flush=True)
-        answer = await _read_line()
-        if answer is None or not answer.strip():
+        answer = await ask(f"0 to {len(candidates)} [0]: ")
+        if not answer:
             return None
-        if answer.strip().isdigit() and int(answer) <= len(candidates):
+        if answer.isdigit() and int(answer) <= len(candidates):
             return candidates[int(answer) - 1] if int(answer) else None
-
-
-async def _read_line() -> str | None:
-    """A line from the terminal, None at its end; a thread that reads could not be cancelled by Ctrl-C."""
-    import asyncio
-
-    loop = asyncio.get_running_loop()
-    line: asyncio.Future[str] = loop.create_future()
-
-    def ready() -> None:
-        if not line.done():
-            line.set_result(sys.stdin.readline())
-
-    loop.add_reader(sys.stdin.fileno(), ready)
-    try:
-        return await line or None
-    finally:
-        loop.remove_reader(sys.stdin.fileno())
 
 
 def _print(options: argparse.Namespace, outcome: dict[str, Any]) -> None:
@@ -212,7 +185,7 @@ def _print(options: argparse.Namespace, outcome: dict[str, Any]) -> None:
 
 
 def _remarks(found: Generated, *, written: bool) -> list[str]:
-    from orchestrator.terminal import counted
+    from orchestrator.commands.console import counted
 
     lines = []
     if written:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
-from orchestrator.commands.edge import failed_early, load, print_json, run, with_folder, with_json
+from orchestrator.commands.runner import failed_early, load, print_json, run, with_folder, with_json
 
 TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
 if TYPE_CHECKING:
     import argparse
     from typing import Any
 
+    from orchestrator.analysis.lint import LintFinding, LintFolder, LintReport
     from orchestrator.lifecycle import Lifecycle
-    from orchestrator.migrator.lint import Finding, LintFolder, Report
     from orchestrator.settings import Settings
 
 _GITHUB = {"error": "error", "warning": "warning", "note": "notice"}
@@ -48,18 +49,24 @@ def _lint(options: argparse.Namespace) -> int:
     if settings.database is None or _is_broken(folders[0][0]):
         reports = [(_without_a_database(folder, only), _scope(folder, only)) for folder, only in folders]
         return _tell(options, reports)
-    found: list[Report] = []
-    scope: list[str] = []
+    ask = partial(_with_ledger, folder=folders[0][0], every=options.all)
+    return run(options, ask, lambda found: _tell(options, [found]), default_level="warning")
 
-    async def ask(settings: Settings, life: Lifecycle) -> None:
-        from orchestrator import supervisor
 
-        report, words = await supervisor.gather_lint(settings, life, folders[0][0], every=options.all)
-        found.append(report)
-        scope.append(words)
+async def _with_ledger(
+    settings: Settings, life: Lifecycle, *, folder: LintFolder, every: bool
+) -> tuple[LintReport, str]:
+    """What is found with the database at hand, and in words what was looked at."""
+    import asyncio
 
-    code = run(options, ask, default_level="warning")
-    return code if code != 0 else _tell(options, [(found[0], scope[0])])
+    from orchestrator.analysis.lint import lint_with_ledger
+    from orchestrator.commands.reading import reading
+    from orchestrator.embedded.choice import given
+    from orchestrator.migrator.sources import read_sources
+
+    sources = await asyncio.to_thread(read_sources, settings)
+    async with reading(settings, life, given(settings.migration_database), "lint") as connection:
+        return await lint_with_ledger(connection, sources[-1], folder, every=every)
 
 
 def _is_broken(folder: LintFolder) -> bool:
@@ -69,8 +76,8 @@ def _is_broken(folder: LintFolder) -> bool:
 
 def _folders(options: argparse.Namespace, settings: Settings) -> list[tuple[LintFolder, list[Path] | None]]:
     """The folders to read, and the files in them to report on (None: all)."""
+    from orchestrator.analysis.lint import LintFile, LintFolder, read_lint_folder
     from orchestrator.errors import ConfigurationError, Problem
-    from orchestrator.migrator.lint import LintFile, LintFolder, read_lint_folder
 
     if not options.paths:
         if settings.migrations_dir is None:
@@ -100,8 +107,8 @@ def _folders(options: argparse.Namespace, settings: Settings) -> list[tuple[Lint
     return found
 
 
-def _without_a_database(folder: LintFolder, only: list[Path] | None) -> Report:
-    from orchestrator.migrator.lint import lint as lint_folder
+def _without_a_database(folder: LintFolder, only: list[Path] | None) -> LintReport:
+    from orchestrator.analysis.lint import lint as lint_folder
 
     return lint_folder(folder, only=only)
 
@@ -115,7 +122,7 @@ def _shown(file: str) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else file
 
 
-def _tell(options: argparse.Namespace, reports: list[tuple[Report, str]]) -> int:
+def _tell(options: argparse.Namespace, reports: list[tuple[LintReport, str]]) -> int:
     findings = [f for report, _ in reports for f in report.findings]
     allowed = [f for report, _ in reports for f in report.allowed]
     files = sum(len(report.files) for report, _ in reports)
@@ -140,7 +147,7 @@ def _tell(options: argparse.Namespace, reports: list[tuple[Report, str]]) -> int
     return int(fails)
 
 
-def _described(one: Finding) -> dict[str, Any]:
+def _described(one: LintFinding) -> dict[str, Any]:
     return {
         "rule": one.rule,
         "level": one.level,
@@ -154,7 +161,7 @@ def _described(one: Finding) -> dict[str, Any]:
     }
 
 
-def github_line(one: Finding) -> str:
+def github_line(one: LintFinding) -> str:
     """A workflow command (actions/toolkit, command.ts: `escapeData` and `escapeProperty`)."""
     properties = {
         "file": _shown(one.file),
@@ -171,14 +178,13 @@ def _escaped(text: str, *, in_property: bool = False) -> str:
     return text.replace(":", "%3A").replace(",", "%2C") if in_property else text
 
 
-def _print(findings: list[Finding], allowed: list[Finding], files: int, scope: str, *, notes: bool) -> None:
+def _print(findings: list[LintFinding], allowed: list[LintFinding], files: int, scope: str, *, notes: bool) -> None:
     """Findings by file; what to write instead stands once for each rule, at the end."""
-    from rich.console import Console
     from rich.markup import escape
 
-    from orchestrator.terminal import counted
+    from orchestrator.commands.console import counted, results
 
-    console = Console(soft_wrap=True, highlight=False)
+    console = results()
     shown = [f for f in findings if notes or f.level != "note"]
     last = ""
     for one in shown:

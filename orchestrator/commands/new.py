@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import sys
 
-from orchestrator.commands.edge import failed_early, load, print_json, with_folder, with_json
+from orchestrator.commands.runner import failed_early, load, print_json, with_folder, with_json
 
 TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
 if TYPE_CHECKING:
     import argparse
     from pathlib import Path
 
-    from orchestrator.migrator.new import NewMigration
     from orchestrator.settings import Settings
+    from orchestrator.tools.new_file import NewMigration
 
 _EMPTY = "-- Write your migration here. Between statements: --> statement-breakpoint\n"
 _PREFIXES = ("index", "timestamp", "supabase", "unix", "none")
@@ -66,7 +66,7 @@ def _new(options: argparse.Namespace) -> int:
     import time
 
     from orchestrator.errors import OrchestratorError
-    from orchestrator.migrator.new import write_migrations
+    from orchestrator.tools.new_file import write_migrations
 
     try:
         folder = folder_of(load(options))

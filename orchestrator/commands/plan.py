@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import groupby
 
-from orchestrator.commands.edge import print_json, run, with_folder, with_json
+from orchestrator.commands.runner import print_json, run, with_folder, with_json
 
 TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
 if TYPE_CHECKING:
@@ -30,34 +31,52 @@ def with_plan_options(parser: argparse.ArgumentParser) -> None:
 
 def show_plan(options: argparse.Namespace) -> int:
     """Print the plan; the exit code is that of `status --exit-code`."""
-    from orchestrator import supervisor
 
-    found: dict[str, Any] = {}
-
-    async def gather(settings: Settings, life: Lifecycle) -> None:
-        embedded = getattr(options, "embedded", False)
-        found.update(await supervisor.gather_plan(settings, life, embedded=embedded))
-
-    code = run(options, gather, default_level="warning")
-    if code != 0:
-        return code
-    if options.json:
-        print_json(found)
-    else:
-        _print(found)
-    if options.exit_code:
+    def show(found: dict[str, Any]) -> int:
+        if options.json:
+            print_json(found)
+        else:
+            _print(found)
+        if not options.exit_code:
+            return 0
         from orchestrator.errors import EXIT_MIGRATION
 
         return EXIT_MIGRATION if found["refused"] else int(found["pending"] > 0)
-    return 0
+
+    gather = partial(_gather, embedded=getattr(options, "embedded", False))
+    return run(options, gather, show, default_level="warning")
+
+
+async def _gather(settings: Settings, life: Lifecycle, *, embedded: bool) -> dict[str, Any]:
+    """What is shown, read over one connection."""
+    import asyncio
+
+    from orchestrator import __version__
+    from orchestrator.analysis.plan import preview
+    from orchestrator.commands.reading import reading
+    from orchestrator.database.info import server_status
+    from orchestrator.embedded.choice import chosen_database
+    from orchestrator.migrator.sources import read_sources
+
+    sources = await asyncio.to_thread(read_sources, settings)
+    async with (
+        chosen_database(settings, life, embedded=embedded) as (_, dsn),
+        reading(settings, life, dsn, "plan") as connection,
+    ):
+        found = await preview(
+            connection,
+            sources,
+            policy=settings.migration_policy,
+            ahead=settings.migration_ahead,
+            transaction=settings.migration_transaction,
+        )
+        return {"version": __version__, "server": await server_status(connection, dsn), **found}
 
 
 def _print(found: dict[str, Any]) -> None:
-    from rich.console import Console
+    from orchestrator.commands.console import counted, results
 
-    from orchestrator.terminal import counted
-
-    console = Console(soft_wrap=True)
+    console = results()
     for source in found["sources"]:
         _print_source(console, source)
     hurting = [p["name"] for s in found["sources"] for p in s["pending"] if p["hurts"]]
@@ -68,11 +87,11 @@ def _print(found: dict[str, Any]) -> None:
     else:
         statements = sum(s["count"] for f in found["sources"] for p in f["pending"] for s in p["statements"])
         amount = f"{counted(found['pending'], 'migration')}, {counted(statements, 'statement')}"
-        console.print(f"\n{amount} would run.", highlight=False)
+        console.print(f"\n{amount} would run.")
         if found["transaction"] == "all":
             console.print("[yellow]MIGRATION_TRANSACTION=all[/]: every lock above stays until the last one is done.")
         if hurting:
-            console.print(f"[bold red]Running code would wait[/] in: {', '.join(hurting)}", highlight=False)
+            console.print(f"[bold red]Running code would wait[/] in: {', '.join(hurting)}")
         else:
             console.print("[green]None of them holds running code up for longer than a blink.[/]")
 
@@ -80,13 +99,12 @@ def _print(found: dict[str, Any]) -> None:
 def _print_source(console: Any, source: dict[str, Any]) -> None:
     from rich.markup import escape
 
-    from orchestrator.terminal import print_findings
+    from orchestrator.commands.console import print_findings
 
     pending, made = source["pending"], "" if source["ledger_exists"] else " (made first)"
     console.print(
         f"[bold]Migrations of the {source['source']}[/]: {source['applied']} applied, {len(pending)} pending;"
         f" ledger {escape(source['ledger'])}{made}",
-        highlight=False,
     )
     for migration in pending:
         _print_migration(console, migration)
@@ -99,7 +117,7 @@ def _print_migration(console: Any, migration: dict[str, Any]) -> None:
     from rich.table import Table
 
     how = "one transaction" if migration["transaction"] == "one" else "statement by statement, no one transaction"
-    console.print(f"\n  [bold cyan]{escape(migration['name'])}[/]  [dim]{how}[/]", highlight=False)
+    console.print(f"\n  [bold cyan]{escape(migration['name'])}[/]  [dim]{how}[/]")
     if migration["statements_done"]:
         console.print(f"  an interrupted run did the first {migration['statements_done']} statements already")
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=True, show_edge=False)
@@ -124,7 +142,6 @@ def _print_migration(console: Any, migration: dict[str, Any]) -> None:
         console.print(
             f"  [bold red]held[/]: the lock on {escape(held['table'])} that statement {held['taken_by']} takes stays"
             f" until statement {held['until']}: {held['blocks']} wait for: {escape(held['work'])}",
-            highlight=False,
         )
 
 
@@ -178,7 +195,7 @@ def _add_rows(table: Any, statements: list[dict[str, Any]]) -> None:
 
 
 def _style(touch: dict[str, Any] | None) -> str:
-    from orchestrator.migrator.preview import LARGE_BYTES, LARGE_ROWS
+    from orchestrator.analysis.plan import LARGE_BYTES, LARGE_ROWS
 
     if touch is None or touch["new"]:
         return "dim"
@@ -198,7 +215,7 @@ def _rows(touch: dict[str, Any] | None) -> str:
 
 
 def _size(touch: dict[str, Any] | None) -> str:
-    from orchestrator.terminal import size_words
+    from orchestrator.commands.console import size_words
 
     return "" if touch is None or touch["new"] or touch["size_bytes"] is None else size_words(touch["size_bytes"])
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from orchestrator.commands.edge import prepared, print_json, run, with_folder, with_json
+from orchestrator.commands.backup import with_own_rights
+from orchestrator.commands.runner import prepared, print_json, run, with_folder, with_json
 from orchestrator.commands.verify import scratch_server, with_scratch
 
 TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
@@ -11,8 +12,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from orchestrator.lifecycle import Lifecycle
-    from orchestrator.migrator.rehearse import Report
     from orchestrator.settings import Settings
+    from orchestrator.tools.rehearse import RehearsalReport
 
 
 def rehearse(parser: argparse.ArgumentParser) -> None:
@@ -22,23 +23,22 @@ def rehearse(parser: argparse.ArgumentParser) -> None:
     with_scratch(parser)
     parser.add_argument("--with-data", action="store_true", help="copy the rows, too: durations are then real")
     parser.add_argument("--from-files", action="store_true", help="make the schema from the applied files: no pg_dump")
+    with_own_rights(parser)
     parser.set_defaults(run=_rehearse)
 
 
 def _rehearse(options: argparse.Namespace) -> int:
     if options.with_data and options.from_files:
-        from orchestrator.commands.edge import failed_early
+        from orchestrator.commands.runner import failed_early
         from orchestrator.errors import ConfigurationError, Problem
 
         problem = Problem("--from-files", "has no rows to copy", "one of --with-data, --from-files", "--with-data")
         return failed_early(ConfigurationError([problem]))
-    found: list[Report] = []
 
-    async def work(settings: Settings, life: Lifecycle) -> None:
-        from orchestrator.lifecycle import Phase
-        from orchestrator.migrator.options import Options
-        from orchestrator.migrator.rehearse import Rehearsal
-        from orchestrator.migrator.rehearse import rehearse as try_it
+    async def work(settings: Settings, life: Lifecycle) -> RehearsalReport:
+        from orchestrator.migrator.run.options import Options
+        from orchestrator.tools.rehearse import Rehearsal
+        from orchestrator.tools.rehearse import rehearse as try_it
 
         sources, dsn = await prepared(settings, life)
         how = Rehearsal(
@@ -47,33 +47,32 @@ def _rehearse(options: argparse.Namespace) -> int:
             settings.extensions,
             with_data=options.with_data,
             from_files=options.from_files,
+            with_own_rights=options.with_own_rights,
             connect_timeout_s=settings.db_connect_timeout_s,
             wait_timeout_s=settings.command_wait_s,
         )
-        found.append(await try_it(dsn, sources, how, life.emit))
-        life.enter(Phase.STOPPED)
+        return await try_it(dsn, sources, how, life.emit)
 
-    code = run(options, work, default_level="warning")
-    if code != 0 or not found:
-        return code
-    report = found[0]
-    if options.json:
-        import msgspec
+    def show(report: RehearsalReport) -> int:
+        if options.json:
+            import msgspec
 
-        print_json({"well": report.is_well, **msgspec.to_builtins(report)})
-    else:
-        _print(report)
-    if report.failed is not None:
-        from orchestrator.errors import EXIT_MIGRATION
+            print_json({"well": report.is_well, **msgspec.to_builtins(report)})
+        else:
+            _print(report)
+        if report.failed is not None:
+            from orchestrator.errors import EXIT_MIGRATION
 
-        return EXIT_MIGRATION
-    return 0 if report.is_well else 1
+            return EXIT_MIGRATION
+        return 0 if report.is_well else 1
+
+    return run(options, work, show, default_level="warning")
 
 
-def _print(report: Report) -> None:
-    from rich.console import Console
+def _print(report: RehearsalReport) -> None:
+    from orchestrator.commands.console import results
 
-    console = Console(soft_wrap=True, highlight=False)
+    console = results()
 
     def say(text: str, style: str = "") -> None:
         console.print(text, markup=False, style=style)
@@ -111,7 +110,7 @@ def _print(report: Report) -> None:
     _verdict(console, report)
 
 
-def _verdict(console: Any, report: Report) -> None:
+def _verdict(console: Any, report: RehearsalReport) -> None:
     if report.failed is not None:
         console.print("[red]It would fail.[/] The copy is dropped; the database is as it was.")
     elif report.findings:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from orchestrator.commands.edge import failed_early, load
+from orchestrator.commands.runner import failed_early, load
 
 TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
 if TYPE_CHECKING:

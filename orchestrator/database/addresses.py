@@ -12,10 +12,13 @@ import random
 import socket
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from orchestrator.database.failure import NoAnswerError
+from orchestrator.database.connect_errors import NoAnswerError
 
 if TYPE_CHECKING:
     from orchestrator.dsn import Dsn
+
+
+_NUMERIC = socket.AI_NUMERICHOST
 
 
 class Address(NamedTuple):
@@ -42,7 +45,7 @@ def hosts_in_order(dsn: Dsn) -> list[tuple[str, int]]:
 
 
 # A look-up that runs, by name: one that gets no answer holds a thread for half a minute, and there are 32.
-_running: dict[tuple[asyncio.AbstractEventLoop, str, int], asyncio.Future[list[Any]]] = {}
+_running: dict[tuple[asyncio.AbstractEventLoop, str, int], asyncio.Task[list[Any]]] = {}
 
 
 async def look_up(host: str, port: int, *, limit_s: float, shuffled: bool = False) -> list[Address]:
@@ -55,13 +58,14 @@ async def look_up(host: str, port: int, *, limit_s: float, shuffled: bool = Fals
     if host.startswith("/"):
         path = host if ".s.PGSQL." in host else f"{host}/.s.PGSQL.{port}"
         return [Address(host, port, socket.AF_UNIX, path)]
-    with contextlib.suppress(socket.gaierror):
-        return _addresses(host, port, _system_look_up(host, port, socket.AI_NUMERICHOST))
+    with contextlib.suppress(socket.gaierror, UnicodeError):  # an address needs no name server
+        return _addresses(host, port, socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=_NUMERIC))
     loop = asyncio.get_running_loop()
     key = (loop, host, port)
     running = _running.get(key)
     if running is None:
-        running = _running[key] = loop.run_in_executor(None, _system_look_up, host, port, 0)
+        # By the loop's own way: the threads of its names end with the process, and hold up nothing.
+        running = _running[key] = loop.create_task(_asked(host, port), name=f"look-up of {host}")
         running.add_done_callback(lambda done: (_running.pop(key, None), done.cancelled() or done.exception()))
     done, _ = await asyncio.wait([running], timeout=limit_s)
     if not done:
@@ -74,10 +78,10 @@ async def look_up(host: str, port: int, *, limit_s: float, shuffled: bool = Fals
     return found
 
 
-def _system_look_up(host: str, port: int, flags: int) -> list[Any]:
-    """Blocking, unless the host is an address. What no name server takes (an overlong label) is an unknown name."""
+async def _asked(host: str, port: int) -> list[Any]:
+    """What the system knows. A name that no name server takes (an overlong label) is an unknown one."""
     try:
-        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
+        return list(await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM))
     except UnicodeError as error:
         raise socket.gaierror(socket.EAI_NONAME, "no name that a name server takes") from error
 

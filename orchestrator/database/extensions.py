@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from orchestrator.database.failure import is_connection_loss
+from orchestrator.database.connect_errors import is_connection_loss
 from orchestrator.database.quoting import identifier
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ async def ensure_extensions(connection: Any, names: Sequence[str], life: Lifecyc
             missing.append({"extension": name, "reason": "standby", "sql": statement})
             continue
         try:
+            # With the role's own path: where the extension names no schema, its objects are made in the first of it.
             await connection.execute(statement)
         except asyncpg.PostgresError as error:
             if is_connection_loss(error):
@@ -49,17 +50,14 @@ async def ensure_extensions(connection: Any, names: Sequence[str], life: Lifecyc
             missing.append(facts)
             life.warn("extension.missing", **facts, sqlstate=error.sqlstate, hint=hint)
         else:
-            version = await connection.fetchval(
-                "SELECT extversion FROM pg_catalog.pg_extension WHERE extname = $1", name
-            )
-            life.emit("extension.created", extension=name, version=version)
+            life.emit("extension.created", extension=name, version=(await _installed(connection)).get(name))
     installed = await _installed(connection)
     present = {name: installed[name] for name in names if name in installed}
     life.check("extensions", "warning" if missing else "ok", installed=present, missing=missing)
 
 
 async def _installed(connection: Any) -> dict[str, str]:
-    rows = await connection.fetch("SELECT extname::text, extversion FROM pg_catalog.pg_extension")
+    rows = await connection.fetch("SELECT extname::pg_catalog.text, extversion FROM pg_catalog.pg_extension")
     return {row["extname"]: row["extversion"] for row in rows}
 
 

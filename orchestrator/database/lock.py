@@ -13,6 +13,7 @@ import asyncpg
 
 from orchestrator.database.connect import no_time_limits
 from orchestrator.database.pooler import PoolerError, ensure_own_session
+from orchestrator.database.sessions import as_ours
 from orchestrator.errors import LockTimeoutError
 
 if TYPE_CHECKING:
@@ -24,10 +25,11 @@ if TYPE_CHECKING:
 LOCK_KEY = int.from_bytes(b"orchest1")
 _CLASS_ID, _OBJECT_ID = LOCK_KEY >> 32, LOCK_KEY & 0xFFFFFFFF
 
-# True in a session that holds the lock. objsubid 1 is the one-key form (PostgreSQL manual, pg_locks).
+# True in a session that holds the lock, with whatever path. objsubid 1 is the one-key form (manual, pg_locks).
 HELD_HERE = (
-    "EXISTS (SELECT 1 FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND granted"  # noqa: S608 constants
-    f" AND pid = pg_catalog.pg_backend_pid() AND classid = {_CLASS_ID} AND objid = {_OBJECT_ID} AND objsubid = 1)"
+    "EXISTS (SELECT 1 FROM pg_catalog.pg_locks WHERE locktype OPERATOR(pg_catalog.=) 'advisory' AND granted"  # noqa: S608
+    " AND pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid() AND objsubid OPERATOR(pg_catalog.=) 1"
+    f" AND classid OPERATOR(pg_catalog.=) {_CLASS_ID} AND objid OPERATOR(pg_catalog.=) {_OBJECT_ID})"
 )
 _HOLDER = (
     "SELECT a.pid, a.application_name, pg_catalog.host(a.client_addr) AS client_address,"  # noqa: S608 constants
@@ -101,7 +103,8 @@ async def migration_lock(
 
 async def lock_holder(connection: Any) -> dict[str, object] | None:
     """Who holds the lock of this database, None where nobody does or it cannot be seen."""
-    row = await connection.fetchrow(_HOLDER)
+    async with as_ours(connection):
+        row = await connection.fetchrow(_HOLDER)
     return dict(row) if row is not None else None
 
 

@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.database.connect import PARTING_S, close, connect_once, next_try
-from orchestrator.database.failure import CONNECTION_ERRORS, classify
+from orchestrator.database.connect_errors import CONNECTION_ERRORS, classify
 from orchestrator.lifecycle import Phase
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ async def watch_database(dsn: Dsn, life: Lifecycle) -> None:
                     "server": dsn.redacted(),
                     "cause": failure.cause,
                     "sqlstate": failure.sqlstate,
+                    **failure.told(),
                     "hint": failure.hint,
                     "failures": failures,
                 }

@@ -18,7 +18,7 @@ import re
 import ssl
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.database.failure import PeerError
+from orchestrator.database.connect_errors import PeerError
 from orchestrator.database.scram import MECHANISM, Exchange, ScramError
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import secrets
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from orchestrator.database.connect import close
-from orchestrator.database.failure import CONNECTION_ERRORS
+from orchestrator.database.connect_errors import CONNECTION_ERRORS
 from orchestrator.errors import EXIT_CONFIG, OrchestratorError
 
 if TYPE_CHECKING:
@@ -46,10 +46,11 @@ async def ensure_own_session(connection: Any, connect_second: Callable[[], Await
     Raises:
         PoolerError: the session is shared.
     """
-    if await _holds(connection, f"pg_catalog.pg_backend_pid() = {connection.get_server_pid()}"):
+    if await _holds(connection, f"pg_catalog.pg_backend_pid() OPERATOR(pg_catalog.=) {connection.get_server_pid()}"):
         return
-    mark = f"pg_catalog.current_setting('orchestrator.mark', true) = '{secrets.token_hex(8)}'"
-    await connection.execute(f"SET orchestrator.mark = {mark.rpartition(' ')[2]}")
+    value = secrets.token_hex(8)
+    mark = f"pg_catalog.current_setting('orchestrator.mark', true) OPERATOR(pg_catalog.=) '{value}'"
+    await connection.execute(f"SET orchestrator.mark = '{value}'")
     second: Any = None
     try:
         for _ in range(_ROUNDS):

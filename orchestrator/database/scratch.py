@@ -16,31 +16,71 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from orchestrator.database.connect import own_session
-from orchestrator.database.failure import is_connection_loss
+from orchestrator.database.connect_errors import is_connection_loss
 from orchestrator.database.quoting import identifier, literal
 from orchestrator.errors import EXIT_CONFIG, EXIT_MIGRATION, DatabaseUnavailableError, OrchestratorError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+    from contextlib import AbstractAsyncContextManager
 
     from orchestrator.dsn import Dsn
 
 PREFIX = "orchestrator_scratch_"
+# A superuser may prepare a database of this name: with the extensions that only a superuser may create.
+TEMPLATE = "orchestrator_template"
 _KEY_DIGITS = 8
 # The first half of the two-key form of an advisory lock ("scrt" in ASCII); the second is in the database's name.
 _LOCK_CLASS = int.from_bytes(b"scrt")
 _DROP_TIMEOUT_S = 60.0
 _WAIT_TIMEOUT_S = 10.0
 
-# Scratch databases whose maker holds no lock any more and that nobody is connected to. A lock is seen from every
-# database; objsubid 2 is the two-key form, objid an oid and so unsigned (PostgreSQL manual, pg_locks).
+
+class Key(str):
+    """The eight hexadecimal digits that end the name of what a session made, and whose advisory lock it holds."""
+
+    __slots__ = ()
+
+    @classmethod
+    async def taken(cls, connection: Any) -> Key:
+        """A new key, locked until the session of `connection` ends."""
+        number = secrets.randbits(32)
+        # As int4: the lock's keys are signed, the catalogue shows them unsigned.
+        signed = number - (1 << 32) if number >= 1 << 31 else number
+        await connection.execute(f"SELECT pg_catalog.pg_advisory_lock({_LOCK_CLASS}, {signed})")
+        return cls(f"{number:0{_KEY_DIGITS}x}")
+
+    @staticmethod
+    def is_held(name: str) -> str:
+        """SQL: whether the key at the end of the column `name` is locked, by a session of any database.
+
+        objsubid 2 is the two-key form, objid an oid and so unsigned (PostgreSQL manual, pg_locks).
+        """
+        return (
+            "EXISTS (SELECT 1 FROM pg_catalog.pg_locks l WHERE l.locktype = 'advisory' AND l.objsubid = 2"  # noqa: S608
+            f" AND l.classid = {_LOCK_CLASS} AND pg_catalog.lpad(pg_catalog.to_hex(l.objid::bigint),"
+            f" {_KEY_DIGITS}, '0') = pg_catalog.right({name}::text, {_KEY_DIGITS}))"
+        )
+
+
+# Scratch databases whose maker holds no lock any more and that nobody is connected to.
 _LEFT_BEHIND = (
     "SELECT d.datname::text FROM pg_catalog.pg_database d"  # noqa: S608 constants
     f" WHERE d.datname::text ~ '^{PREFIX}[0-9a-f]{{{_KEY_DIGITS}}}$' AND pg_catalog.pg_has_role(d.datdba, 'USAGE')"
     " AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_stat_activity a WHERE a.datid = d.oid)"
-    " AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_locks l WHERE l.locktype = 'advisory' AND l.objsubid = 2"
-    f" AND l.classid = {_LOCK_CLASS} AND lpad(to_hex(l.objid::bigint), {_KEY_DIGITS}, '0')"
-    f" = right(d.datname::text, {_KEY_DIGITS}))"
+    f" AND NOT {Key.is_held('d.datname')}"
+)
+
+
+# Of a superuser's making, since whatever is in it is trusted. Collation versions and the like do not count.
+_TEMPLATE = (
+    "SELECT t.datname::text FROM pg_catalog.pg_database t, pg_catalog.pg_database d, pg_catalog.pg_roles owner"  # noqa: S608 constants
+    f" WHERE t.datname = '{TEMPLATE}' AND t.datistemplate AND d.datname = $1"
+    " AND owner.oid = t.datdba AND owner.rolsuper AND t.encoding = d.encoding"
+    " AND t.datcollate = d.datcollate AND t.datctype = d.datctype AND NOT EXISTS"
+    " (SELECT 1 FROM (VALUES ('datlocprovider'), ('datlocale'), ('daticulocale'), ('daticurules')) AS k (name)"
+    " WHERE pg_catalog.to_jsonb(t) ->> k.name IS DISTINCT FROM pg_catalog.to_jsonb(d) ->> k.name)"
+    " AND NOT (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user)"
 )
 
 
@@ -98,25 +138,26 @@ async def scratch_database(dsn: Dsn, *, purpose: str, connect_timeout_s: float =
         ScratchError: the role may not create databases (42501), with the SQL that lets it.
         DatabaseUnavailableError: the server cannot be reached.
     """
-    key = secrets.randbits(32)
-    name = f"{PREFIX}{key:0{_KEY_DIGITS}x}"
-    async with own_session(
-        dsn,
-        wait_timeout_s=_WAIT_TIMEOUT_S,
-        connect_timeout_s=connect_timeout_s,
-        application_name=f"orchestrator {purpose}",
-    ) as maker:
+    async with maker_session(dsn, purpose=purpose, connect_timeout_s=connect_timeout_s) as maker:
         with server_errors_explained(dsn, doing="making a scratch database"):
-            # As int4: the lock's keys are signed, the catalogue shows them unsigned.
-            signed = key - (1 << 32) if key >= 1 << 31 else key
-            await maker.execute(f"SELECT pg_catalog.pg_advisory_lock({_LOCK_CLASS}, {signed})")
+            name = f"{PREFIX}{await Key.taken(maker)}"
             await _sweep(maker)
         try:
             with server_errors_explained(dsn, doing="making a scratch database"):
                 await _create(maker, name, purpose)
             yield dsn.with_database(name)
         finally:
-            await _finished(_drop(dsn, name, connect_timeout_s))
+            await finished(_drop(dsn, name, connect_timeout_s))
+
+
+def maker_session(dsn: Dsn, *, purpose: str, connect_timeout_s: float) -> AbstractAsyncContextManager[Any]:
+    """A session of our own for making databases and roles, without limits of time."""
+    return own_session(
+        dsn,
+        wait_timeout_s=_WAIT_TIMEOUT_S,
+        connect_timeout_s=connect_timeout_s,
+        application_name=f"orchestrator {purpose}",
+    )
 
 
 async def left_behind(connection: Any) -> list[str]:
@@ -137,7 +178,12 @@ async def options_like(connection: Any, database: str) -> str:
     """The options of CREATE DATABASE that make an empty one with the encoding and the locale of `database`.
 
     The provider is named too: template0 may have another one (a cluster of PostgreSQL 17 and newer may be `builtin`).
+    Who is no superuser gets a copy of the template that a superuser has prepared (TEMPLATE), where its encoding and
+    locale are the same.
     """
+    template = await connection.fetchval(_TEMPLATE, database)
+    if template is not None:
+        return f"TEMPLATE {identifier(template)}"
     row = await connection.fetchrow(
         "SELECT pg_catalog.pg_encoding_to_char(encoding)::text AS encoding, datcollate::text AS collate,"
         " datctype::text AS ctype, pg_catalog.to_jsonb(d) ->> 'datlocprovider' AS provider,"  # 15 and newer
@@ -163,7 +209,7 @@ async def options_like(connection: Any, database: str) -> str:
 async def _create(connection: Any, name: str, purpose: str) -> None:
     user, database = await connection.fetchrow("SELECT current_user::text, pg_catalog.current_database()::text")
     try:
-        await connection.execute(f"CREATE DATABASE {identifier(name)} {await options_like(connection, database)}")
+        await create_closed(connection, name, await options_like(connection, database))
     except asyncpg.InsufficientPrivilegeError as error:
         raise ScratchError(
             f"the user {user} may not create a scratch database: {error}",
@@ -175,7 +221,18 @@ async def _create(connection: Any, name: str, purpose: str) -> None:
     )
 
 
-async def _finished(work: Any) -> None:
+async def create_closed(connection: Any, name: str, options: str) -> None:
+    """Create a database that only its owner may enter, from its first moment: it will hold what others may not read.
+
+    Raises:
+        asyncpg.InsufficientPrivilegeError: the role may not create databases.
+    """
+    await connection.execute(f"CREATE DATABASE {identifier(name)} {options} ALLOW_CONNECTIONS false")
+    await connection.execute(f"REVOKE ALL ON DATABASE {identifier(name)} FROM PUBLIC")
+    await connection.execute(f"ALTER DATABASE {identifier(name)} ALLOW_CONNECTIONS true")
+
+
+async def finished(work: Any) -> None:
     """Wait for `work` to its end, also when cancelled meanwhile; the cancellation is raised after it."""
     task = asyncio.ensure_future(work)
     try:
@@ -189,10 +246,5 @@ async def _drop(dsn: Dsn, name: str, connect_timeout_s: float) -> None:
     """Drop it on a session of its own: the maker's may be gone."""
     with server_errors_explained(dsn, doing=f"dropping the scratch database {name}"):
         async with asyncio.timeout(_DROP_TIMEOUT_S):
-            async with own_session(
-                dsn,
-                wait_timeout_s=_WAIT_TIMEOUT_S,
-                connect_timeout_s=connect_timeout_s,
-                application_name="orchestrator clean-up",
-            ) as connection:
+            async with maker_session(dsn, purpose="clean-up", connect_timeout_s=connect_timeout_s) as connection:
                 await connection.execute(f"DROP DATABASE IF EXISTS {identifier(name)} WITH (FORCE)")

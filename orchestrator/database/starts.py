@@ -22,7 +22,7 @@ _INSERT = (
     " SELECT $1::timestamptz, $2::text, $3::text, $4::int, $5::text, $6::text::jsonb, $7::int, $8::text,"
     " $9::text::jsonb"
     # For this transaction alone: a row that tells of a start is not worth the wait for the disk.
-    " WHERE pg_catalog.set_config('synchronous_commit', 'off', true) = 'off'"
+    " WHERE pg_catalog.set_config('synchronous_commit', 'off', true) OPERATOR(pg_catalog.=) 'off'"
 )
 
 

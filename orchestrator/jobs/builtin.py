@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
+from orchestrator.database.sessions import as_ours
 from orchestrator.errors import ConfigurationError, MigrationError, Problem
 from orchestrator.jobs.registry import Backoff, Registry, job
 
@@ -58,8 +59,8 @@ class BackupPayload(msgspec.Struct, forbid_unknown_fields=True):
 )
 async def back_up_database(ctx: Context, payload: BackupPayload) -> dict[str, Any]:
     """Dump the database to BACKUP_DIR (pg_dump, custom format), and remove what BACKUP_KEEP and BACKUP_MAX_AGE say."""
-    from orchestrator.database.restore import test_backup  # late, as all of a job's work: few starts run one
-    from orchestrator.migrator.backups import back_up, manifest_reader
+    from orchestrator.backup.restore import test_backup  # late, as all of a job's work: few starts run one
+    from orchestrator.migrator.safety_backup import back_up, manifest_reader
 
     service = _service(ctx)
     directory = service.settings.backup_dir
@@ -98,6 +99,7 @@ async def back_up_database(ctx: Context, payload: BackupPayload) -> dict[str, An
             read_ledgers=manifest_reader(manifest),
             emit=_emit(ctx),
             connect_timeout_s=service.settings.db_connect_timeout_s,
+            with_own_rights=False,  # whoever may add a job must not decide that
         )
         output["differences"] = list(tested.differences)
         if tested.differences:
@@ -205,7 +207,7 @@ async def prune_jobs(ctx: Context, payload: PrunePayload) -> dict[str, Any]:
     before = datetime.now(UTC) - timedelta(seconds=retention_s)
     for what, statement in (("jobs", _PRUNE_JOBS), ("events", _PRUNE_EVENTS)):
         while True:
-            async with ctx.pool.acquire() as connection:
+            async with ctx.pool.acquire() as connection, as_ours(connection):
                 tag = await connection.execute(statement, before, payload.batch)
             count = int(tag.rpartition(" ")[2])
             deleted[what] += count
@@ -231,7 +233,7 @@ async def verify_migrations(ctx: Context, payload: VerifyPayload) -> dict[str, A
     """
     del payload
     from orchestrator.migrator.folder import read_folder
-    from orchestrator.migrator.survey import survey
+    from orchestrator.migrator.state import survey
 
     service = _service(ctx)
     settings, found, refused = service.settings, [], []

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from orchestrator.jobs.failures import cut, redacted_json, without_nul
+from orchestrator.jobs.error_record import cut, redacted_json, without_nul
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from orchestrator.dsn import Dsn
     from orchestrator.jobs.registry import Handler
-    from orchestrator.migrator.survey import Source
+    from orchestrator.migrator.sources import Source
     from orchestrator.settings import Settings
 
 Level = Literal["debug", "info", "warning", "error"]
@@ -46,10 +46,12 @@ class Run:
 
     __slots__ = (
         "attempt",
+        "claim",
         "dropped",
         "entered",
         "handler",
         "id",
+        "is_unreadable",
         "lines",
         "max_attempts",
         "payload",
@@ -63,8 +65,9 @@ class Run:
         "timer",
     )
 
-    def __init__(self, record: Any, handler: Handler) -> None:
+    def __init__(self, record: Any, claim: int, handler: Handler) -> None:
         self.id: int = record["id"]
+        self.claim = claim
         self.attempt: int = record["attempt"]
         self.max_attempts: int = record["max_attempts"]
         self.payload: str = record["payload"]
@@ -76,6 +79,7 @@ class Run:
         self.task: asyncio.Task[None] | None = None
         self.timer: asyncio.TimerHandle | None = None
         self.entered = False
+        self.is_unreadable = False
         self.reason: Reason | None = None
         self.lines = 0
         self.dropped = 0

@@ -155,43 +155,74 @@ def _row(job: NewJob, registry: Registry) -> tuple[Any, ...]:
 
 _DELAY_MAX_S = 10 * 366 * 86400.0
 
+# These run on a caller's connection, with the caller's search path: each function, operator and type is qualified.
+#
 # The ids are drawn first, so that those which met a conflict can be told from those which did not.
 _INSERT = """
 WITH given AS MATERIALIZED (
-    SELECT nextval('orchestrator.jobs_id_seq') AS id, g.*,
-        coalesce(g.run_at, now() + make_interval(secs => g.delay_s)) AS due
-    FROM unnest($1::text[], $2::text[], $3::integer[], $4::text[], $5::timestamptz[], $6::double precision[],
-        $7::integer[], $8::double precision[], $9::text[], $10::text[], $11::text[]) WITH ORDINALITY
+    SELECT pg_catalog.nextval('orchestrator.jobs_id_seq') AS id, g.*, coalesce(g.run_at,
+        pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) pg_catalog.make_interval(secs => g.delay_s)) AS due
+    FROM ROWS FROM (pg_catalog.unnest($1::pg_catalog.text[]), pg_catalog.unnest($2::pg_catalog.text[]),
+        pg_catalog.unnest($3::integer[]), pg_catalog.unnest($4::pg_catalog.text[]),
+        pg_catalog.unnest($5::pg_catalog.timestamptz[]), pg_catalog.unnest($6::double precision[]),
+        pg_catalog.unnest($7::integer[]), pg_catalog.unnest($8::double precision[]),
+        pg_catalog.unnest($9::pg_catalog.text[]), pg_catalog.unnest($10::pg_catalog.text[]),
+        pg_catalog.unnest($11::pg_catalog.text[])) WITH ORDINALITY
         AS g(name, queue, priority, payload, run_at, delay_s, max_attempts, timeout_s, dedupe_key, idempotency_key,
             schedule, n)
 ), made AS (
     INSERT INTO orchestrator.jobs (id, name, queue, state, priority, payload, run_at, max_attempts, timeout_s,
         dedupe_key, idempotency_key, schedule)
     OVERRIDING SYSTEM VALUE
-    SELECT id, name, queue, CASE WHEN due > now() THEN 'scheduled' ELSE 'queued' END, priority, payload::jsonb,
-        coalesce(due, now()), max_attempts, timeout_s, dedupe_key, idempotency_key, schedule
+    SELECT id, name, queue,
+        CASE WHEN due OPERATOR(pg_catalog.>) pg_catalog.clock_timestamp() THEN 'scheduled' ELSE 'queued' END, priority,
+        payload::pg_catalog.jsonb, coalesce(due, pg_catalog.now()), max_attempts, timeout_s, dedupe_key,
+        idempotency_key, schedule
     FROM given
+    WHERE idempotency_key IS NULL OR NOT EXISTS (
+        SELECT FROM orchestrator.idempotency_keys k WHERE k.key OPERATOR(pg_catalog.=) given.idempotency_key
+    )
+    ORDER BY name, dedupe_key, idempotency_key, n -- whoever adds the same keys waits for them in the same order
     ON CONFLICT DO NOTHING
     RETURNING id, name, queue, state
 ), told AS (
     INSERT INTO orchestrator.job_events (job_id, attempt, name, queue, state)
     SELECT id, 0, name, queue, state FROM made
 )
-SELECT (SELECT array_agg(id ORDER BY n) FROM given) AS ids, array_agg(id) AS made, array_agg(state) AS states,
-    (SELECT count(pg_notify('orchestrator_jobs', q.queue)) FROM (SELECT DISTINCT queue FROM made) q) AS hints,
-    CASE WHEN count(*) > 0 THEN pg_notify('orchestrator_events', '') END AS hinted
+SELECT (SELECT pg_catalog.array_agg(id ORDER BY n) FROM given) AS ids, pg_catalog.array_agg(id) AS made,
+    pg_catalog.array_agg(state) AS states,
+    (SELECT pg_catalog.count(pg_catalog.pg_notify('orchestrator_jobs', q.queue))
+        FROM (SELECT DISTINCT queue FROM made) q) AS hints,
+    CASE WHEN pg_catalog.count(*) OPERATOR(pg_catalog.>) 0 THEN pg_catalog.pg_notify('orchestrator_events', '') END
+        AS hinted
 FROM made
 """
 
-_EXISTING = """
-SELECT id, state, same FROM (
-    SELECT id, state, name = $1 AND payload = $4::text::jsonb AS same, 1 AS rank
-    FROM orchestrator.jobs WHERE idempotency_key = $3
+_UNFINISHED = "state OPERATOR(pg_catalog.=) ANY (ARRAY['scheduled', 'queued', 'running'])"
+_RUNNING = "state OPERATOR(pg_catalog.=) 'running'"
+
+_EXISTING = f"""
+SELECT id, state, same, rank FROM (
+    SELECT id, state, name OPERATOR(pg_catalog.=) $1
+        AND payload OPERATOR(pg_catalog.=) $4::pg_catalog.text::pg_catalog.jsonb AS same, 1 AS rank
+    FROM orchestrator.jobs WHERE idempotency_key OPERATOR(pg_catalog.=) $3
+    UNION ALL
+    SELECT j.id, j.state, k.name OPERATOR(pg_catalog.=) $1
+        AND k.payload OPERATOR(pg_catalog.=) $4::pg_catalog.text::pg_catalog.jsonb, 1
+    FROM orchestrator.idempotency_keys k JOIN orchestrator.jobs j ON j.id OPERATOR(pg_catalog.=) k.job_id
+    WHERE k.key OPERATOR(pg_catalog.=) $3
     UNION ALL
     SELECT id, state, true, 2
     FROM orchestrator.jobs
-    WHERE name = $1 AND dedupe_key = $2 AND state IN ('scheduled', 'queued', 'running')
+    WHERE name OPERATOR(pg_catalog.=) $1 AND dedupe_key OPERATOR(pg_catalog.=) $2 AND {_UNFINISHED}
 ) found ORDER BY rank LIMIT 1
+"""  # noqa: S608 constants
+
+
+_BY_DEDUPE_KEY = 2
+_KEEP_KEY = """
+INSERT INTO orchestrator.idempotency_keys (key, job_id, name, payload)
+VALUES ($1, $2, $3, $4::pg_catalog.text::pg_catalog.jsonb) ON CONFLICT DO NOTHING
 """
 
 
@@ -201,26 +232,33 @@ async def _existing(connection: Any, job: NewJob, row: tuple[Any, ...]) -> Enque
         return None
     if not record["same"]:
         raise IdempotencyError(record["id"], job.idempotency_key or "")
+    if record["rank"] == _BY_DEDUPE_KEY and job.idempotency_key is not None:
+        # The job has another key, or none; the request is answered by it from now on, also when it is finished.
+        await connection.execute(_KEEP_KEY, job.idempotency_key, record["id"], job.name, row[3])
     return Enqueued(record["id"], record["state"], created=False)
 
 
-_CANCEL = """
+_CANCEL = f"""
 WITH changed AS (
     UPDATE orchestrator.jobs
-    SET state = CASE WHEN state = 'running' THEN 'running' ELSE 'cancelled' END,
-        cancel_requested = (state = 'running'),
-        finished_at = CASE WHEN state = 'running' THEN NULL ELSE now() END
-    WHERE id = ANY($1::bigint[]) AND state IN ('scheduled', 'queued', 'running')
+    SET state = CASE WHEN {_RUNNING} THEN 'running' ELSE 'cancelled' END, cancel_requested = ({_RUNNING}),
+        finished_at = CASE WHEN {_RUNNING} THEN NULL ELSE pg_catalog.now() END
+    WHERE id OPERATOR(pg_catalog.=) ANY (ARRAY(
+        SELECT id FROM orchestrator.jobs WHERE id OPERATOR(pg_catalog.=) ANY ($1::bigint[]) AND {_UNFINISHED}
+        ORDER BY id FOR NO KEY UPDATE
+    )) AND {_UNFINISHED}
     RETURNING id, attempt, name, queue, state
 ), told AS (
     INSERT INTO orchestrator.job_events (job_id, attempt, name, queue, state, facts)
-    SELECT id, attempt, name, queue, state, CASE WHEN state = 'running' THEN '{"cancel_requested": true}'::jsonb END
+    SELECT id, attempt, name, queue, state,
+        CASE WHEN {_RUNNING} THEN '{{"cancel_requested": true}}'::pg_catalog.jsonb END
     FROM changed
 )
-SELECT id, state, CASE WHEN state = 'running' THEN pg_notify('orchestrator_cancel', id::text) END AS hint,
-    pg_notify('orchestrator_events', '') AS hinted
+SELECT id, state,
+    CASE WHEN {_RUNNING} THEN pg_catalog.pg_notify('orchestrator_cancel', id::pg_catalog.text) END AS hint,
+    pg_catalog.pg_notify('orchestrator_events', '') AS hinted
 FROM changed
-"""
+"""  # noqa: S608 constants
 
 
 async def cancel(connection: Any, job_id: int) -> State:
@@ -240,24 +278,42 @@ async def cancel(connection: Any, job_id: int) -> State:
 async def cancel_named(connection: Any, name: str) -> dict[int, State]:
     """Cancel everything unfinished of one handler, as `cancel` does; the ids with the state that each is in now."""
     records = await connection.fetch(
-        "SELECT id FROM orchestrator.jobs WHERE name = $1 AND state IN ('scheduled', 'queued', 'running')", name
+        f"SELECT id FROM orchestrator.jobs WHERE name OPERATOR(pg_catalog.=) $1 AND {_UNFINISHED} ORDER BY id",  # noqa: S608
+        name,
     )
-    changed = await connection.fetch(_CANCEL, [record["id"] for record in records])
-    return {record["id"]: record["state"] for record in changed}
+    ids = [record["id"] for record in records]
+    states: dict[int, State] = {}
+    for begin in range(0, len(ids), CANCEL_BATCH):
+        states |= await cancel_many(connection, ids[begin : begin + CANCEL_BATCH])
+    return states
+
+
+CANCEL_BATCH = 1000
+
+
+async def cancel_many(connection: Any, job_ids: Sequence[int]) -> dict[int, State]:
+    """Cancel those that are unfinished, as `cancel` does, in one statement; the ids with the state that each is in now.
+
+    For up to about `CANCEL_BATCH` of them: a statement locks all that it changes.
+    """
+    return {record["id"]: record["state"] for record in await connection.fetch(_CANCEL, list(job_ids))}
 
 
 _RETRY = """
 WITH changed AS (
     UPDATE orchestrator.jobs
-    SET state = 'queued', run_at = now(), max_attempts = greatest(max_attempts, attempt + 1), finished_at = NULL,
-        cancel_requested = false, progress = NULL
-    WHERE id = $1 AND state IN ('failed', 'cancelled', 'scheduled')
+    SET state = 'queued', run_at = pg_catalog.now(), finished_at = NULL, cancel_requested = false, progress = NULL,
+        max_attempts = greatest(max_attempts, attempt OPERATOR(pg_catalog.+) 1)
+    WHERE id OPERATOR(pg_catalog.=) $1
+    AND state OPERATOR(pg_catalog.=) ANY (ARRAY['failed', 'cancelled', 'scheduled'])
     RETURNING id, attempt, name, queue, state
 ), told AS (
     INSERT INTO orchestrator.job_events (job_id, attempt, name, queue, state, facts)
-    SELECT id, attempt, name, queue, state, '{"retried": true}'::jsonb FROM changed
+    SELECT id, attempt, name, queue, state, '{"retried": true}'::pg_catalog.jsonb FROM changed
 )
-SELECT state, pg_notify('orchestrator_jobs', queue) AS hint, pg_notify('orchestrator_events', '') AS hinted FROM changed
+SELECT state, pg_catalog.pg_notify('orchestrator_jobs', queue) AS hint,
+    pg_catalog.pg_notify('orchestrator_events', '') AS hinted
+FROM changed
 """
 
 
@@ -281,13 +337,15 @@ async def retry(connection: Any, job_id: int) -> State:
 
 
 _SIBLING = """
-SELECT s.id FROM orchestrator.jobs j JOIN orchestrator.jobs s ON s.name = j.name AND s.dedupe_key = j.dedupe_key
-WHERE j.id = $1 AND s.id <> j.id AND s.state IN ('scheduled', 'queued', 'running')
+SELECT s.id FROM orchestrator.jobs j JOIN orchestrator.jobs s
+    ON s.name OPERATOR(pg_catalog.=) j.name AND s.dedupe_key OPERATOR(pg_catalog.=) j.dedupe_key
+WHERE j.id OPERATOR(pg_catalog.=) $1 AND s.id OPERATOR(pg_catalog.<>) j.id
+    AND s.state OPERATOR(pg_catalog.=) ANY (ARRAY['scheduled', 'queued', 'running'])
 """
 
 
 async def _state(connection: Any, job_id: int) -> str:
-    state = await connection.fetchval("SELECT state FROM orchestrator.jobs WHERE id = $1", job_id)
+    state = await connection.fetchval("SELECT state FROM orchestrator.jobs WHERE id OPERATOR(pg_catalog.=) $1", job_id)
     if state is None:
         raise JobNotFoundError(job_id)
     return str(state)

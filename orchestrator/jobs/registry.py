@@ -6,6 +6,7 @@ modules that it imports.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -21,8 +22,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import msgspec
 
+from orchestrator.jobs.error_record import has_nul, message_of
 from orchestrator.jobs.errors import HandlerError, PayloadError, UnknownHandlerError
-from orchestrator.jobs.failures import has_nul, message_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -32,6 +33,7 @@ Function = TypeVar("Function", bound=Callable[..., Coroutine[Any, Any, Any]])
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:\-]{0,99}")
 _BUILTIN = "orchestrator.jobs.builtin"
 _PARAMETERS = 2
+_WAIT_MOST_S = 10 * 366 * 86400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,14 @@ class Backoff:
     most_s: float = 3600.0
     jitter: float = 0.1
 
+    def problem(self) -> str | None:
+        """What is wrong with it; None where it can be used."""
+        for name, most in (("first_s", _WAIT_MOST_S), ("factor", 1e6), ("most_s", _WAIT_MOST_S), ("jitter", 1.0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
+                return f"{name}={value!r}, and a number from 0 to {most:g} is needed"
+        return None
+
     def wait_s(self, attempt: int, chance: float) -> float:
         """Seconds until the next attempt after `attempt` (1 for the first) failed; `chance` is in [0, 1)."""
         try:
@@ -57,7 +67,10 @@ class Backoff:
 
 @dataclass(frozen=True, slots=True)
 class Handler:
-    """One handler, as `job` declared it. `timeout_s` and `concurrency` None: no limit; `schedule` is a cron line."""
+    """One handler, as `job` declared it. `timeout_s` and `concurrency` None: no limit; `schedule` is a cron line.
+
+    `schema_hash` is the same in all processes whose handlers of this name take the same payloads.
+    """
 
     name: str
     doc: str
@@ -72,6 +85,7 @@ class Handler:
     function: Callable[..., Coroutine[Any, Any, Any]]
     decoder: msgspec.json.Decoder[Any]
     place: str
+    schema_hash: str
 
     def decode(self, payload: str | bytes) -> Any:
         """The payload of JSON text as the handler's own type.
@@ -206,10 +220,14 @@ def job(
                 raise refuse(f"has {what}={value!r}", f"Give a whole number, {least} or more.")
         if timeout_s is not None and not timeout_s > 0:
             raise refuse(f"has timeout_s={timeout_s!r}", "Give seconds above 0, or None for no limit.")
+        waits = backoff if isinstance(backoff, Backoff) else Backoff(1.0 if backoff is None else backoff)
+        wrong = waits.problem()
+        if wrong is not None:
+            raise refuse(f"has a back-off with {wrong}", "Give seconds, or a Backoff whose members are numbers.")
         payload_type = _payload_type(function, refuse)
         try:
             decoder = msgspec.json.Decoder(payload_type)
-            msgspec.json.schema(payload_type)
+            schema = msgspec.json.encode([name, msgspec.json.schema(payload_type)], order="deterministic")
         except (TypeError, NameError, ValueError) as error:
             raise refuse(f"has a payload type that cannot be checked: {error}", _TYPES) from error
         if schedule is not None:
@@ -225,10 +243,11 @@ def job(
                 concurrency=concurrency,
                 schedule=schedule,
                 timezone=timezone,
-                backoff=backoff if isinstance(backoff, Backoff) else Backoff(1.0 if backoff is None else backoff),
+                backoff=waits,
                 function=function,
                 decoder=decoder,
                 place=place,
+                schema_hash=hashlib.sha256(schema).hexdigest()[:16],
             )
         )
         return function
@@ -269,8 +288,8 @@ def _check_schedule(
     decoder: msgspec.json.Decoder[Any],
     refuse: Callable[[str, str], HandlerError],
 ) -> None:
-    from orchestrator.jobs.errors import ScheduleError  # late, with cronsim: few modules have a schedule
-    from orchestrator.jobs.schedules import check_cron
+    from orchestrator.jobs.cron import check_cron  # late, with cronsim: few modules have a schedule
+    from orchestrator.jobs.errors import ScheduleError
 
     try:
         check_cron(cron, timezone)

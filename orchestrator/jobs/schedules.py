@@ -1,21 +1,20 @@
-"""Schedules: cron rows in the database that make jobs. Touches the database; `next_after` and `check_cron` are pure."""
+"""Schedules: cron rows in the database that make jobs. Touches the database."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
-from zoneinfo import ZoneInfo
 
+import asyncpg
 import msgspec
-from cronsim import CronSim, CronSimError
 
-from orchestrator.jobs.errors import JobError, ScheduleError, ScheduleNotFoundError
+from orchestrator.jobs.cron import next_after
+from orchestrator.jobs.errors import PayloadError, ScheduleError, ScheduleNotFoundError
 from orchestrator.jobs.queue import NewJob, enqueue_many
 from orchestrator.jobs.registry import DECLARED
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from orchestrator.jobs.queue import Enqueued
     from orchestrator.jobs.registry import Registry
@@ -31,39 +30,6 @@ class Schedule:
     timezone: str = "UTC"
     payload: Mapping[str, Any] | None = None
     enabled: bool = True
-
-
-def check_cron(cron: str, timezone: str) -> None:
-    """Whether both can be used.
-
-    Raises:
-        ScheduleError: one of them cannot; says which.
-    """
-    next_after(cron, timezone, datetime(2026, 1, 1, tzinfo=ZoneInfo("UTC")))
-
-
-def next_after(cron: str, timezone: str, moment: datetime) -> datetime:
-    """The first time after `moment` (which has a zone) that the expression names, in UTC.
-
-    Where clocks change, as Debian's cron does: what falls into a skipped hour runs right after it, a fixed hour that
-    comes twice runs once, and `*` in the field of hours goes on with real time.
-
-    Raises:
-        ScheduleError: the expression or the zone cannot be used, or names no time in the next 50 years.
-    """
-    try:
-        zone = ZoneInfo(timezone)
-    except (KeyError, ValueError, OSError) as error:
-        raise ScheduleError(
-            f"{timezone!r} is no time zone", remedy="Use a name such as UTC or Europe/Berlin."
-        ) from error
-    try:
-        return next(CronSim(cron, moment.astimezone(zone))).astimezone(ZoneInfo("UTC"))
-    except (CronSimError, StopIteration) as error:
-        raise ScheduleError(
-            f"{cron!r} is no cron expression, or names no time",
-            remedy='Use five fields: minute hour day month weekday, e.g. "*/5 * * * *".',
-        ) from error
 
 
 async def put_schedule(
@@ -115,13 +81,16 @@ async def delete_schedule(connection: Any, name: str) -> bool:
 async def trigger_schedule(connection: Any, name: str, *, registry: Registry | None = None) -> Enqueued:
     """Add the schedule's job now, whatever its time, and also where it is disabled; its next time stays.
 
-    While its last job is unfinished it is that one.
+    While its last job is unfinished it is that one. Call it in a transaction: the schedule's row is locked to its end.
 
     Raises:
         ScheduleNotFoundError: there is none of that name.
         UnknownHandlerError, PayloadError: its job is not, or no longer, what this process knows.
     """
-    row = await connection.fetchrow("SELECT name, job, payload::text FROM orchestrator.schedules WHERE name = $1", name)
+    # The row first, and then the job's key, as where it fires: two orders would be a deadlock.
+    row = await connection.fetchrow(
+        "SELECT name, job, payload::text FROM orchestrator.schedules WHERE name = $1 FOR NO KEY UPDATE", name
+    )
     if row is None:
         raise ScheduleNotFoundError(name)
     made = (await enqueue_many(connection, [_job_of(row)], registry=registry))[0]
@@ -139,14 +108,22 @@ def _job_of(row: Mapping[str, Any]) -> NewJob:
 async def sync_schedules(connection: Any, registry: Registry) -> None:
     """Write what `@job(schedule=…)` says; rows that a person changed, and handlers without one, are left as they are.
 
-    A handler that has lost its schedule loses the row that code made for it.
+    A handler that has lost its schedule loses the row that code made for it. Nothing is locked where nothing changes.
     """
     now = await connection.fetchval(_CLOCK)
+    rows = await connection.fetch("SELECT name, job, cron, timezone, source FROM orchestrator.schedules")
+    known = {row["name"]: row for row in rows}
     for handler in registry.handlers.values():
+        row = known.get(handler.name)
         if handler.schedule is None:
-            await connection.execute(
-                "DELETE FROM orchestrator.schedules WHERE name = $1 AND job = $1 AND source = 'code'", handler.name
-            )
+            if row is not None and (row["job"], row["source"]) == (handler.name, "code"):
+                await connection.execute(
+                    "DELETE FROM orchestrator.schedules WHERE name = $1 AND job = $1 AND source = 'code'", handler.name
+                )
+            continue
+        if row is not None and (
+            row["source"] != "code" or (row["cron"], row["timezone"]) == (handler.schedule, handler.timezone)
+        ):
             continue
         await connection.execute(
             """
@@ -165,11 +142,43 @@ async def sync_schedules(connection: Any, registry: Registry) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Fired:
-    """What one look at the schedules did: `unusable` are names with the reason why they could not fire."""
+    """What one look at the schedules did: `unusable` are names with the reason why they could not fire.
+
+    `is_put_off` where one is due that could not fire now, as its row or its key is locked by others, or since another
+    process takes payloads of its handler that this one does not.
+    """
 
     made: tuple[tuple[str, Enqueued], ...]
     unusable: tuple[tuple[str, str], ...]
     next_in_s: float | None
+    is_put_off: bool = False
+
+
+_BATCH_MAX = 100
+# What somebody else's open transaction stands in the way of.
+_IN_THE_WAY = (asyncpg.LockNotAvailableError, asyncpg.QueryCanceledError, asyncpg.DeadlockDetectedError)
+
+_DUE = """
+SELECT name, job, cron, timezone, payload::text AS payload, next_run_at, now, next_run_at <= now AS is_due
+FROM orchestrator.schedules, orchestrator.clock() AS now
+WHERE enabled AND job = ANY($1::text[]) AND name <> ALL ($2::text[])
+    AND (next_run_at <= now OR last_run_at > now + interval '3 hours')
+ORDER BY next_run_at LIMIT $3 FOR UPDATE OF schedules SKIP LOCKED
+"""
+
+_FIRED = """
+UPDATE orchestrator.schedules s SET next_run_at = g.next_run_at, last_run_at = orchestrator.clock(),
+    last_job_id = coalesce(g.job_id, s.last_job_id)
+FROM unnest($1::text[], $2::timestamptz[], $3::bigint[]) AS g(name, next_run_at, job_id) WHERE s.name = g.name
+"""
+
+# Living workers whose handler of that name takes other payloads than this process's.
+_READ_BY_OTHERS = """
+SELECT EXISTS (
+    SELECT FROM orchestrator.workers w, unnest(w.handlers, w.schemas) AS h(name, schema_hash)
+    WHERE w.seen_at > clock_timestamp() - make_interval(secs => w.lease_s) AND h.name = $1 AND h.schema_hash <> $2
+)
+"""
 
 
 async def fire_due(connection: Any, registry: Registry) -> Fired:
@@ -178,46 +187,75 @@ async def fire_due(connection: Any, registry: Registry) -> Fired:
     The database's clock decides. A row is locked as it fires, and its next time lies after both the clock and the time
     that it fired for: a clock that is set back fires nothing again. Set back by more than three hours (as in Debian's
     cron, it was wrong before), times are planned anew, lest a schedule wait for a far future. Rows whose handler this
-    process does not know are left to those that do.
+    process does not know, or whose payload it refuses while another process may take it, are left to those that do.
+
+    It commits after each hundred, and passes by what is locked.
     """
     made: list[tuple[str, Enqueued]] = []
     unusable: list[tuple[str, str]] = []
-    async with connection.transaction():
-        due = await connection.fetch(
-            """
-            SELECT name, job, cron, timezone, payload::text AS payload, next_run_at, now, next_run_at <= now AS is_due
-            FROM orchestrator.schedules, orchestrator.clock() AS now
-            WHERE enabled AND job = ANY($1::text[])
-                AND (next_run_at <= now OR last_run_at > now + interval '3 hours')
-            ORDER BY next_run_at FOR UPDATE OF schedules SKIP LOCKED
-            """,
-            list(registry.handlers),
-        )
-        for row in due:
-            next_run_at, job = None, None
-            try:
-                planned_from = max(row["now"], row["next_run_at"]) if row["is_due"] else row["now"]
-                next_run_at = next_after(row["cron"], row["timezone"], planned_from)
-                if row["is_due"]:
-                    job = (await enqueue_many(connection, [_job_of(row)], registry=registry))[0]
-                    made.append((row["name"], job))
-            except JobError as error:
-                # Rows may be written by hand: the others fire all the same, and this one is said once a time.
-                unusable.append((row["name"], error.message))
-            await connection.execute(
-                """
-                UPDATE orchestrator.schedules SET next_run_at = $2, last_run_at = orchestrator.clock(),
-                    last_job_id = coalesce($3, last_job_id) WHERE name = $1
-                """,
-                row["name"],
-                next_run_at,
-                None if job is None else job.id,
-            )
+    left: set[str] = set()
+    batch_size = _BATCH_MAX
+    while True:
+        names: list[str] = []
+        try:
+            async with connection.transaction():
+                due = await connection.fetch(_DUE, list(registry.handlers), sorted(left), batch_size)
+                names = [row["name"] for row in due]
+                fired = await _fire(connection, registry, due, left)
+        except _IN_THE_WAY:
+            # One of them: found by going on one by one, and left for the next look.
+            if batch_size == 1 or not names:
+                if not names:
+                    break
+                left.update(names)
+            batch_size = 1
+            continue
+        made += fired[0]
+        unusable += fired[1]
+        if len(names) < batch_size:
+            break
     next_in_s = await connection.fetchval(
         """
         SELECT extract(epoch FROM min(next_run_at) - orchestrator.clock())::double precision
-        FROM orchestrator.schedules WHERE enabled AND job = ANY($1::text[])
+        FROM orchestrator.schedules WHERE enabled AND job = ANY($1::text[]) AND name <> ALL ($2::text[])
         """,
         list(registry.handlers),
+        sorted(left),
     )
-    return Fired(tuple(made), tuple(unusable), next_in_s)
+    return Fired(tuple(made), tuple(unusable), next_in_s, is_put_off=bool(left))
+
+
+async def _fire(
+    connection: Any, registry: Registry, due: Sequence[Mapping[str, Any]], left: set[str]
+) -> tuple[list[tuple[str, Enqueued]], list[tuple[str, str]]]:
+    """Fire the rows that are locked in this transaction; names that are left to other processes are added to `left`."""
+    unusable: list[tuple[str, str]] = []
+    planned: dict[str, Any] = {}
+    jobs: dict[str, NewJob] = {}
+    for row in due:
+        name, handler, job = row["name"], registry.get(row["job"]), _job_of(row)
+        # Rows may be written by hand: the others fire all the same, and one that cannot is said once a time.
+        try:
+            planned_from = max(row["now"], row["next_run_at"]) if row["is_due"] else row["now"]
+            planned[name] = next_after(row["cron"], row["timezone"], planned_from)
+        except ScheduleError as error:
+            planned[name] = None
+            unusable.append((name, error.message))
+            continue
+        if not row["is_due"]:
+            continue
+        try:
+            handler.encode(job.payload)
+        except PayloadError as error:
+            if await connection.fetchval(_READ_BY_OTHERS, handler.name, handler.schema_hash):
+                left.add(name)
+                del planned[name]
+            else:
+                unusable.append((name, error.message))
+            continue
+        jobs[name] = job
+    answers = await enqueue_many(connection, list(jobs.values()), registry=registry) if jobs else []
+    made = dict(zip(jobs, answers, strict=True))
+    ids = [made[name].id if name in made else None for name in planned]
+    await connection.execute(_FIRED, list(planned), list(planned.values()), ids)
+    return list(made.items()), unusable

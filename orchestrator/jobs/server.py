@@ -19,9 +19,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.jobs.keeper import Keeper
+from orchestrator.jobs.firing import Firing
+from orchestrator.jobs.lease import Lease
+from orchestrator.jobs.maintenance import Maintenance
+from orchestrator.jobs.parameters import WorkerParameters
 from orchestrator.jobs.worker import StopTimes, Worker
-from orchestrator.threads import DaemonThreads
+from orchestrator.threads import HandlersLoop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
 _LOOK_EVERY_S = 1.0
 _BLOCKED_AFTER_S = 2.0
 _SAY_EVERY_S = 30.0
+_POOL_FULL_AFTER_S = 10.0
 _FRAMES_SHOWN = 5
 
 
@@ -65,11 +69,11 @@ class JobServer:
         self.worker_id = f"{socket.gethostname()[:60]}-{secrets.token_hex(6)}"
         self.registry, self.concurrency, self.lease_s = registry, concurrency, lease_s
         self._life = life
+        self._threads_said_at = float("-inf")
         self._main = asyncio.get_running_loop()
-        self._loop = asyncio.new_event_loop()
-        self._loop.set_default_executor(DaemonThreads())
+        self._loop = HandlersLoop(self._threads_exhausted)
         self._loop.set_exception_handler(self._stray)
-        self._worker = Worker(
+        parameters = WorkerParameters(
             dsn,
             registry,
             worker_id=self.worker_id,
@@ -80,17 +84,10 @@ class JobServer:
             redact=redact,
             service=service,
         )
-        self._keeper = Keeper(
-            dsn,
-            registry,
-            self._worker,
-            worker_id=self.worker_id,
-            concurrency=concurrency,
-            lease_s=lease_s,
-            connect_timeout_s=connect_timeout_s,
-            emit=life.emit,
-            tell=self._tell,
-        )
+        self._worker = Worker(parameters)
+        self._lease = Lease(parameters, count=lambda: len(self._worker.runs), changed=self._lease_changed)
+        self._maintenance = Maintenance(parameters, emit=life.emit)
+        self._firing = Firing(parameters, emit=life.emit)
         self._stop = asyncio.Event()
         self._times = StopTimes.of(0.0)
         self._ended: asyncio.Future[None] = self._main.create_future()
@@ -104,23 +101,27 @@ class JobServer:
         return [RunningJob(run.id, run.handler.name, run.attempt, run.started_at) for run in runs]
 
     async def watch(self) -> None:
-        """Keep leases and schedules, and look after the handlers' loop, until cancelled.
+        """Keep the lease, look after other workers and schedules, and after the handlers' loop, until cancelled.
 
         Raises whatever a bug of ours raised in the worker: without it this is no job server.
         """
+        self._lease.start()
         self._thread.start()
-        keeping = asyncio.create_task(self._keeper.run(), name="job keeper")
+        maintaining = asyncio.create_task(self._maintenance.run(), name="job maintenance")
+        firing = asyncio.create_task(self._firing.run(), name="job schedules")
         looking = asyncio.create_task(self._look_after(), name="job loop watcher")
+        tasks = (maintaining, firing, looking)
         try:
-            await asyncio.wait({keeping, looking, self._ended}, return_when=asyncio.FIRST_COMPLETED)
-            for one in (self._ended, keeping, looking):
+            await asyncio.wait({*tasks, self._ended}, return_when=asyncio.FIRST_COMPLETED)
+            for one in (self._ended, *tasks):
                 if one.done():
                     one.result()
-            await keeping  # until it was told to leave
+            await maintaining  # until it was told to leave
         finally:
-            for task in (keeping, looking):
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(keeping, looking, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self._lease.end(timeout_s=0.0)
 
     async def stop(self, watching: asyncio.Task[None], timeout_s: float) -> None:
         """Claim no more, give jobs `timeout_s`, cancel, give back what is left: in 1.75 times that, whatever hangs."""
@@ -131,7 +132,10 @@ class JobServer:
         if self._thread.is_alive() and not self._ended.done():
             # A handler blocks its loop. The thread ends with the process; its jobs are given back from here.
             self._life.emit("jobs.loop_abandoned", level="error", stack=self._stack(), running=len(self.running))
-        self._keeper.leave()
+        # From here on the worker's row is not made again; what it stands for is given back.
+        self._firing.leave()
+        self._lease.end()
+        self._maintenance.leave()
         await asyncio.wait([watching], timeout=self._times.write_s)
 
     # ---------------------------------------------------------------------------------------------------- other threads
@@ -176,6 +180,22 @@ class JobServer:
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(function, *arguments)
 
+    def _threads_exhausted(self, waiting: int) -> None:
+        """In the handlers' thread: a call finds no thread that is free."""
+        now = time.monotonic()
+        if now - self._threads_said_at > _SAY_EVERY_S:
+            self._threads_said_at = now
+            self._emit_from_afar(
+                "jobs.threads_exhausted",
+                level="warning",
+                waiting=waiting,
+                hint="Handlers keep all threads of asyncio.to_thread busy; what is beyond them waits for its turn.",
+            )
+
+    def _lease_changed(self) -> None:
+        """In the lease's thread: it is held, or jobs were taken over."""
+        self._tell(self._worker.compare_soon)
+
     def _emit_from_afar(self, name: str, **facts: Any) -> None:
         with contextlib.suppress(RuntimeError):
             self._main.call_soon_threadsafe(functools.partial(self._life.emit, name, **facts))
@@ -193,9 +213,21 @@ class JobServer:
         """Say it when a handler blocks the loop of them all, and where it stands."""
         said_at = 0.0
         blocked = False
+        pool_full_since: float | None = None
         while True:
             self._tell(self._tick)
             await asyncio.sleep(_LOOK_EVERY_S)
+            now = time.monotonic()
+            pool_full_since = (pool_full_since or now) if self._worker.is_pool_exhausted else None
+            if pool_full_since is not None and now - pool_full_since > _POOL_FULL_AFTER_S:
+                pool_full_since = now + _SAY_EVERY_S
+                self._life.emit(
+                    "jobs.pool_exhausted",
+                    level="warning",
+                    jobs=sorted({one.name for one in self.running}),
+                    hint="All connections of ctx.pool have been in use for long. A handler that acquires a second one"
+                    " while it holds the first can wait for ever: pass the connection on instead.",
+                )
             silent_s = time.monotonic() - self._ticked_at
             if silent_s > _BLOCKED_AFTER_S and not self._ended.done():
                 blocked = True

@@ -1,7 +1,7 @@
 """Connections of the job server's own, made again whenever they are lost. Touches the database.
 
-One each for claiming (which listens), for finishing, and for keeping leases: none of them waits for another, or for the
-pool of requests.
+One each for claiming (which listens), for finishing, for taking over, and for schedules: none of them waits for
+another, or for the pool of requests. The lease has one in `lease`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from orchestrator.database.connect import close, connect_once, cut_when_cancelled
-from orchestrator.database.failure import CONNECTION_ERRORS, classify, is_connection_loss
+from orchestrator.database.connect_errors import CONNECTION_ERRORS, classify, is_connection_loss
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -23,31 +23,36 @@ if TYPE_CHECKING:
 # A plan is made once and kept, and the tables grow from nothing to millions of rows: no plan may depend on their size.
 _PLANNER = (
     "SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off;"
-    " SET jit = off; SET statement_timeout = 0; SET idle_session_timeout = 0"
+    " SET jit = off"
 )
-_STATEMENT_LIMIT_S = 30.0
+_LIMIT_LEAST_S, _LIMIT_MOST_S = 1.0, 30.0
 _STEADY_S = 5.0
 _WAIT_LEAST_S = 0.05
 _WAIT_MOST_S = 1.0
 _REPORT_EVERY_S = 30.0
 
 
+def limit_of(lease_s: float) -> float:
+    """Seconds that a statement may take, for a connection that is silent to be replaced within a third of the lease."""
+    return min(_LIMIT_MOST_S, max(_LIMIT_LEAST_S, lease_s / 6))
+
+
 class Session:
     """One connection, whose statements are prepared once; behind a pooler (`statement_cache` off) they are not."""
 
-    def __init__(self, connection: Any, *, direct: bool) -> None:
-        self._connection = connection
+    def __init__(self, connection: Any, *, direct: bool, limit_s: float) -> None:
+        self._connection, self._limit_s = connection, limit_s
         self._prepared: dict[str, Any] = {}
         self.direct = direct
 
     async def fetch(self, statement: str, *arguments: Any) -> list[Any]:
-        """All rows; TimeoutError after half a minute."""
+        """All rows; TimeoutError where the server is silent for longer than the session's limit."""
         if not self.direct:
-            return list(await self._connection.fetch(statement, *arguments, timeout=_STATEMENT_LIMIT_S))
+            return list(await self._connection.fetch(statement, *arguments, timeout=self._limit_s))
         prepared = self._prepared.get(statement)
         if prepared is None:
-            prepared = self._prepared[statement] = await self._connection.prepare(statement, timeout=_STATEMENT_LIMIT_S)
-        return list(await prepared.fetch(*arguments, timeout=_STATEMENT_LIMIT_S))
+            prepared = self._prepared[statement] = await self._connection.prepare(statement, timeout=self._limit_s)
+        return list(await prepared.fetch(*arguments, timeout=self._limit_s))
 
     @property
     def connection(self) -> Any:
@@ -60,17 +65,27 @@ class Session:
             await self._connection.add_listener(channel, lambda *heard_of: heard(heard_of[3]))
 
 
+def _limits(limit_s: float) -> str:
+    names = {"statement_timeout": 0.75, "idle_in_transaction_session_timeout": 1.0}
+    return "; ".join(f"SET {name} = {int(limit_s * share * 1000)}" for name, share in names.items())
+
+
 async def keep_session(
     dsn: Dsn,
     work: Callable[[Session], Awaitable[None]],
     *,
     purpose: str,
     connect_timeout_s: float,
+    limit_s: float,
     emit: Callable[..., None],
     lost: Callable[[], None] | None = None,
     asynchronous_commit: bool = False,
 ) -> None:
     """Run `work` on a session until it returns; on a loss, again on a new one, for ever. Ends by cancellation as well.
+
+    A statement may take three quarters of `limit_s` by the server's clock (where something is locked, it is cancelled
+    and leaves no session behind that waits), and all of it by ours. A transaction that is left open, by a process that
+    is stopped for one, ends after `limit_s`.
 
     `lost` is called as soon as the server or the network has closed the connection, also while nothing is asked.
     """
@@ -86,12 +101,12 @@ async def keep_session(
                     connection.add_termination_listener(lambda _, tell=lost: tell())
                 direct = dsn.statement_cache
                 if direct:
-                    await connection.execute(_PLANNER)
+                    await connection.execute(f"{_PLANNER}; {_limits(limit_s)}", timeout=limit_s)
                     if asynchronous_commit:
                         await connection.execute("SET synchronous_commit = off")
                 if failures:
                     emit("jobs.connection_restored", level="info", purpose=purpose, failures=failures)
-                await cut_when_cancelled(connection, work(Session(connection, direct=direct)))
+                await cut_when_cancelled(connection, work(Session(connection, direct=direct, limit_s=limit_s)))
             except asyncio.CancelledError:
                 connection.terminate()
                 raise

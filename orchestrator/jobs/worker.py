@@ -1,7 +1,7 @@
-"""Claim jobs, run their handlers, write what became of them. Touches the database; lives on a loop in its own thread.
+"""Run the handlers of claimed jobs, and decide what becomes of each. Lives on a loop in its own thread.
 
-Two connections: one claims and listens, the other finishes, so that each claim overlaps with the finishing of what went
-before. Whatever a handler does, it ends in `_ended`, and from there in `_flush`.
+Two connections: one claims and listens (`claimer`), the other writes (`completer`), so that each claim overlaps with
+the writing of what went before. Whatever a handler does, it ends in `_ended`, and from there with the completer.
 """
 
 from __future__ import annotations
@@ -11,125 +11,29 @@ import logging
 import random
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-import asyncpg
 import msgspec
 
-from orchestrator.database.failure import CONNECTION_ERRORS
+from orchestrator.database.connect import open_pool
+from orchestrator.jobs.claimer import Claimer
+from orchestrator.jobs.completer import Completer, Ending
 from orchestrator.jobs.context import Context, Run
-from orchestrator.jobs.failures import error_record, stored, type_name, without_nul
-from orchestrator.jobs.queue import CANCEL_CHANNEL, JOBS_CHANNEL
-from orchestrator.jobs.session import keep_session
+from orchestrator.jobs.error_record import error_record, stored, type_name, without_nul
+from orchestrator.jobs.session import keep_session, limit_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from orchestrator.dsn import Dsn
-    from orchestrator.jobs.context import Level, Reason, Service
-    from orchestrator.jobs.registry import Registry
+    from orchestrator.jobs.context import Level, Reason
+    from orchestrator.jobs.parameters import WorkerParameters
     from orchestrator.jobs.session import Session
 
-_POLL_S = 5.0
-_POLL_DEAF_S = 0.5  # where nothing can be heard
-_CONTENDED_S = 0.02
-_HEARD_AGAIN_S = 0.1
-_BATCH_MAX = 500
-_UNWRITTEN_MAX = 2000
-_LINES_MAX = 5000
-_LINES_EVERY_S = 0.2
-_PROGRESS_EVERY_S = 0.25
-_HINT_EVERY_S = 0.05
 _INSIST_EVERY_S = 5.0
 _OUTPUT_BYTES_MAX = 1 << 20
 _POOL_SIZE = 10
 _LOGGER = "orchestrator.jobs"
-
-_CLAIM = (
-    "SELECT id, name, attempt, max_attempts, timeout_s, payload FROM orchestrator.claim_jobs($1, $2, $3, $4, $5, $6)"
-)
-
-# Asked when a claim brought less than there was room for: when to look again, and whether others were just faster.
-_IDLE = """
-SELECT (
-    SELECT extract(epoch FROM min(run_at) - clock_timestamp())::double precision
-    FROM orchestrator.jobs WHERE state = 'scheduled'
-) AS next_in_s, EXISTS (
-    SELECT FROM unnest($1::text[]) AS w(name)
-    WHERE EXISTS (SELECT FROM orchestrator.jobs j WHERE j.state = 'queued' AND j.name = w.name)
-) OR EXISTS (
-    SELECT FROM unnest($2::text[], $3::integer[]) AS l(name, most)
-    WHERE EXISTS (SELECT FROM orchestrator.jobs j WHERE j.state = 'queued' AND j.name = l.name)
-        AND (SELECT count(*) FROM orchestrator.jobs j WHERE j.state = 'running' AND j.name = l.name) < l.most
-) AS has_more
-"""
-
-# Fenced: a row that another worker has by now (a later attempt), or that was taken back, is left as it is. The state is
-# asked for by CASE, so that the primary key is the way to the row: without statistics a planner prefers the index of
-# what runs, and reads all of it for each row.
-_FINISH = """
-WITH given AS (
-    SELECT * FROM unnest($2::bigint[], $3::integer[], $4::text[], $5::text[], $6::text[], $7::text[],
-        $8::double precision[]) AS g(id, attempt, outcome, state, output, error, wait_s)
-), finished AS (
-    UPDATE orchestrator.jobs j SET
-        state = CASE WHEN j.cancel_requested AND g.state IN ('queued', 'scheduled') THEN 'cancelled' ELSE g.state END,
-        output = g.output::jsonb,
-        error = g.error::jsonb,
-        run_at = CASE WHEN g.state IN ('queued', 'scheduled') THEN now() + make_interval(secs => g.wait_s)
-            ELSE j.run_at END,
-        finished_at = CASE WHEN g.state IN ('queued', 'scheduled') AND NOT j.cancel_requested THEN NULL ELSE now() END,
-        max_attempts = CASE WHEN g.outcome = 'interrupted' THEN j.max_attempts + 1 ELSE j.max_attempts END,
-        lease_until = NULL
-    FROM given g
-    WHERE j.id = g.id AND j.attempt = g.attempt AND j.worker = $1
-        AND CASE j.state WHEN 'running' THEN true ELSE false END
-    RETURNING j.id, j.attempt, j.name, j.queue, j.state, j.started_at, j.run_at, g.outcome, g.error
-), tried AS (
-    INSERT INTO orchestrator.job_attempts (job_id, attempt, worker, started_at, outcome, error)
-    SELECT id, attempt, $1, started_at, outcome, error::jsonb FROM finished
-), told AS (
-    INSERT INTO orchestrator.job_events (job_id, attempt, name, queue, state, facts)
-    SELECT id, attempt, name, queue, state,
-        CASE WHEN state = 'scheduled' THEN jsonb_build_object('run_at', run_at, 'error', error::jsonb -> 'message')
-            WHEN state = 'failed' THEN jsonb_build_object('error', error::jsonb -> 'message') END
-    FROM finished
-)
-SELECT array_agg(id) AS ids,
-    CASE WHEN bool_or(state IN ('queued', 'scheduled') OR name = ANY($9::text[]))
-        THEN pg_notify('orchestrator_jobs', '') END AS hint
-FROM finished
-"""
-
-_LOG = """
-INSERT INTO orchestrator.job_logs (job_id, attempt, at, level, event, facts)
-SELECT job_id, attempt, at, level, event, facts::jsonb
-FROM unnest($1::bigint[], $2::integer[], $3::timestamptz[], $4::text[], $5::text[], $6::text[])
-    AS g(job_id, attempt, at, level, event, facts)
-"""
-
-_PROGRESS = """
-WITH moved AS (
-    UPDATE orchestrator.jobs j SET progress = g.progress::jsonb || jsonb_build_object('at', now())
-    FROM unnest($2::bigint[], $3::integer[], $4::text[]) AS g(id, attempt, progress)
-    WHERE j.id = g.id AND j.attempt = g.attempt AND j.worker = $1
-        AND CASE j.state WHEN 'running' THEN true ELSE false END
-    RETURNING j.id, j.attempt, j.name, j.queue, j.progress
-)
-INSERT INTO orchestrator.job_events (job_id, attempt, name, queue, kind, facts)
-SELECT id, attempt, name, queue, 'progress', progress FROM moved
-"""
-
-_HINT = "SELECT pg_notify('orchestrator_events', '')"
-
-_CANCELLED_MEANWHILE = """
-SELECT id, attempt FROM orchestrator.jobs WHERE id = ANY($1::bigint[]) AND state = 'running' AND cancel_requested
-"""
-
-# id, attempt, outcome, state, output, error, wait_s: a row of what `_FINISH` is given.
-_Ending = tuple[int, int, str, str, "str | None", "str | None", float]
+_MESSAGE_SAID_MAX = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,61 +79,58 @@ class Rate:
 class Worker:
     """Runs jobs until `stop`. All of it lives on one loop, but for `runs`, which any thread may read."""
 
-    def __init__(
-        self,
-        dsn: Dsn,
-        registry: Registry,
-        *,
-        worker_id: str,
-        concurrency: int,
-        lease_s: float,
-        connect_timeout_s: float,
-        emit: Callable[..., None],
-        redact: Callable[[str], str],
-        service: Service | None = None,
-    ) -> None:
-        self._service = service
+    def __init__(self, parameters: WorkerParameters) -> None:
         self.runs: dict[tuple[int, int], Run] = {}
-        self._dsn, self._registry, self._id = dsn, registry, worker_id
-        self._concurrency, self._lease_s, self._connect_timeout_s = concurrency, lease_s, connect_timeout_s
-        self._emit, self._redact = emit, redact
-        handlers = registry.handlers.values()
-        self._names = [handler.name for handler in handlers if handler.concurrency is None]
-        self._limited = [handler.name for handler in handlers if handler.concurrency is not None]
-        self._limits = [handler.concurrency for handler in handlers if handler.concurrency is not None]
+        self._given = parameters
+        limited = [handler.name for handler in parameters.registry.handlers.values() if handler.concurrency is not None]
+        self._completer = Completer(
+            parameters.worker_id, hinted_names=limited, emit=parameters.emit, room_made=self._make_room
+        )
+        self._claimer = Claimer(parameters, self._completer, runs=self.runs, begin=self._begin, stop=self.stop_run)
         self._pool: Any = None
         self._stopping = False
-        self._flush_over = False
-        self._wake = asyncio.Event()
-        self._room_made = asyncio.Event()
         self._drained = asyncio.Event()
-        self._dirty = asyncio.Event()
-        self._endings: list[_Ending] = []
-        self._lines: list[tuple[int, int, datetime, str, str, str | None]] = []
-        self._lines_due = False
-        self._moved: dict[tuple[int, int], str] = {}
-        self._hint_wanted = False
-        self._hinted_at = 0.0
         self._failures_said = Rate(20, 10.0)
         self._lines_said = Rate(50, 1.0)
         self._logger = logging.getLogger(_LOGGER)
+
+    def compare_soon(self) -> None:
+        """Compare what runs here with what is claimed, at once: the lease says that something may have changed."""
+        self._claimer.compare_soon()
+
+    @property
+    def is_pool_exhausted(self) -> bool:
+        """Whether the handlers' pool is at its largest and all of it is in use; from any thread."""
+        pool = self._pool
+        return pool is not None and pool.get_size() == pool.get_max_size() and pool.get_idle_size() == 0
+
+    def _make_room(self) -> None:
+        self._claimer.room_made()
 
     # ------------------------------------------------------------------------------------------------ from start to end
 
     async def run(self, until: asyncio.Event, times: Callable[[], StopTimes]) -> None:
         """Work until `until` is set. Then claim no more, wait, cancel, wait again, requeue the rest (`StopTimes`)."""
-        self._pool = await self._open_pool()
+        self._pool = await open_pool(
+            self._given.dsn,
+            kind="handlers",
+            max_size=_POOL_SIZE,
+            connect_timeout_s=self._given.connect_timeout_s,
+            application_name="orchestrator jobs",
+        )
         for run in list(self.runs.values()):
             if run.task is not None and run.task.done():  # cancelled with all of this loop, before it began
-                self._interrupted(run.id, run.attempt)
+                self._interrupted(run)
         try:
             async with asyncio.TaskGroup() as group:
-                claiming = group.create_task(self._session("worker", self._claim_on, listens=True))
-                flushing = group.create_task(self._session("worker finish", self._flush_on))
+                # A claim that a crash of the server undoes is made again; the job's end is what must be durable.
+                claiming = group.create_task(
+                    self._session("worker", self._claimer.run, lost=self._claimer.wake, asynchronous_commit=True)
+                )
+                completing = group.create_task(self._session("worker finish", self._completer.run))
                 await until.wait()
                 self._stopping = True
-                self._wake.set()
-                self._room_made.set()
+                self._claimer.finish()
                 # A claim that is under way is waited for: what it brings is known, and given back.
                 limits = times()
                 await asyncio.wait([claiming], timeout=limits.claim_s)
@@ -239,35 +140,22 @@ class Worker:
                     self.stop_run(run, "stopped")
                 await self._until_drained(limits.grace_s)
                 for run in list(self.runs.values()):
-                    self._interrupted(run.id, run.attempt)
-                self._flush_over = True
-                self._dirty.set()
-                await asyncio.wait([flushing], timeout=limits.write_s)
-                flushing.cancel()
+                    self._interrupted(run)
+                self._completer.finish()
+                await asyncio.wait([completing], timeout=limits.write_s)
+                completing.cancel()
         finally:
             self._pool.terminate()
 
-    def _session(self, purpose: str, work: Callable[[Session], Any], *, listens: bool = False) -> Any:
+    def _session(self, purpose: str, work: Callable[[Session], Any], **options: Any) -> Any:
         return keep_session(
-            self._dsn,
+            self._given.dsn,
             work,
             purpose=purpose,
-            connect_timeout_s=self._connect_timeout_s,
-            emit=self._emit,
-            lost=self._wake.set if listens else None,
-            # A claim that a crash of the server undoes is made again; the job's end is what must be durable.
-            asynchronous_commit=listens,
-        )
-
-    async def _open_pool(self) -> Any:
-        arguments = self._dsn.connect_arguments()
-        server_settings = {"application_name": "orchestrator jobs", **arguments.pop("server_settings", {})}
-        return await asyncpg.create_pool(
-            **arguments,
-            min_size=0,
-            max_size=_POOL_SIZE,
-            timeout=self._dsn.connect_timeout_s or self._connect_timeout_s,
-            server_settings=server_settings,
+            connect_timeout_s=self._given.connect_timeout_s,
+            limit_s=limit_of(self._given.lease_s),
+            emit=self._given.emit,
+            **options,
         )
 
     async def _until_drained(self, limit_s: float) -> None:
@@ -279,62 +167,42 @@ class Worker:
             except TimeoutError:
                 return
 
-    # --------------------------------------------------------------------------------------------------------- claiming
-
-    async def _claim_on(self, session: Session) -> None:
-        await session.listen(JOBS_CHANNEL, lambda _: self._wake.set())
-        await session.listen(CANCEL_CHANNEL, self._cancel_heard)
-        # What was said while nobody listened.
-        for record in await session.fetch(_CANCELLED_MEANWHILE, [run.id for run in list(self.runs.values())]):
-            self.cancel(record["id"], record["attempt"])
-        poll_s = _POLL_S if session.direct else _POLL_DEAF_S
-        loop = asyncio.get_running_loop()
-        while not self._stopping:
-            room = self._concurrency - len(self.runs)
-            if room <= 0 or len(self._endings) >= _UNWRITTEN_MAX:
-                self._room_made.clear()
-                await self._room_made.wait()
-                continue
-            self._wake.clear()
-            records = await session.fetch(
-                _CLAIM, self._id, self._lease_s, room, self._names, self._limited, self._limits
-            )
-            for record in records:
-                self._begin(record, loop)
-            if records:
-                self._hint_wanted = True
-                self._dirty.set()
-            if len(records) >= room:
-                await asyncio.sleep(0)
-                continue
-            (idle,) = await session.fetch(_IDLE, self._names, self._limited, self._limits)
-            next_in_s = poll_s if idle["next_in_s"] is None else max(0.0, min(poll_s, idle["next_in_s"]))
-            timer = loop.call_later(_CONTENDED_S if idle["has_more"] else next_in_s, self._wake.set)
-            await self._wake.wait()
-            timer.cancel()
-
-    def _begin(self, record: Any, loop: asyncio.AbstractEventLoop) -> None:
+    def _begin(self, record: Any, claim: int) -> None:
+        """Run what was claimed; where it must not run beside what is here, behind that."""
+        run = Run(record, claim, self._given.registry.handlers[record["name"]])
         if self._stopping:
-            self._interrupted(record["id"], record["attempt"])
+            self._interrupted(run)
             return
-        run = Run(record, self._registry.handlers[record["name"]])
-        # Taken over from this very worker, whose lease ran out while the database was away: one of the two must end.
-        self.lose(run.id, run.attempt - 1)
-        self.runs[run.id, run.attempt] = run
-        run.task = loop.create_task(self._perform(run))
-        if run.timeout_s is not None:
-            run.timer = loop.call_later(run.timeout_s, self.stop_run, run, "timed_out")
+        before = []
+        for other in list(self.runs.values()):
+            if other.id == run.id:
+                # Taken over from this very worker, whose lease was over, or whose claim a crash has undone.
+                self.stop_run(other, "lost")
+            elif other.reason != "lost" or other.handler is not run.handler or run.handler.concurrency is None:
+                continue
+            if other.task is not None:
+                before.append(other.task)
+        self.runs[run.id, run.claim] = run
+        run.task = asyncio.get_running_loop().create_task(self._perform(run, before))
 
     # ---------------------------------------------------------------------------------------------------------- running
 
-    async def _perform(self, run: Run) -> None:
+    async def _perform(self, run: Run, before: list[asyncio.Task[None]]) -> None:
         run.entered = True
-        handler = run.handler
+        handler, given = run.handler, self._given
         try:
+            if before:
+                await asyncio.wait(before)
             if run.reason is not None:
                 raise asyncio.CancelledError  # noqa: TRY301 told to end before it began
-            payload = handler.decoder.decode(run.payload)
-            context = Context(run, self._pool, self._write, self._report, self._redact, self._service)
+            if run.timeout_s is not None:
+                run.timer = asyncio.get_running_loop().call_later(run.timeout_s, self.stop_run, run, "timed_out")
+            try:
+                payload = handler.decoder.decode(run.payload)
+            except msgspec.DecodeError:
+                run.is_unreadable = True
+                raise
+            context = Context(run, self._pool, self._write, self._completer.report, given.redact, given.service)
             output = await handler.function(context, payload)
             text = None if output is None else _encoded(output)
         except BaseException as error:  # noqa: BLE001 SystemExit and its like are failures of the job, not of the server
@@ -344,36 +212,39 @@ class Worker:
 
     def _ended(self, run: Run, output: str | None, error: BaseException | None) -> None:
         """Decide what becomes of the job; nothing here waits."""
-        if self.runs.pop((run.id, run.attempt), None) is None:
+        if self.runs.pop((run.id, run.claim), None) is None:
             return  # given back already, as the server stopped
         if run.timer is not None:
             run.timer.cancel()
         if run.dropped:
-            self._keep_line(run, "warning", "log.cut", msgspec.json.encode({"dropped": run.dropped}).decode())
-        self._move(run)
+            dropped = msgspec.json.encode({"dropped": run.dropped}).decode()
+            self._completer.keep_line(run, "warning", "log.cut", dropped)
+        self._completer.move(run)
         if run.reason == "lost":
-            self._emit("job.lost", level="warning", job_id=run.id, job=run.handler.name, attempt=run.attempt)
+            self._given.emit("job.lost", level="warning", job_id=run.id, job=run.handler.name, attempt=run.attempt)
         elif run.reason == "stopped":
-            self._interrupted(run.id, run.attempt)
+            self._interrupted(run)
         elif run.reason == "cancelled":
-            self._endings.append((run.id, run.attempt, "cancelled", "cancelled", output, None, 0.0))
+            self._put(run, "cancelled", "cancelled", output=output)
         elif run.reason == "timed_out":
             self._failed(run, "timed_out", self._timeout_record(run, error), "TimeoutError")
         elif error is not None:
-            self._failed(run, "failed", error_record(error, self._redact), type_name(error))
+            self._failed(run, "failed", error_record(error, self._given.redact), type_name(error))
         else:
-            self._endings.append((run.id, run.attempt, "succeeded", "succeeded", output, None, 0.0))
-        self._dirty.set()
-        self._room_made.set()
+            self._put(run, "succeeded", "succeeded", output=output)
+        self._claimer.room_made()
         if not self.runs:
             self._drained.set()
+
+    def _put(self, run: Run, outcome: str, state: str, **more: Any) -> None:
+        self._completer.put(Ending(run.id, run.claim, run.attempt, outcome, state, **more))
 
     def _timeout_record(self, run: Run, error: BaseException | None) -> str:
         message = f"not done within {run.timeout_s:g} s"
         if error is None:
             return stored("TimeoutError", message)
         # Where it was when it was cancelled is what a person wants to know.
-        trace = msgspec.json.decode(error_record(error, self._redact))["trace"]
+        trace = msgspec.json.decode(error_record(error, self._given.redact))["trace"]
         return stored("TimeoutError", message, trace)
 
     def _failed(self, run: Run, outcome: str, record: str, kind: str) -> None:
@@ -381,29 +252,31 @@ class Worker:
         if run.attempt < run.max_attempts:
             wait_s = run.handler.backoff.wait_s(run.attempt, random.random())  # noqa: S311 jitter is no secret
         state = "failed" if wait_s is None else "scheduled" if wait_s > 0 else "queued"
-        self._endings.append((run.id, run.attempt, outcome, state, None, record, wait_s or 0.0))
+        schema_hash = run.handler.schema_hash if run.is_unreadable else None
+        self._put(run, outcome, state, error=record, wait_s=wait_s or 0.0, unreadable_by=schema_hash)
         kept_back = self._failures_said.passes()
         if kept_back is not None:
-            self._emit(
+            self._given.emit(
                 "job.failed",
-                level="warning",
+                level="error" if wait_s is None else "warning",
                 job_id=run.id,
                 job=run.handler.name,
                 attempt=run.attempt,
                 max_attempts=run.max_attempts,
                 outcome=outcome,
-                error=kind,
+                error_type=kind,
+                error=msgspec.json.decode(record)["message"][:_MESSAGE_SAID_MAX],
                 retry_in_s=None if wait_s is None else round(wait_s, 3),
                 **({"more_not_shown": kept_back} if kept_back else {}),
             )
 
-    def _interrupted(self, job_id: int, attempt: int) -> None:
-        self.runs.pop((job_id, attempt), None)
-        self._endings.append((job_id, attempt, "interrupted", "queued", None, None, 0.0))
+    def _interrupted(self, run: Run) -> None:
+        self.runs.pop((run.id, run.claim), None)
+        self._put(run, "interrupted", "queued")
 
     def stop_run(self, run: Run, reason: Reason) -> None:
         """Tell a job's task to end. What was told first stays the reason, but that a lost job is nobody's to finish."""
-        if (run.id, run.attempt) not in self.runs:
+        if (run.id, run.claim) not in self.runs:
             return
         if run.reason is None or reason == "lost":
             run.reason = reason
@@ -415,7 +288,7 @@ class Worker:
             run.task.cancel()
 
     def _insist(self, run: Run) -> None:
-        self._emit(
+        self._given.emit(
             "job.stop_ignored",
             level="warning",
             job_id=run.id,
@@ -426,28 +299,10 @@ class Worker:
         )
         self.stop_run(run, run.reason or "cancelled")
 
-    def cancel(self, job_id: int, attempt: int | None = None) -> None:
-        """Stop the job, if it runs here."""
-        for run in list(self.runs.values()):
-            if run.id == job_id and attempt in {None, run.attempt} and run.reason is None:
-                self.stop_run(run, "cancelled")
-
-    def lose(self, job_id: int, attempt: int) -> None:
-        """Stop an attempt that is no longer ours."""
-        run = self.runs.get((job_id, attempt))
-        if run is not None:
-            self.stop_run(run, "lost")
-
-    def _cancel_heard(self, payload: str) -> None:
-        if payload.isdecimal():
-            self.cancel(int(payload))
-            # Heard before the answer of the claim that it came after was looked at: once more, a moment later.
-            asyncio.get_running_loop().call_later(_HEARD_AGAIN_S, self.cancel, int(payload))
-
     # ----------------------------------------------------------------------------------------------- lines and progress
 
     def _write(self, run: Run, level: Level, event: str, facts: str | None) -> None:
-        self._keep_line(run, level, event, facts)
+        self._completer.keep_line(run, level, event, facts)
         number = logging.getLevelNamesMapping()[level.upper()] if level in {"warning", "error"} else logging.DEBUG
         if self._logger.isEnabledFor(number) and self._lines_said.passes() is not None:
             import structlog  # loaded long since, by orchestrator.logs
@@ -460,116 +315,6 @@ class Worker:
                 attempt=run.attempt,
                 facts=None if facts is None else msgspec.json.decode(facts),
             )
-
-    def _keep_line(self, run: Run, level: str, event: str, facts: str | None) -> None:
-        if len(self._lines) >= _LINES_MAX:
-            run.dropped += 1
-            return
-        event = event.replace("\0", "").encode("utf-8", "backslashreplace").decode()
-        self._lines.append((run.id, run.attempt, datetime.now(UTC), level, event, facts))
-        if not self._lines_due:
-            self._lines_due = True
-            asyncio.get_running_loop().call_later(_LINES_EVERY_S, self._dirty.set)
-
-    def _report(self, run: Run, progress: str) -> None:
-        now = time.monotonic()
-        run.progress = progress
-        if now - run.progress_at >= _PROGRESS_EVERY_S:
-            run.progress_at = now
-            self._move(run)
-        elif run.progress_at <= now:
-            # The time of the next write, which is under way: later words only replace this one.
-            wait_s = run.progress_at + _PROGRESS_EVERY_S - now
-            run.progress_at = now + wait_s
-            asyncio.get_running_loop().call_later(wait_s, self._move, run)
-
-    def _move(self, run: Run) -> None:
-        if run.progress is not None:
-            self._moved[run.id, run.attempt] = run.progress
-            run.progress = None
-            self._dirty.set()
-
-    # ---------------------------------------------------------------------------------------------------------- writing
-
-    async def _flush_on(self, session: Session) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            if self._endings or self._lines or self._moved:
-                self._dirty.set()
-            elif self._flush_over:
-                return
-            await self._dirty.wait()
-            self._dirty.clear()
-            await self._flush(session)
-            if self._hint_wanted:
-                wait_s = self._hinted_at + _HINT_EVERY_S - loop.time()
-                if wait_s > 0:
-                    loop.call_later(wait_s, self._dirty.set)
-                else:
-                    self._hint_wanted, self._hinted_at = False, loop.time()
-                    await session.fetch(_HINT)
-
-    async def _flush(self, session: Session) -> None:
-        """Write what there is: ends after the lines and progress that came before them.
-
-        Who sees a job finished sees all that it said.
-        """
-        while True:
-            # Taken first: what these jobs have said is in the lists by now.
-            batch = sorted(self._endings[:_BATCH_MAX], key=itemgetter(0, 1))  # locks in one order everywhere
-            await self._flush_lines(session)
-            await self._flush_progress(session)
-            if not batch:
-                return
-            ids = await self._finish(session, batch)
-            del self._endings[: len(batch)]
-            self._room_made.set()
-            self._hint_wanted = True
-            for job_id, attempt, outcome, *_ in batch:
-                if job_id not in ids:
-                    self._emit("job.finish_refused", level="warning", job_id=job_id, attempt=attempt, outcome=outcome)
-
-    async def _flush_lines(self, session: Session) -> None:
-        if self._lines:
-            lines = self._lines[:_LINES_MAX]
-            self._lines_due = False
-            await self._written(session, _LOG, [], lines)
-            del self._lines[: len(lines)]
-
-    async def _flush_progress(self, session: Session) -> None:
-        if self._moved:
-            moved, self._moved = self._moved, {}
-            rows = [(*key, text) for key, text in sorted(moved.items())]
-            try:
-                await self._written(session, _PROGRESS, [self._id], rows)
-            except CONNECTION_ERRORS:
-                self._moved = {**moved, **self._moved}
-                raise
-            self._hint_wanted = True
-
-    async def _written(self, session: Session, statement: str, first: list[Any], rows: list[Any]) -> None:
-        """Write rows by one statement; where the server refuses a value (class 22, 54), all rows but that one."""
-        try:
-            await session.fetch(statement, *first, *map(list, zip(*rows, strict=True)))
-        except (asyncpg.DataError, asyncpg.ProgramLimitExceededError) as error:
-            if len(rows) == 1:
-                self._emit("job.value_refused", level="warning", job_id=rows[0][0], sqlstate=error.sqlstate)
-                return
-            for row in rows:
-                await self._written(session, statement, first, [row])
-
-    async def _finish(self, session: Session, batch: list[_Ending]) -> set[int]:
-        try:
-            (record,) = await session.fetch(_FINISH, self._id, *map(list, zip(*batch, strict=True)), self._limited)
-        except (asyncpg.DataError, asyncpg.ProgramLimitExceededError) as error:
-            if len(batch) > 1:
-                return {job_id for ending in batch for job_id in await self._finish(session, [ending])}
-            job_id, attempt = batch[0][:2]
-            record_text = stored(
-                "OutputError", f"Postgres cannot store what the handler returned (SQLSTATE {error.sqlstate})"
-            )
-            return await self._finish(session, [(job_id, attempt, "failed", "failed", None, record_text, 0.0)])
-        return set(record["ids"] or ())
 
 
 class OutputTooLargeError(ValueError):

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from orchestrator.migrator import records
-from orchestrator.migrator.plan import Kind
+from orchestrator.migrator.resolve import Kind
 
 if TYPE_CHECKING:
-    from orchestrator.migrator.survey import Survey
+    from orchestrator.migrator.state import Survey
 
 _SHOWN_LINES = 2000
 

@@ -12,17 +12,19 @@ import msgspec
 from orchestrator.database.quoting import identifier, literal
 from orchestrator.errors import MigrationError
 from orchestrator.migrator.folder import Folder, Migration, ms_to_stamp
-from orchestrator.migrator.plan import Ledger, LedgerRow
+from orchestrator.migrator.ownership import refuse_untrusted
+from orchestrator.migrator.resolve import Ledger, LedgerRow
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
 class LedgerTable(msgspec.Struct, frozen=True):
-    """Where a ledger lives: Drizzle's `migrationsSchema` and `migrationsTable`."""
+    """Where a ledger lives: Drizzle's `migrationsSchema` and `migrationsTable`; and who may own it besides us."""
 
     schema: str
     table: str
+    trusted_owners: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
@@ -40,7 +42,9 @@ async def read_ledger(connection: Any, table: LedgerTable) -> Ledger:
 
     Raises:
         MigrationError: the table exists and is not a Drizzle ledger.
+        UntrustedOwnerError: to read it would run somebody else's code.
     """
+    await refuse_untrusted(connection, [(table.schema, table.table)], table.trusted_owners, writing=False)
     columns = {
         row["attname"]
         for row in await connection.fetch(

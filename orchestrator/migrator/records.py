@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from orchestrator.migrator.folder import Migration
-    from orchestrator.migrator.plan import Ledger
+    from orchestrator.migrator.resolve import Ledger
 
 SERVICE_SCHEMA = "orchestrator"
 
@@ -26,7 +26,7 @@ SERVICE_SCHEMA = "orchestrator"
 # would have put it. Run it in every session that reads or runs a user's files.
 OUT_OF_OUR_SCHEMA = (
     "SELECT pg_catalog.set_config('search_path', pg_catalog.regexp_replace(pg_catalog.current_setting('search_path'),"
-    f" '(\"\\$user\"|\\$user)\\s*,?\\s*', ''), false) WHERE current_user = '{SERVICE_SCHEMA}'"
+    f" '(\"\\$user\"|\\$user)\\s*,?\\s*', ''), false) WHERE current_user OPERATOR(pg_catalog.=) '{SERVICE_SCHEMA}'"
 )
 _PLAIN_LIMIT_BYTES = 1 << 20
 _COMPRESSION = 1

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.database.lock import lock_holder
 from orchestrator.migrator import records
 from orchestrator.migrator.edits import edits
-from orchestrator.migrator.plan import Kind
-from orchestrator.migrator.survey import readable_surveys
-from orchestrator.migrator.watch import Seen, excerpt, look_at, query_of
+from orchestrator.migrator.resolve import Kind
+from orchestrator.migrator.run.progress import Seen, excerpt, look_at, query_of
+from orchestrator.migrator.state import readable_surveys
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from orchestrator.migrator.edits import Edit
-    from orchestrator.migrator.plan import Ahead, Finding, Policy
-    from orchestrator.migrator.survey import Source
+    from orchestrator.migrator.resolve import Ahead, HistoryFinding, Policy
+    from orchestrator.migrator.sources import Source
 
 
 # What we send before a statement of a file, in the same message (apply.py, group.py).
@@ -31,7 +31,9 @@ def _iso(ms: int | None) -> str | None:
     return None if ms is None else datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="seconds")
 
 
-def described_findings(findings: Sequence[Finding], changed: Mapping[str, Edit] = _NO_EDITS) -> list[dict[str, Any]]:
+def described_findings(
+    findings: Sequence[HistoryFinding], changed: Mapping[str, Edit] = _NO_EDITS
+) -> list[dict[str, Any]]:
     """Findings as plain data; those of an edited file in `changed` with what changed in it."""
     return [
         {

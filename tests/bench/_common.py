@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "drizzle"))
 from reference import NotInstallableError, install
 
-from orchestrator.database.embedded import embedded_postgres
+from orchestrator.embedded.server import embedded_postgres
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent

@@ -15,6 +15,8 @@ import asyncpg
 sys.path.insert(0, str(Path(__file__).parents[2]))
 URL = os.environ["DATABASE_URL"]
 CONCURRENCY = 20
+NAMES = int(os.environ.get("NAMES", "1"))  # handlers among which the jobs are spread
+OLD_SNAPSHOT = "OLD_SNAPSHOT" in os.environ  # a session holds one, so that dead rows stay
 PAUSE_S = 0.03
 ALONE_S = 1.0
 
@@ -25,21 +27,24 @@ class Ours:
     def __init__(self) -> None:
         from orchestrator import dsn
         from orchestrator.jobs import job
+        from orchestrator.jobs.lease import Lease
+        from orchestrator.jobs.parameters import WorkerParameters
         from orchestrator.jobs.registry import DECLARED
         from orchestrator.jobs.worker import StopTimes, Worker
 
         self.started: asyncio.Future[float] | None = None
         self.done = 0
 
-        @job("noop")
         async def noop(ctx, payload):
             self.done += 1
             if self.started is not None:
                 self.started.set_result(time.perf_counter())
                 self.started = None
 
+        for number in range(NAMES):
+            job("noop" + (str(number) if number else ""))(noop)
         self.until, self.times = asyncio.Event(), StopTimes.of(5.0)
-        self.worker = Worker(
+        parameters = WorkerParameters(
             dsn.parse(URL),
             DECLARED,
             worker_id="bench",
@@ -48,6 +53,12 @@ class Ours:
             connect_timeout_s=5,
             emit=lambda *told, **facts: print(told, facts, file=sys.stderr),
             redact=lambda text: text,
+        )
+        self.worker, loop = Worker(parameters), asyncio.get_running_loop()
+        self.lease = Lease(
+            parameters,
+            count=lambda: len(self.worker.runs),
+            changed=lambda: loop.call_soon_threadsafe(self.worker.compare_soon),
         )
 
     async def one(self, connection, n):
@@ -58,15 +69,19 @@ class Ours:
     async def batch(self, connection, count):
         from orchestrator.jobs.queue import NewJob, enqueue_many
 
-        await enqueue_many(connection, [NewJob("noop", {"n": n}) for n in range(count)])
+        await enqueue_many(
+            connection, [NewJob("noop" + (str(n % NAMES) if n % NAMES else ""), {"n": n}) for n in range(count)]
+        )
 
     async def work(self):
+        self.lease.start()
         await self.worker.run(self.until, lambda: self.times)
+        await asyncio.to_thread(self.lease.end)
 
     def stop(self):
         self.until.set()
 
-    left = "SELECT count(*) FROM orchestrator.jobs WHERE state IN ('queued', 'running') AND name = 'noop'"
+    left = "SELECT count(*) FROM orchestrator.jobs WHERE state IN ('queued', 'running') AND name LIKE 'noop%'"
 
 
 class PgQueuer:
@@ -143,8 +158,11 @@ async def batch(side, connection, count):
 
 
 async def work(side, connection, count):
-    await side.batch(connection, count)
     other = await asyncpg.connect(URL)
+    if OLD_SNAPSHOT:
+        holder = await asyncpg.connect(URL)
+        await holder.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1")
+    await side.batch(connection, count)
     began = time.perf_counter()
     task = asyncio.create_task(side.work())
     while side.done < count:  # noqa: ASYNC110 nothing of the side's own is added to what it does
@@ -160,8 +178,11 @@ async def work(side, connection, count):
 
 async def claims(side, connection, count):
     """As `work`, to the end of the measured jobs: what stands behind them is worked on as well, and not counted."""
-    await side.batch(connection, count)
     other = await asyncpg.connect(URL)
+    if OLD_SNAPSHOT:
+        holder = await asyncpg.connect(URL)
+        await holder.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1")
+    await side.batch(connection, count)
     began = time.perf_counter()
     task = asyncio.create_task(side.work())
     while side.done < count:  # noqa: ASYNC110 nothing of the side's own is added to what it does

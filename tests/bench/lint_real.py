@@ -21,13 +21,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
-from orchestrator.migrator.impact import Lock, impact_of  # noqa: E402 the checkout's own package
-from orchestrator.migrator.known import Known  # noqa: E402
-from orchestrator.migrator.lint import Finding, lint, read_lint_folder  # noqa: E402
-from orchestrator.migrator.lint_rules import SQUAWK, UNLIKE_SQUAWK  # noqa: E402
-from orchestrator.migrator.preview import trees  # noqa: E402
-from orchestrator.migrator.sql import SqlSyntaxError, Statement, statements  # noqa: E402
-from orchestrator.migrator.tree import relation  # noqa: E402
+from orchestrator.analysis.ast import relation  # noqa: E402
+from orchestrator.analysis.catalog import Known  # noqa: E402
+from orchestrator.analysis.follow import follow  # noqa: E402
+from orchestrator.analysis.impact import impact_of  # noqa: E402 the checkout's own package
+from orchestrator.analysis.lint import LintFinding, lint, read_lint_folder  # noqa: E402
+from orchestrator.analysis.lint_rules import SQUAWK, UNLIKE_SQUAWK  # noqa: E402
+from orchestrator.analysis.locks import Lock  # noqa: E402
+from orchestrator.analysis.sql_file import SqlFile  # noqa: E402
+from orchestrator.migrator.sql.statements import SqlSyntaxError, Statement  # noqa: E402
 
 # What we answer by another rule than the one that usually stands for squawk's.
 ANSWERED = {"constraint-missing-not-valid": {"unique-builds-index", "validate-in-same-transaction"}}
@@ -49,17 +51,17 @@ def spans(folder: Path) -> dict[str, list[tuple[int, int, bool, str]]]:
         raw = file.path.read_bytes()
         lines = []
         try:
-            parsed = statements(raw, path=str(file.path))
+            read = SqlFile(raw, path=str(file.path))
         except SqlSyntaxError:
             continue
-        for statement, node, fields in trees(parsed, len(raw)):
+        for statement, node, fields in read.trees():
             touches = impact_of(node, fields, known).touches
             in_use = any(not t.fresh and t.lock > Lock.ROW_SHARE for t in touches)
             if node == "AlterTableStmt":
                 # The foreign key of a new table has no row to validate, though it locks the table that it leads to.
                 in_use = not known.is_fresh(relation(fields["relation"]))
             lines.append((statement.line, _last_line(raw, statement), in_use, statement.kind))
-            known.learn(node, fields)
+            follow(known, node, fields)
         known.settle()
         found[str(file.path)] = lines
     return found
@@ -75,7 +77,7 @@ def main(repository: str, path: str) -> int:
         began = time.perf_counter()
         report = lint(read_lint_folder(folder))
         took_s = time.perf_counter() - began
-        ours: dict[str, list[Finding]] = collections.defaultdict(list)
+        ours: dict[str, list[LintFinding]] = collections.defaultdict(list)
         for one in [*report.findings, *report.allowed]:
             ours[one.file].append(one)
         files = sorted(str(file.path) for file in read_lint_folder(folder).files)
@@ -100,7 +102,7 @@ def main(repository: str, path: str) -> int:
         return int(bool(lacking))
 
 
-def judge(theirs: dict, ours: list[Finding], statements_of: list[tuple[int, int, bool, str]]) -> str:
+def judge(theirs: dict, ours: list[LintFinding], statements_of: list[tuple[int, int, bool, str]]) -> str:
     rule, line = theirs["rule_name"], theirs["line"] + 1
     if rule in UNLIKE_SQUAWK:
         return "left out"

@@ -1,7 +1,7 @@
 """Real Drizzle as the reference: install it, run it, and read what a database holds afterwards.
 
 Touches npm (once, into a cache outside the tree), node, pg_dump and the databases it is given. Shared by
-`tests/test_drizzle_interop.py` and `tests/bench/real_input.py`.
+`tests/migrator/test_drizzle_interop.py` and `tests/bench/real_input.py`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The status page at `/` for browsers: one HTML, one CSS, one script, out of the package. Reads its own files.
+"""The status page at `/` for browsers: one HTML, one CSS, and an ES module for each part. Reads its own files.
 
 It is served from the first moment, needs no token, and asks for nothing from outside: what it shows it gets from
 `/health/events` and from the API.
@@ -23,7 +23,28 @@ _POLICY = (
     " base-uri 'none'; form-action 'none'; frame-ancestors 'none';"
     " require-trusted-types-for 'script'; trusted-types 'none'"
 )
-_TYPES = {"page.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
+_TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
+
+# The page's modules: what may be asked for, without a look into the directory before anybody asks.
+MODULES = (
+    "actions.js",
+    "chain.js",
+    "dom.js",
+    "failure.js",
+    "glyph.js",
+    "headline.js",
+    "job_lists.js",
+    "jobs_feed.js",
+    "migrations.js",
+    "model.js",
+    "page.js",
+    "queues.js",
+    "ready.js",
+    "schedules.js",
+    "start_feed.js",
+    "transport.js",
+    "words.js",
+)
 
 
 def is_asked_for(request: web.Request) -> bool:
@@ -56,7 +77,7 @@ def _answer(name: str, request: web.Request | None = None) -> web.Response:
     }
     if request is not None and request.headers.get("If-None-Match") == tag:
         return web.Response(status=304, headers=headers)
-    response = web.Response(body=body, content_type=_TYPES[name], charset="utf-8", headers=headers)
+    response = web.Response(body=body, content_type=_TYPES[name.rpartition(".")[2]], charset="utf-8", headers=headers)
     response.enable_compression()
     return response
 
@@ -72,4 +93,4 @@ def files() -> Mapping[str, Handler]:
     async def file(request: web.Request) -> web.Response:
         return _answer(request.path.rpartition("/")[2], request)
 
-    return {"/page/page.css": file, "/page/page.js": file}
+    return {f"/page/{name}": file for name in ("page.css", *MODULES)}

@@ -1,0 +1,410 @@
+"""`lint`: a folder's files, each statement against the rules, and the comments that allow.
+
+Touches the file system, and in `lint_with_ledger` the database; it only reads.
+
+A file is another release: what earlier files made is in use. The files before are read for what they made, so that a
+type is known without a database. With `pending`, the whole pending set is one release on top of the live catalogue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from orchestrator.analysis.catalog import Known
+from orchestrator.analysis.follow import follow
+from orchestrator.analysis.impact import impact_of
+from orchestrator.analysis.lint_rules import RULES, Hit, Level, Statements, check, check_held
+from orchestrator.analysis.locks import Holding
+from orchestrator.analysis.plan import known_for
+from orchestrator.analysis.sql_file import SqlFile, read_sql
+from orchestrator.migrator.folder import as_node_reads
+from orchestrator.migrator.resolve import Kind
+from orchestrator.migrator.sql import parser
+from orchestrator.migrator.sql.statements import SqlSyntaxError, Statement
+from orchestrator.migrator.state import readable_surveys
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from orchestrator.migrator.sources import Source
+    from orchestrator.migrator.state import Survey
+
+# A file's token by token look for long names is not for data files.
+_TOKENS_LIMIT_BYTES = 1 << 20
+_NAME_LIMIT_BYTES = 63
+_STAMP_DIGITS = 14
+# What a comment says, not SQL.
+_ALLOW = re.compile(r"lint:\s*allow\b[ \t]*([\w-]*)[ \t,:]*(.*)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class LintFinding:
+    """One thing that will hurt: where, why, and what to write instead. `allowed` is the reason of the comment."""
+
+    rule: str
+    level: Level
+    file: str
+    line: int
+    column: int
+    why: str
+    instead: str
+    statement: str = ""
+    migration: str = ""
+    allowed: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LintFile:
+    """A migration file, in the order of its folder."""
+
+    name: str
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class LintFolder:
+    """A folder as far as it can be read, and what is wrong with it as a folder."""
+
+    path: Path
+    files: tuple[LintFile, ...] = ()
+    problems: tuple[LintFinding, ...] = ()
+
+
+@dataclass(slots=True)
+class LintReport:
+    """What was looked at and found, in order of file and line."""
+
+    files: list[str] = field(default_factory=list)
+    findings: list[LintFinding] = field(default_factory=list)
+    allowed: list[LintFinding] = field(default_factory=list)
+
+    @property
+    def fails(self) -> bool:
+        """Whether there is an error or a warning."""
+        return any(f.level is not Level.NOTE for f in self.findings)
+
+
+def finding(
+    rule: str, file: Path | str, why: str, *, line: int = 1, column: int = 1, level: Level | None = None
+) -> LintFinding:
+    """A finding of a rule, with the rule's own level and advice."""
+    return LintFinding(rule, level or RULES[rule].level, str(file), line, column, why, RULES[rule].instead)
+
+
+# --- The folder ------------------------------------------------------------------------------------------------------
+
+
+class _Entry(msgspec.Struct):
+    tag: str
+    when: float = 0
+
+
+class _Journal(msgspec.Struct):
+    entries: list[_Entry]
+
+
+def read_lint_folder(path: Path) -> LintFolder:
+    """What can be read of a folder of either generation; whatever is wrong is a finding, not an error."""
+    journal = path / "meta" / "_journal.json"
+    if journal.is_file():
+        return _read_v0(path, journal)
+    return _read_v1(path)
+
+
+def _read_v0(path: Path, journal: Path) -> LintFolder:
+    text = journal.read_bytes()
+    try:
+        entries = msgspec.json.decode(text, type=_Journal).entries
+    except msgspec.DecodeError as error:
+        return LintFolder(path, (), (finding("broken-folder", journal, f"not a Drizzle journal: {error}"),))
+    files: list[LintFile] = []
+    problems: list[LintFinding] = []
+    seen: set[str] = set()
+    highest, holder = float("-inf"), ""
+    for entry in entries:
+        line = _line_of(text, entry.tag)
+        if entry.tag in seen:
+            problems.append(finding("broken-folder", journal, f"{entry.tag} is named twice", line=line))
+            continue
+        seen.add(entry.tag)
+        file = path / f"{entry.tag}.sql"
+        if entry.when <= highest:
+            why = f"the `when` of {entry.tag} ({entry.when:.0f}) is not after that of {holder} ({highest:.0f})"
+            problems.append(replace(finding("when-backwards", journal, why, line=line), migration=entry.tag))
+        else:
+            highest, holder = entry.when, entry.tag
+        if file.is_file():
+            files.append(LintFile(entry.tag, file))
+        else:
+            why = f"the journal names {entry.tag}, and there is no {file.name}"
+            problems.append(finding("missing-file", journal, why, line=line))
+    unlisted = [file for file in sorted(path.glob("*.sql")) if file.stem not in seen]
+    why = "the journal does not name it: no run will ever use it"
+    problems += [finding("unlisted-file", file, why) for file in unlisted]
+    return LintFolder(path, tuple(files), tuple(problems))
+
+
+def _line_of(text: bytes, tag: str) -> int:
+    at = text.find(b'"' + tag.encode() + b'"')
+    return text.count(b"\n", 0, max(at, 0)) + 1
+
+
+def _read_v1(path: Path) -> LintFolder:
+    files: list[LintFile] = []
+    problems: list[LintFinding] = []
+    for inner in sorted(path.iterdir()) if path.is_dir() else ():
+        file = inner / "migration.sql"
+        is_stamped = inner.name[:_STAMP_DIGITS].isdigit() and len(inner.name) >= _STAMP_DIGITS
+        if inner.is_dir() and file.is_file() and is_stamped:
+            files.append(LintFile(inner.name, file))
+        elif inner.is_dir() and file.is_file():
+            why = "its folder's name does not begin with 14 digits: no run will use it"
+            problems.append(finding("unlisted-file", file, why))
+        elif inner.is_dir() and is_stamped:
+            problems.append(finding("missing-file", inner, f"{inner.name} has no migration.sql"))
+        elif inner.suffix == ".sql":
+            problems.append(finding("unlisted-file", inner, "it lies beside the folders: no run will use it"))
+    if not files and not problems:
+        problems.append(finding("broken-folder", path, "there are no migrations here"))
+    return LintFolder(path, tuple(files), tuple(problems))
+
+
+# --- The walk --------------------------------------------------------------------------------------------------------
+
+
+def lint(
+    folder: LintFolder,
+    *,
+    only: Iterable[Path] | None = None,
+    pending: Mapping[str, SqlFile | SqlSyntaxError] | None = None,
+    known: Known | None = None,
+) -> LintReport:
+    """Hold a folder's files against the rules.
+
+    Args:
+        folder: the files, in order.
+        only: the files to report on; those before them are read for what they made. None: all of them.
+        pending: the pending files by their names, as they were read: they alone are looked at, as one release, on top
+            of `known`.
+        known: what is there before the first file that is read.
+    """
+    report = LintReport()
+    known = known or Known()
+    wanted = None if only is None else {path.resolve() for path in only}
+    of_file: dict[str, list[LintFinding]] = {}
+    for problem in folder.problems:
+        if problem.migration:
+            of_file.setdefault(problem.migration, []).append(problem)
+        elif wanted is None or Path(problem.file).resolve() in wanted:
+            report.findings.append(problem)
+    for file in folder.files:
+        if pending is not None and file.name not in pending:
+            continue
+        is_wanted = wanted is None or file.path.resolve() in wanted
+        path = str(file.path)
+        read = read_sql(as_node_reads(file.path.read_bytes()), path) if pending is None else pending[file.name]
+        _text(path, read, known, report if is_wanted else None, of_file.get(file.name, ()))
+        if pending is None:
+            known.settle()
+    report.findings.sort(key=lambda f: (f.file, f.line, f.column))
+    return report
+
+
+def _text(
+    path: str,
+    read: SqlFile | SqlSyntaxError,
+    known: Known,
+    report: LintReport | None,
+    of_folder: Sequence[LintFinding] = (),
+) -> None:
+    """One file; `of_folder` is what the journal's entry of it breaks, which any allow in the file can speak of."""
+    if report is not None:
+        report.files.append(path)
+    if isinstance(read, SqlSyntaxError):
+        if report is not None:
+            report.findings.append(finding("syntax", path, read.reason, line=read.line, column=read.column))
+            report.findings += of_folder
+        return
+    found: list[tuple[LintFinding, Statement | None]] = [(one, None) for one in of_folder]
+    for statement, hit in _hits(read, known):
+        if report is not None:
+            found.append((_placed(path, statement, hit), statement))
+    if report is None:
+        return
+    if len(read.raw) <= _TOKENS_LIMIT_BYTES:
+        found += [(one, None) for one in _long_names(path, read.raw)]
+    _allow(path, read, found, report)
+
+
+def _hits(file: SqlFile, known: Known) -> Iterator[tuple[Statement, Hit]]:
+    at, holding = Statements(known), Holding()
+    mixed_told, parsed = False, file.statements
+    ends_itself = any(s.transaction_control in {"commit", "rollback"} for s in parsed)
+    inside = sum(s.transactional and s.transaction_control is None for s in parsed)
+    for statement, node, fields in file.trees():
+        control = statement.transaction_control
+        impact = impact_of(node, fields, known, outside=not statement.transactional)
+        for hit in check(at, node, fields, impact):
+            # That rule says the same of the same lock, and better.
+            at.told_of_lock = at.told_of_lock or hit.rule == "validate-in-same-transaction"
+            yield statement, hit
+        if not statement.transactional and inside and not ends_itself and not mixed_told:
+            mixed_told = True
+            why = (
+                f"{statement.kind} runs outside a transaction, so the file is none: if it fails, what came before stays"
+            )
+            yield statement, Hit("concurrently-mixed", why)
+        if not statement.transactional or control in {"commit", "rollback"}:
+            holding = Holding()
+            at.end()
+        for hit in check_held(at, holding.add(statement.index, node, impact)):
+            yield statement, hit
+        at.begun = control == "begin" or (at.begun and control not in {"commit", "rollback"})
+        at.ended = at.ended or control in {"commit", "rollback"}
+        if at.ended and not at.begun:
+            # After the file's own COMMIT each statement is a transaction.
+            holding = Holding()
+            at.end()
+        follow(known, node, fields)
+
+
+def _placed(path: str, statement: Statement, hit: Hit) -> LintFinding:
+    line, column = statement.line, statement.column
+    # A tree that was kept counts from where its part of the file begins.
+    offset = hit.offset - (statement.parsed.offset if statement.parsed else 0)
+    if offset > 0:
+        before = statement.text.encode()[:offset].decode(errors="replace")
+        newlines = before.count("\n")
+        line += newlines
+        column = len(before) - before.rfind("\n") if newlines else column + len(before)
+    made = finding(hit.rule, path, hit.why, line=line, column=column, level=hit.level)
+    return replace(made, statement=statement.kind)
+
+
+def _long_names(path: str, raw: bytes) -> Iterator[LintFinding]:
+    """Names longer than Postgres keeps: by tokens, since the parser has cut them already."""
+    try:
+        tokens = list(parser.tokens(raw))
+    except parser.GrammarError:
+        return
+    seen: set[bytes] = set()
+    for start, end in tokens:
+        if end - start <= _NAME_LIMIT_BYTES or raw[start : start + 1] in {b"'", b"$"} or b"'" in raw[start : start + 3]:
+            continue
+        name = raw[start + 1 : end - 1].replace(b'""', b'"') if raw[start : start + 1] == b'"' else raw[start:end]
+        if len(name) > _NAME_LIMIT_BYTES and name not in seen:
+            seen.add(name)
+            line = raw.count(b"\n", 0, start) + 1
+            column = start - raw.rfind(b"\n", 0, start)
+            why = f"{name.decode(errors='replace')} is cut to {_NAME_LIMIT_BYTES} bytes by Postgres"
+            yield finding("long-name", path, why, line=line, column=column)
+
+
+# --- Allowing --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Allow:
+    """A comment `-- lint: allow RULE reason`, and the bytes of the file that it speaks for."""
+
+    rule: str
+    reason: str
+    line: int
+    column: int
+    first_line: int
+    last_line: int
+    used: bool = False
+
+
+def _allow(
+    path: str,
+    file: SqlFile,
+    found: list[tuple[LintFinding, Statement | None]],
+    report: LintReport,
+) -> None:
+    allows = _allows(file.raw, file.statements) if b"lint:" in file.raw else []
+    for one, statement in found:
+        line = statement.line if statement else one.line
+        of_journal = one.file != path
+        here = (a for a in allows if a.rule == one.rule and (of_journal or a.first_line <= line <= a.last_line))
+        match = next((a for a in here if a.reason), None)
+        if match is None:
+            report.findings.append(one)
+        else:
+            match.used = True
+            report.allowed.append(replace(one, allowed=match.reason))
+    for allow in allows:
+        line, column = allow.line, allow.column
+        if allow.rule not in RULES:
+            why = f"there is no rule {allow.rule!r}: it allows nothing" if allow.rule else "it names no rule"
+            report.findings.append(finding("unused-allow", path, why, line=line, column=column))
+        elif not allow.reason:
+            why = f"the allow of {allow.rule} gives no reason, so it allows nothing"
+            report.findings.append(finding("allow-without-reason", path, why, line=line, column=column))
+        elif not allow.used:
+            why = f"nothing here breaks {allow.rule}: it allows nothing"
+            report.findings.append(finding("unused-allow", path, why, line=line, column=column))
+
+
+def _allows(raw: bytes, parsed: Sequence[Statement]) -> list[_Allow]:
+    """Each allow, and the lines of the statement that it stands in, behind, or above."""
+    ends = [raw.count(b"\n", 0, statement.byte_end) + 1 for statement in parsed]
+    found = []
+    for start, end in parser.comments(raw):
+        text = raw[start:end].decode(errors="replace").strip("-*/ \t\r\n")
+        match = _ALLOW.match(text)
+        if match is None:
+            continue
+        line = raw.count(b"\n", 0, start) + 1
+        spans = [(s.line, e) for s, e in zip(parsed, ends, strict=True)]
+        span = next(
+            (span for span in reversed(spans) if span[0] <= line <= span[1]),
+            next((span for span in spans if span[0] > line), (line, line)),
+        )
+        column = start - raw.rfind(b"\n", 0, start)
+        reason = " ".join(match[2].split())
+        found.append(_Allow(match[1].lower(), reason, line, column, *span))
+    return found
+
+
+# --- With a database at hand ------------------------------------------------------------------------------------------
+
+
+async def lint_with_ledger(
+    connection: Any, source: Source, folder: LintFolder, *, every: bool
+) -> tuple[LintReport, str]:
+    """What is found in the pending files (or in all), and in words what was looked at.
+
+    With `every` the files are read from the first on, as without a database; the ledger then adds which file was
+    changed after it was applied. Raises as `preview`, and not for a file that is not SQL: that is a finding.
+    """
+    (one,) = await readable_surveys(connection, [source])
+    if every:
+        report = await asyncio.to_thread(lint, folder)
+        scope = f"all files of {folder.path}"
+    else:
+        pending = await asyncio.to_thread(_read_pending, one)
+        known = await known_for(connection, [file for file in pending.values() if isinstance(file, SqlFile)])
+        report = await asyncio.to_thread(lint, folder, pending=pending, known=known)
+        files = "file" if len(pending) == 1 else "files"
+        scope = f"the {len(pending)} pending {files} of {folder.path}; --all looks at every one"
+    paths = {file.name: str(file.path) for file in folder.files}
+    for found in one.plan.findings:
+        path = paths.get(found.name)
+        if path is not None and found.kind is Kind.EDITED and not found.cosmetic:
+            report.findings.append(finding("changed-after-apply", path, "it was changed after it was applied"))
+        elif path is not None and found.kind is Kind.OUT_OF_ORDER and source.folder.generation == "v0":
+            why = "it is older than the newest applied migration: drizzle, and so a run, passes over it"
+            report.findings.append(finding("never-runs", path, why))
+    report.findings.sort(key=lambda f: (f.file, f.line, f.column))
+    return report, scope
+
+
+def _read_pending(one: Survey) -> dict[str, SqlFile | SqlSyntaxError]:
+    return {migration.name: read_sql(migration.read(), migration.path) for migration in one.plan.pending}

@@ -1,0 +1,743 @@
+"""The rules of `lint`: what a statement will do to those who use the database meanwhile. Pure: no I/O.
+
+From the grammar and from what is known (`catalog`, `impact`). What the same file, or the same pending set, made is
+not in use, and nothing about it hurts. Each rule has one level: an **error** will fail or lose something, a **warning**
+hurts running code, a **note** is worth a look and fails nothing.
+
+The yardstick is squawk 2.70; its findings are ours by another name (`SQUAWK`), or deliberately not (`UNLIKE_SQUAWK`).
+tests/analysis/test_lint.py runs squawk beside us and holds both tables to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator  # noqa: TC003 (values of a table)
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, NamedTuple
+
+from orchestrator.analysis import ast
+from orchestrator.analysis.catalog import Known, serial_base
+from orchestrator.analysis.do_blocks import block_statements
+from orchestrator.analysis.impact import added_column_rewrites, impact_of
+from orchestrator.analysis.locks import Impact, Lock
+from orchestrator.migrator.sql.options import is_on
+
+if TYPE_CHECKING:
+    from orchestrator.analysis.ast import Name, Tree
+    from orchestrator.analysis.locks import HeldLock
+
+
+class Level(StrEnum):
+    """How much it matters; errors and warnings make `lint` exit 1."""
+
+    ERROR = "error"
+    WARNING = "warning"
+    NOTE = "note"
+
+
+class Rule(NamedTuple):
+    """A rule: its level, and what to write instead."""
+
+    level: Level
+    instead: str
+
+
+_E, _W, _N = Level.ERROR, Level.WARNING, Level.NOTE
+
+RULES: dict[str, Rule] = {
+    "syntax": Rule(_E, "Correct the file: nothing of the folder can be applied until then."),
+    "required-column": Rule(
+        _E,
+        "Give it a constant DEFAULT; or add it without NOT NULL, fill it, and SET NOT NULL in a later migration.",
+    ),
+    "enum-value-used": Rule(
+        _E, "Put the use into a migration of its own, after this one: each is a transaction of its own."
+    ),
+    "concurrently-in-transaction": Rule(_E, "Take out the BEGIN before it."),
+    "duplicate-column": Rule(_E, "Name each column once."),
+    "missing-file": Rule(_E, "Restore the file, or take its entry out of meta/_journal.json."),
+    "broken-folder": Rule(_E, "Restore the folder from version control, or run drizzle-kit again."),
+    "when-backwards": Rule(
+        _E,
+        "Give the entry a `when` in meta/_journal.json that is greater than every one before it:"
+        " where those are applied already, drizzle passes over this one in silence.",
+    ),
+    "drop-database": Rule(_E, "A migration cannot: drop it by hand."),
+    "rewrites-table": Rule(
+        _W,
+        "Add the column without it, set the default in a second statement, and fill the old rows in batches;"
+        " the application can compute a generated value.",
+    ),
+    "type-change": Rule(
+        _W, "Add a column of the new type, write both, fill it in batches, switch the reads, drop the old one later."
+    ),
+    "index-not-concurrent": Rule(
+        _W,
+        "CREATE INDEX CONCURRENTLY in a migration of its own"
+        " (in schema.ts: index(…).concurrently(); orchestrator applies it outside a transaction).",
+    ),
+    "unique-builds-index": Rule(
+        _W,
+        "CREATE UNIQUE INDEX CONCURRENTLY in a migration of its own;"
+        " then ALTER TABLE … ADD CONSTRAINT … UNIQUE (or PRIMARY KEY) USING INDEX ….",
+    ),
+    "constraint-not-valid": Rule(
+        _W, "Add it NOT VALID, and in a later migration ALTER TABLE … VALIDATE CONSTRAINT …, which blocks nobody."
+    ),
+    "validate-in-same-transaction": Rule(
+        _W, "Put VALIDATE CONSTRAINT into a migration of its own, after the one that adds the constraint."
+    ),
+    "set-not-null": Rule(
+        _W,
+        "ADD CONSTRAINT … CHECK (column IS NOT NULL) NOT VALID, VALIDATE CONSTRAINT in a later migration, then SET NOT"
+        " NULL, which the valid CHECK lets pass without a look at the rows, and drop the CHECK.",
+    ),
+    "rename": Rule(
+        _W,
+        "Add the new name beside the old one (a column, a view), move the code over, and drop the old one when"
+        " no running code uses it.",
+    ),
+    "drop-table": Rule(_W, "Drop it in a release after the one whose code no longer uses it; say so in an allow."),
+    "drop-column": Rule(_W, "Drop it in a release after the one whose code no longer uses it; say so in an allow."),
+    "drop-object": Rule(_W, "Drop it in a release after the one whose code no longer uses it; say so in an allow."),
+    "drop-constraint": Rule(_N, "Is there code that relies on the guarantee?"),
+    "drop-default": Rule(_N, "Running code whose INSERT leaves the column out gets NULL, or an error, from here on."),
+    "drop-not-null": Rule(_N, "Is there running code that cannot take NULL here?"),
+    "drop-index": Rule(
+        _N, "DROP INDEX CONCURRENTLY, in a migration of its own, waits without making the readers wait."
+    ),
+    "reindex-not-concurrent": Rule(_W, "REINDEX (CONCURRENTLY), in a migration of its own."),
+    "detach-not-concurrent": Rule(_N, "DETACH PARTITION … CONCURRENTLY, in a migration of its own."),
+    "attach-scans": Rule(
+        _W, "Give the table a CHECK with the partition's bounds first (NOT VALID, then VALIDATE): no scan is needed."
+    ),
+    "blocking-maintenance": Rule(
+        _W, "Not in a migration: pg_repack, REFRESH MATERIALIZED VIEW CONCURRENTLY, or a plain VACUUM at a quiet hour."
+    ),
+    "truncate": Rule(_W, "If the rows are to go: DELETE in batches; if nothing uses the table, say so in an allow."),
+    "every-row": Rule(_W, "Fill or delete in batches outside of the migration (a job), or say WHERE."),
+    "work-under-lock": Rule(
+        _W, "Split the file: the statement that takes the lock in one migration, the long work in another."
+    ),
+    "trigger-disabled": Rule(_W, "Running code relies on the trigger: replace its function instead."),
+    "transaction-in-file": Rule(
+        _W, "Leave it to orchestrator, which gives each migration a transaction; split the file where it must end."
+    ),
+    "concurrently-mixed": Rule(_W, "Give what runs CONCURRENTLY, or outside a transaction, a migration of its own."),
+    "unlisted-file": Rule(
+        _W, "Generate it with drizzle-kit (--custom), so that meta/_journal.json names it; or delete it."
+    ),
+    "changed-after-apply": Rule(_W, "Put the change into a new migration, and restore this file."),
+    "never-runs": Rule(_W, "Date it anew: a `when` in meta/_journal.json that is newer than every applied one."),
+    "unused-allow": Rule(_W, "Delete the comment."),
+    "allow-without-reason": Rule(_W, "Say why: `-- lint: allow RULE because …`."),
+    "long-name": Rule(_N, "Name it yourself, in at most 63 bytes."),
+}
+
+# squawk's rule → ours.
+SQUAWK: dict[str, str] = {
+    "adding-field-with-default": "rewrites-table",
+    "adding-foreign-key-constraint": "constraint-not-valid",
+    "adding-not-nullable-field": "set-not-null",
+    "adding-required-field": "required-column",
+    "adding-serial-primary-key-field": "unique-builds-index",
+    "ban-alter-domain-with-add-constraint": "constraint-not-valid",
+    "ban-concurrent-index-creation-in-transaction": "concurrently-in-transaction",
+    "ban-drop-column": "drop-column",
+    "ban-drop-constraint": "drop-constraint",
+    "ban-drop-database": "drop-database",
+    "ban-drop-default": "drop-default",
+    "ban-drop-domain": "drop-object",
+    "ban-drop-extension": "drop-object",
+    "ban-drop-function": "drop-object",
+    "ban-drop-index": "drop-index",
+    "ban-drop-not-null": "drop-not-null",
+    "ban-drop-schema": "drop-object",
+    "ban-drop-sequence": "drop-object",
+    "ban-drop-table": "drop-table",
+    "ban-drop-trigger": "drop-object",
+    "ban-drop-type": "drop-object",
+    "ban-drop-view": "drop-object",
+    "ban-disable-trigger": "trigger-disabled",
+    "ban-duplicate-column-assignments": "duplicate-column",
+    "ban-set-schema": "rename",
+    "ban-truncate-cascade": "truncate",
+    "ban-uncommitted-transaction": "transaction-in-file",
+    "changing-column-type": "type-change",
+    "constraint-missing-not-valid": "constraint-not-valid",
+    "disallowed-unique-constraint": "unique-builds-index",
+    "identifier-too-long": "long-name",
+    "prefer-repack": "blocking-maintenance",
+    "renaming-column": "rename",
+    "renaming-object": "rename",
+    "renaming-table": "rename",
+    "require-concurrent-index-creation": "index-not-concurrent",
+    "require-concurrent-index-deletion": "drop-index",
+    "require-concurrent-partition-detach": "detach-not-concurrent",
+    "require-concurrent-reindex": "reindex-not-concurrent",
+    "syntax-error": "syntax",
+    "transaction-nesting": "transaction-in-file",
+    "unused-ignore": "unused-allow",
+}
+
+_SCHEMA = (
+    "how the schema is designed is decided in schema.ts, where drizzle-kit takes it from; it hurts nobody when applied"
+)
+_CLIENTS = (
+    "on by request alone in squawk: every change of its kind is named, whether it hurts or not; review is for that"
+)
+_PLAN = "`plan` shows its lock; nobody waits longer than MIGRATION_DDL_LOCK_TIMEOUT for it"
+
+# squawk's rule → why we have none.
+UNLIKE_SQUAWK: dict[str, str] = {
+    "prefer-bigint-over-int": _SCHEMA,
+    "prefer-bigint-over-smallint": _SCHEMA,
+    "prefer-identity": _SCHEMA,
+    "prefer-text-field": _SCHEMA,
+    "prefer-timestamp-tz": _SCHEMA,
+    "ban-char-field": _SCHEMA,
+    "ban-create-domain-with-constraint": _SCHEMA,
+    "require-table-schema": "drizzle-kit leaves `public` out, and the migrator fixes the search path",
+    "require-enum-value-ordering": "drizzle-kit writes BEFORE where the order asks for it; at the end is the default",
+    "prefer-robust-stmts": "a migration is a transaction, and one that cannot be is resumed after its last statement",
+    "require-lock-timeout": "MIGRATION_DDL_LOCK_TIMEOUT sets it for every migration, with retries",
+    "require-statement-timeout": "MIGRATION_STATEMENT_TIMEOUT is the operator's choice, not the file's",
+    "require-timeout-settings": "squawk's own alias of the two above",
+    **dict.fromkeys(
+        (
+            "ban-add-column",
+            "ban-add-composite-attribute",
+            "ban-add-enum-value",
+            "ban-alter-database-options",
+            "ban-alter-extension",
+            "ban-alter-function-options",
+            "ban-alter-identity",
+            "ban-alter-policy-condition",
+            "ban-alter-policy-roles",
+            "ban-alter-role-options",
+            "ban-alter-sequence-values",
+            "ban-alter-system-options",
+            "ban-alter-view-options",
+            "ban-create-policy",
+            "ban-detach-inheritance",
+            "ban-drop-generated-expression",
+            "ban-drop-policy",
+            "ban-new-write-restriction",
+            "ban-replace-view-function",
+            "ban-replica-identity",
+            "ban-revoke",
+            "ban-set-default",
+        ),
+        _CLIENTS,
+    ),
+    **dict.fromkeys(("ban-alter-row-level-security", "ban-alter-generated-expression"), _PLAN),
+}
+
+
+class Hit(NamedTuple):
+    """A rule that a statement breaks: `offset` is where, in bytes from the statement's first token."""
+
+    rule: str
+    why: str
+    offset: int = 0
+    level: Level | None = None
+
+
+@dataclass(slots=True)
+class Statements:
+    """What the statements so far of one file have done to the open transaction."""
+
+    known: Known
+    begun: bool = False
+    ended: bool = False
+    unvalidated: set[tuple[Name, str]] = field(default_factory=set)
+    told_of_lock: bool = False
+    enum_values: dict[str, Name] = field(default_factory=dict)
+
+    def end(self) -> None:
+        """The transaction is over."""
+        self.known.end_transaction()
+        self.unvalidated.clear()
+        self.enum_values.clear()
+        self.told_of_lock = False
+
+
+def check(at: Statements, node: str, fields: Tree, impact: Impact) -> Iterator[Hit]:
+    """The rules that a statement breaks, before `known` has learned it."""
+    if node == "DoStmt":
+        for inner in block_statements(fields)[0]:
+            for hit in check(at, inner.node, inner.fields, impact_of(inner.node, inner.fields, at.known)):
+                yield hit._replace(offset=0)  # the place inside the block's text is not one in the file
+        return
+    if rule := _CHECKS.get(node):
+        yield from rule(at, fields, impact)
+    yield from _enum_values_used(at, node, fields)
+
+
+def check_held(at: Statements, held: list[HeldLock]) -> Iterator[Hit]:
+    """Long work under a lock of an earlier statement: told once in a transaction."""
+    if held and not at.told_of_lock:
+        at.told_of_lock = True
+        strongest = max(held, key=lambda h: h.lock)
+        tables = sorted({str(h.table) for h in held if h.lock is strongest.lock})
+        yield Hit(
+            "work-under-lock",
+            f"the transaction still holds the lock on {', '.join(tables)} that statement {strongest.taken_by} took:"
+            f" {strongest.lock.blocks} wait until this ({strongest.work}) and all that follows is done",
+        )
+
+
+# --- ALTER TABLE -----------------------------------------------------------------------------------------------------
+
+
+def _alter_table(at: Statements, fields: Tree, impact: Impact) -> Iterator[Hit]:
+    del impact
+    name, known = ast.relation(fields["relation"]), at.known
+    if fields["objtype"] not in {"OBJECT_TABLE", "OBJECT_FOREIGN_TABLE", "OBJECT_MATVIEW"}:
+        return
+    for command in ast.commands(fields):
+        kind = command["subtype"].removeprefix("AT_")
+        if kind == "AddColumn":
+            yield from _doubled(known, name, command)
+        if known.is_fresh(name):
+            continue
+        if rule := _COMMANDS.get(kind):
+            one = impact_of("AlterTableStmt", {**fields, "cmds": [{"AlterTableCmd": command}]}, known)
+            yield from rule(at, name, command, one)
+
+
+def _doubled(known: Known, name: Name, command: Tree) -> Iterator[Hit]:
+    definition = command["def"]["ColumnDef"]
+    if not command.get("missing_ok") and known.column(name, definition["colname"]) is not None:
+        yield Hit("duplicate-column", f"{name} has a column {definition['colname']} already", _offset(definition))
+
+
+def _offset(node: Tree) -> int:
+    return max(0, int(node.get("location", 0)))
+
+
+def _add_column(at: Statements, name: Name, command: Tree, impact: Impact) -> Iterator[Hit]:
+    definition = command["def"]["ColumnDef"]
+    column, place, known = definition["colname"], _offset(definition), at.known
+    if command.get("missing_ok") and known.column(name, column) is not None:
+        return
+    kinds = {constraint["contype"] for constraint in ast.constraints(definition)}
+    filled = kinds & {"CONSTR_DEFAULT", "CONSTR_GENERATED", "CONSTR_IDENTITY"} or serial_base(
+        ast.column_type(definition["typeName"])
+    )
+    if kinds & {"CONSTR_NOTNULL", "CONSTR_PRIMARY"} and not filled:
+        yield Hit("required-column", f"{column} is NOT NULL and has no default: it fails where {name} has a row", place)
+    if reason := added_column_rewrites(definition, known):
+        why = f"{reason}: {name} is rewritten, and reads and writes wait meanwhile"
+        yield Hit("rewrites-table", why, place)
+    for constraint in ast.constraints(definition):
+        kind, where = constraint["contype"], _offset(constraint) or place
+        if kind in {"CONSTR_UNIQUE", "CONSTR_PRIMARY"}:
+            words = "UNIQUE" if kind == "CONSTR_UNIQUE" else "PRIMARY KEY"
+            yield Hit("unique-builds-index", f"{words} on {column} builds an index: {_wait(name)}", where)
+        elif kind == "CONSTR_CHECK" and constraint.get("is_enforced", True):
+            yield Hit("constraint-not-valid", f"the CHECK on {column} is tested on each row: {_wait(name)}", where)
+        elif kind == "CONSTR_FOREIGN" and "CONSTR_DEFAULT" in kinds:
+            yield Hit("constraint-not-valid", _foreign_key_why(name, constraint), where)
+    del impact
+
+
+def _wait(name: Name, who: str = "reads and writes") -> str:
+    return f"{who} of {name} wait meanwhile"
+
+
+def _foreign_key_why(name: Name, constraint: Tree) -> str:
+    referenced = ast.relation(constraint["pktable"])
+    return f"each row of {name} is looked up in {referenced}: writes to both tables wait meanwhile"
+
+
+def _add_constraint(at: Statements, name: Name, command: Tree, impact: Impact) -> Iterator[Hit]:
+    del impact
+    constraint = command["def"]["Constraint"]
+    kind, place = constraint["contype"], _offset(constraint)
+    validates = not constraint.get("skip_validation") and constraint.get("is_enforced", True)
+    if not validates:
+        if "conname" in constraint:
+            at.unvalidated.add((at.known.full(name), constraint["conname"]))
+        return
+    if kind == "CONSTR_FOREIGN":
+        yield Hit("constraint-not-valid", _foreign_key_why(name, constraint), place)
+    elif kind == "CONSTR_CHECK":
+        yield Hit("constraint-not-valid", f"the CHECK is tested on each row: {_wait(name)}", place)
+    elif kind == "CONSTR_NOTNULL":
+        yield from _set_not_null(at, name, {"name": ast.strings(constraint.get("keys"))[0]}, Impact())
+    elif kind in {"CONSTR_UNIQUE", "CONSTR_PRIMARY", "CONSTR_EXCLUSION"} and "indexname" not in constraint:
+        words = {"CONSTR_UNIQUE": "UNIQUE", "CONSTR_PRIMARY": "PRIMARY KEY"}.get(kind, "EXCLUDE")
+        yield Hit("unique-builds-index", f"{words} builds an index: {_wait(name)}", place)
+
+
+def _validate(at: Statements, name: Name, command: Tree, impact: Impact) -> Iterator[Hit]:
+    del impact
+    if (at.known.full(name), command["name"]) in at.unvalidated:
+        why = f"{command['name']} was added in the same transaction, whose lock stays while each row is tested"
+        yield Hit("validate-in-same-transaction", why)
+
+
+def _set_not_null(at: Statements, name: Name, command: Tree, impact: Impact) -> Iterator[Hit]:
+    del impact
+    column, table = command["name"], at.known.find(name)
+    facts = table.columns.get(column) if table else None
+    if facts and facts.not_null:
+        return
+    if table and any(column in check.not_null and check.valid for check in table.checks.values()):
+        return
+    yield Hit("set-not-null", f"each row's {column} is looked at: {_wait(name)}")
+
+
+def _alter_type(at: Statements, name: Name, command: Tree, impact: Impact) -> Iterator[Hit]:
+    column, definition = command["name"], command["def"]["ColumnDef"]
+    new = ast.column_type(definition["typeName"])
+    facts = at.known.column(name, column)
+    full = at.known.full(name)
+    touch = next((t for t in impact.touches if t.table == full), None)
+    if touch and touch.work:
+        reason = touch.rewrites or touch.builds_index or touch.scans
+        yield Hit("type-change", f"{reason}: {_wait(name)}, and running code meets another type", _offset(definition))
+    elif not (facts and facts.fresh):
+        old = facts.type if facts else "its type"
+        why = f"{name}.{column}: {old} → {new} keeps the stored values, but running code meets another type"
+        yield Hit("type-change", why, _offset(definition), Level.NOTE)
+
+
+def _drop_column(at: Statements, name: Name, command: Tree, impact: Impact) -> Iterator[Hit]:
+    del impact
+    facts = at.known.column(name, command["name"])
+    if not (facts and facts.fresh):
+        yield Hit("drop-column", f"running code that reads or writes {name}.{command['name']} fails from here on")
+
+
+def _drop_constraint(at: Statements, name: Name, command: Tree, impact: Impact) -> Iterator[Hit]:
+    del at, impact
+    yield Hit("drop-constraint", f"{name} no longer guarantees {command['name']}")
+
+
+def _column_default(at: Statements, name: Name, command: Tree, impact: Impact) -> Iterator[Hit]:
+    del impact
+    if "def" in command:
+        return
+    facts = at.known.column(name, command["name"])
+    if facts and facts.not_null:
+        why = f"{name}.{command['name']} is NOT NULL: an INSERT that leaves it out fails from here on"
+        yield Hit("drop-default", why)
+    elif not (facts and facts.fresh):
+        yield Hit("drop-default", f"an INSERT that leaves {name}.{command['name']} out gets NULL from here on")
+
+
+def _drop_not_null(at: Statements, name: Name, command: Tree, impact: Impact) -> Iterator[Hit]:
+    del impact
+    facts = at.known.column(name, command["name"])
+    if not (facts and facts.fresh):
+        yield Hit("drop-not-null", f"running code can meet NULL in {name}.{command['name']}")
+
+
+def _rewriting(at: Statements, name: Name, command: Tree, impact: Impact) -> Iterator[Hit]:
+    del command
+    full = at.known.full(name)
+    touch = next((t for t in impact.touches if t.table == full and t.rewrites), None)
+    if touch:
+        yield Hit("rewrites-table", f"{touch.rewrites}: {_wait(name)}")
+
+
+def _detach(at: Statements, name: Name, command: Tree, impact: Impact) -> Iterator[Hit]:
+    del at, impact
+    if not command["def"]["PartitionCmd"].get("concurrent"):
+        yield Hit("detach-not-concurrent", f"reads and writes of {name} and all its partitions wait for the lock")
+
+
+def _attach(at: Statements, name: Name, command: Tree, impact: Impact) -> Iterator[Hit]:
+    del name, impact
+    partition = ast.relation(command["def"]["PartitionCmd"]["name"])
+    table = at.known.find(partition)
+    if not (table and (table.fresh or any(check.valid for check in table.checks.values()))):
+        yield Hit("attach-scans", f"each row of {partition} is tested against the bounds: {_wait(partition)}")
+
+
+def _disable_trigger(at: Statements, name: Name, command: Tree, impact: Impact) -> Iterator[Hit]:
+    del at, impact
+    yield Hit("trigger-disabled", f"{command.get('name', 'every trigger')} of {name} does not fire from here on")
+
+
+_COMMANDS: dict[str, Callable[[Statements, Name, Tree, Impact], Iterator[Hit]]] = {
+    "AddColumn": _add_column,
+    "AddConstraint": _add_constraint,
+    "AlterColumnType": _alter_type,
+    "AttachPartition": _attach,
+    "ColumnDefault": _column_default,
+    "DetachPartition": _detach,
+    "DisableTrig": _disable_trigger,
+    "DisableTrigAll": _disable_trigger,
+    "DisableTrigUser": _disable_trigger,
+    "DropColumn": _drop_column,
+    "DropConstraint": _drop_constraint,
+    "DropNotNull": _drop_not_null,
+    "SetAccessMethod": _rewriting,
+    "SetExpression": _rewriting,
+    "SetLogged": _rewriting,
+    "SetNotNull": _set_not_null,
+    "SetTableSpace": _rewriting,
+    "SetUnLogged": _rewriting,
+    "ValidateConstraint": _validate,
+}
+
+
+# --- Other statements ------------------------------------------------------------------------------------------------
+
+
+def _create_index(at: Statements, fields: Tree, impact: Impact) -> Iterator[Hit]:
+    del impact
+    name = ast.relation(fields["relation"])
+    if fields.get("concurrent"):
+        if at.begun:
+            yield Hit("concurrently-in-transaction", "CREATE INDEX CONCURRENTLY refuses a transaction (25001)")
+    elif not at.known.is_fresh(name):
+        why = f"{fields.get('idxname', 'the index')} is built over every row: {_wait(name, 'writes')}"
+        yield Hit("index-not-concurrent", why)
+
+
+_OBJECTS = {
+    "OBJECT_VIEW": "the view",
+    "OBJECT_MATVIEW": "the materialized view",
+    "OBJECT_SEQUENCE": "the sequence",
+    "OBJECT_TYPE": "the type",
+    "OBJECT_DOMAIN": "the domain",
+    "OBJECT_FUNCTION": "the function",
+    "OBJECT_PROCEDURE": "the procedure",
+    "OBJECT_ROUTINE": "the routine",
+    "OBJECT_AGGREGATE": "the aggregate",
+    "OBJECT_SCHEMA": "the schema",
+    "OBJECT_EXTENSION": "the extension",
+    "OBJECT_TRIGGER": "the trigger",
+    "OBJECT_FOREIGN_TABLE": "the foreign table",
+}
+
+
+def _drop(at: Statements, fields: Tree, impact: Impact) -> Iterator[Hit]:
+    del impact
+    kind, known = fields["removeType"], at.known
+    for item in fields.get("objects", ()):
+        words = ast.dropped_name(kind, item)
+        name = ast.qualified(words)
+        if kind == "OBJECT_INDEX":
+            index = known.find(name)
+            if fields.get("concurrent"):
+                if at.begun:
+                    yield Hit("concurrently-in-transaction", "DROP INDEX CONCURRENTLY refuses a transaction (25001)")
+            elif not (index and (index.fresh or (index.on and known.is_fresh(index.on)))):
+                on = index.on if index and index.on else "its table"
+                yield Hit("drop-index", f"reads and writes of {on} wait for the lock on {name}")
+        elif kind == "OBJECT_TABLE":
+            if not known.is_fresh(name):
+                yield Hit("drop-table", f"running code that uses {name} fails from here on, and its rows are gone")
+        elif kind in _OBJECTS and not _is_fresh_object(known, kind, words):
+            yield Hit("drop-object", f"running code that uses {_OBJECTS[kind]} {'.'.join(words)} fails from here on")
+
+
+def _is_fresh_object(known: Known, kind: str, words: list[str]) -> bool:
+    name = ast.qualified(words)
+    if kind in {"OBJECT_TYPE", "OBJECT_DOMAIN"}:
+        fact = known.type_fact(name)
+        return fact is not None and fact.fresh
+    if kind in {"OBJECT_FUNCTION", "OBJECT_PROCEDURE", "OBJECT_ROUTINE"}:
+        return name.name in known.fresh_functions
+    if kind == "OBJECT_SCHEMA":
+        return words[0] in known.fresh_schemas
+    if kind == "OBJECT_TRIGGER":
+        return known.is_fresh(ast.qualified(words[:-1])) or words[-1] in known.fresh_triggers
+    return known.is_fresh(name)
+
+
+_RENAMED_UNSEEN = frozenset({"OBJECT_INDEX", "OBJECT_TABCONSTRAINT", "OBJECT_TRIGGER", "OBJECT_RULE", "OBJECT_POLICY"})
+
+
+def _rename(at: Statements, fields: Tree, impact: Impact) -> Iterator[Hit]:
+    del impact
+    kind, known = fields["renameType"], at.known
+    if kind in _RENAMED_UNSEEN:
+        return
+    if "relation" in fields:
+        name = ast.relation(fields["relation"])
+        facts = known.column(name, fields.get("subname", ""))
+        if known.is_fresh(name) or (facts and facts.fresh):
+            return
+        what = f"{name}.{fields['subname']}" if kind in {"OBJECT_COLUMN", "OBJECT_ATTRIBUTE"} else str(name)
+    elif "object" in fields:
+        words = ast.dropped_name(kind, fields["object"])
+        if _is_fresh_object(known, kind, words):
+            return
+        what = ".".join(words)
+    else:
+        what = fields.get("subname", "")
+    yield Hit("rename", f"running code that uses {what} fails from here on")
+
+
+def _set_schema(at: Statements, fields: Tree, impact: Impact) -> Iterator[Hit]:
+    del impact
+    if "relation" in fields and not at.known.is_fresh(name := ast.relation(fields["relation"])):
+        yield Hit("rename", f"running code that uses {name} fails from here on: its schema is another")
+
+
+def _alter_enum(at: Statements, fields: Tree, impact: Impact) -> Iterator[Hit]:
+    del impact
+    name = ast.qualified(ast.strings(fields["typeName"]))
+    fact = at.known.type_fact(name)
+    if "oldVal" in fields:
+        if not (fact and fact.fresh):
+            yield Hit("rename", f"running code that uses the value {fields['oldVal']!r} of {name} fails from here on")
+    elif not (fact and fact.fresh_in_transaction):
+        at.enum_values[fields["newVal"]] = name
+
+
+def _enum_values_used(at: Statements, node: str, fields: Tree) -> Iterator[Hit]:
+    """ALTER TYPE … ADD VALUE, then its use before COMMIT: 55P04."""
+    if not at.enum_values or node == "AlterEnumStmt":
+        return
+    for _, constant in ast.nodes(fields, "A_Const"):
+        value = constant.get("sval", {}).get("sval")
+        name = at.enum_values.get(value) if value is not None else None
+        if name is not None and _is_of_type(at.known, name, fields):
+            why = f"the value {value!r} of {name} is used in the transaction that adds it: it fails (55P04)"
+            yield Hit("enum-value-used", why, _offset(constant))
+            return
+
+
+def _is_of_type(known: Known, name: Name, fields: Tree) -> bool:
+    """Whether a statement has to do with that type: by a cast, a column's definition, or a table that has it."""
+    for _, written in ast.nodes(fields, "typeName"):
+        if ast.qualified(ast.strings(written.get("names")) or ["?"]).name == name.name:
+            return True
+    tables = ast.mentioned("", fields)
+    return any(
+        column.type and column.type.name.name == name.name
+        for table in map(known.find, tables)
+        if table
+        for column in table.columns.values()
+    )
+
+
+def _create_table(at: Statements, fields: Tree, impact: Impact) -> Iterator[Hit]:
+    del at, impact
+    seen: set[str] = set()
+    for definition in ast.columns(fields):
+        if definition["colname"] in seen:
+            yield Hit("duplicate-column", f"{definition['colname']} is defined twice", _offset(definition))
+        seen.add(definition["colname"])
+
+
+def _truncate(at: Statements, fields: Tree, impact: Impact) -> Iterator[Hit]:
+    del fields
+    names = [str(t.table) for t in impact.touches if not t.fresh]
+    if names:
+        yield Hit("truncate", f"every row of {', '.join(names)} is gone, and reads and writes wait for the lock")
+    del at
+
+
+def _every_row(verb: str) -> Callable[[Statements, Tree, Impact], Iterator[Hit]]:
+    def rule(at: Statements, fields: Tree, impact: Impact) -> Iterator[Hit]:
+        del impact
+        name = ast.relation(fields["relation"])
+        if verb == "UPDATE":
+            yield from _assigned_twice([t["ResTarget"] for t in fields.get("targetList", ()) if "ResTarget" in t])
+        if "whereClause" not in fields and "fromClause" not in fields and not at.known.is_fresh(name):
+            why = f"{verb} without WHERE: every row of {name} stays locked until the transaction ends"
+            yield Hit("every-row", why)
+
+    return rule
+
+
+def _insert(at: Statements, fields: Tree, impact: Impact) -> Iterator[Hit]:
+    del at, impact
+    yield from _assigned_twice([c["ResTarget"] for c in fields.get("cols", ()) if "ResTarget" in c])
+
+
+def _assigned_twice(targets: list[Tree]) -> Iterator[Hit]:
+    seen: set[str] = set()
+    for target in targets:
+        name = target.get("name", "")
+        if name in seen and "indirection" not in target:
+            yield Hit("duplicate-column", f"{name} is set twice", _offset(target))
+        seen.add(name)
+
+
+def _reindex(at: Statements, fields: Tree, impact: Impact) -> Iterator[Hit]:
+    del at, impact
+    if not is_on(fields.get("params"), "concurrently"):
+        yield Hit("reindex-not-concurrent", "writes wait while the indexes are built again, and nearly every query too")
+
+
+def _maintenance(at: Statements, fields: Tree, impact: Impact) -> Iterator[Hit]:
+    del at, fields
+    for touch in impact.touches:
+        if touch.rewrites and not touch.fresh and touch.lock is Lock.ACCESS_EXCLUSIVE:
+            yield Hit("blocking-maintenance", f"{touch.rewrites}: {_wait(touch.table)}")
+    if not impact.touches and impact.notes:
+        yield Hit("blocking-maintenance", impact.notes[0])
+
+
+def _vacuum(at: Statements, fields: Tree, impact: Impact) -> Iterator[Hit]:
+    if is_on(fields.get("options"), "full"):
+        yield from _maintenance(at, fields, impact)
+
+
+def _lock(at: Statements, fields: Tree, impact: Impact) -> Iterator[Hit]:
+    del at, fields
+    for touch in impact.touches:
+        if touch.lock >= Lock.SHARE and not touch.fresh:
+            why = f"{touch.lock.blocks} of {touch.table} wait until the migration is done"
+            yield Hit("blocking-maintenance", f"LOCK TABLE: {why}")
+
+
+def _transaction(at: Statements, fields: Tree, impact: Impact) -> Iterator[Hit]:
+    del impact
+    kind = fields["kind"].removeprefix("TRANS_STMT_")
+    if kind in {"BEGIN", "START"}:
+        why = "BEGIN in a file: the migrator has a transaction open already"
+        yield Hit("transaction-in-file", why)
+    elif kind in {"COMMIT", "ROLLBACK", "PREPARE"}:
+        why = f"{kind} ends the migrator's transaction: if a later statement fails, what came before stays"
+        yield Hit("transaction-in-file", why)
+    del at
+
+
+def _alter_domain(at: Statements, fields: Tree, impact: Impact) -> Iterator[Hit]:
+    fact = at.known.type_fact(ast.qualified(ast.strings(fields["typeName"])))
+    constraint = fields.get("def", {}).get("Constraint", {})
+    validates = fields["subtype"] in {"C", "O"} and not constraint.get("skip_validation")
+    if validates and not (fact and fact.fresh):
+        tables = [str(t.table) for t in impact.touches]
+        on = f" of {', '.join(tables)}" if tables else " of every table that uses it"
+        yield Hit("constraint-not-valid", f"each value{on} is tested: writes wait meanwhile")
+
+
+def _drop_database(at: Statements, fields: Tree, impact: Impact) -> Iterator[Hit]:
+    del at, impact
+    yield Hit("drop-database", f"everything in {fields['dbname']} is gone")
+
+
+_CHECKS: dict[str, Callable[[Statements, Tree, Impact], Iterator[Hit]]] = {
+    "AlterDomainStmt": _alter_domain,
+    "AlterEnumStmt": _alter_enum,
+    "AlterObjectSchemaStmt": _set_schema,
+    "AlterTableStmt": _alter_table,
+    "ClusterStmt": _maintenance,
+    "CreateStmt": _create_table,
+    "DeleteStmt": _every_row("DELETE"),
+    "DropStmt": _drop,
+    "DropdbStmt": _drop_database,
+    "IndexStmt": _create_index,
+    "InsertStmt": _insert,
+    "LockStmt": _lock,
+    "RefreshMatViewStmt": _maintenance,
+    "ReindexStmt": _reindex,
+    "RenameStmt": _rename,
+    "TransactionStmt": _transaction,
+    "TruncateStmt": _truncate,
+    "UpdateStmt": _every_row("UPDATE"),
+    "VacuumStmt": _vacuum,
+}
+
+__all__ = ["RULES", "SQUAWK", "UNLIKE_SQUAWK", "Hit", "Level", "Statements", "check", "check_held"]

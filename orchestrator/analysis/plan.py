@@ -1,0 +1,209 @@
+"""What a run would do, statement by statement, as plain data for `plan`. Touches database and files; writes nothing.
+
+No lock is taken, and a role that can only read can ask.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Literal
+
+from orchestrator.analysis import ast
+from orchestrator.analysis.catalog_reader import read_known
+from orchestrator.analysis.do_blocks import block_statements
+from orchestrator.analysis.follow import follow
+from orchestrator.analysis.impact import impact_of
+from orchestrator.analysis.locks import Holding, Impact
+from orchestrator.analysis.sql_file import SqlFile
+from orchestrator.migrator.run.errors import refuse_in_single_transaction
+from orchestrator.migrator.state import readable_surveys
+from orchestrator.migrator.status import described_findings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from orchestrator.analysis.catalog import Known
+    from orchestrator.analysis.locks import HeldLock, Touch
+    from orchestrator.migrator.resolve import Ahead, Policy
+    from orchestrator.migrator.sources import Source
+    from orchestrator.migrator.sql.statements import Statement
+    from orchestrator.migrator.state import Survey
+
+_SHOWN_CHARACTERS = 200
+# From here on a table counts as large: what blocks it for as long as it is rewritten is no blink.
+LARGE_ROWS = 10_000
+LARGE_BYTES = 10 * 1024 * 1024
+
+
+async def preview(
+    connection: Any,
+    sources: Sequence[Source],
+    *,
+    policy: Policy,
+    ahead: Ahead,
+    transaction: Literal["each", "all"] = "each",
+) -> dict[str, Any]:
+    """What `migrate` would do now, JSON-ready. Call it in a transaction that only reads.
+
+    Raises:
+        ReadDeniedError: the role may not read a ledger that is there, with the GRANTs that let it.
+        SqlSyntaxError: a pending file is not SQL: `migrate` would refuse it before it runs anything.
+        MigrationError: `transaction` is all, and a statement cannot stand in one with others: so would it this.
+    """
+    surveys = await readable_surveys(connection, sources, policy=policy, ahead=ahead)
+    files = await asyncio.to_thread(read_pending, surveys)
+    if transaction == "all":
+        for one in surveys:
+            for migration in one.plan.pending:
+                refuse_in_single_transaction(migration, files[one.source.label, migration.name].statements)
+    known = await known_for(connection, files.values())
+    refused = [f for s in surveys for f in s.plan.refusals]
+    return {
+        "would_run": not refused and bool(files),
+        "refused": bool(refused),
+        "transaction": transaction,
+        "pending": sum(len(s.plan.pending) for s in surveys),
+        "sources": [await asyncio.to_thread(_source, one, files, known) for one in surveys],
+    }
+
+
+async def known_for(connection: Any, files: Iterable[SqlFile]) -> Known:
+    """The catalogue, as far as the files speak of it."""
+    named, functions = await asyncio.to_thread(_mentioned, files)
+    return await read_known(connection, named, functions)
+
+
+def _mentioned(files: Iterable[SqlFile]) -> tuple[set[str], set[str]]:
+    named: set[str] = set()
+    functions: set[str] = set()
+    for file in files:
+        for _, node, fields in file.trees():
+            inner = block_statements(fields)[0] if node == "DoStmt" else ()
+            for one_node, one in ((node, fields), *((i.node, i.fields) for i in inner)):
+                named |= {name.name for name in ast.mentioned(one_node, one)}
+                functions |= {name.name for name in ast.called(one)}
+    return named, functions
+
+
+def read_pending(surveys: Sequence[Survey]) -> dict[tuple[str, str], SqlFile]:
+    """The pending files by source and name. Blocking; raises FolderError and SqlSyntaxError."""
+    return {
+        (one.source.label, migration.name): SqlFile(migration.read(), path=migration.path)
+        for one in surveys
+        for migration in one.plan.pending
+    }
+
+
+def _source(one: Survey, files: Mapping[tuple[str, str], SqlFile], known: Known) -> dict[str, Any]:
+    source = one.source
+    pending = []
+    for migration in one.plan.pending:
+        file = files[source.label, migration.name]
+        done = one.unfinished[migration.name].done if migration.name in one.unfinished else 0
+        pending.append(
+            {
+                "name": migration.name,
+                "file": migration.path,
+                "size_bytes": migration.size_bytes,
+                "transaction": "one" if file.is_one_transaction else "steps",
+                "statements_done": done,
+                **_statements(file, known),
+            }
+        )
+    return {
+        "source": source.label,
+        "folder": str(source.folder.path),
+        "ledger": source.table.key,
+        "ledger_exists": one.ledger.exists,
+        "applied": len(one.plan.applied),
+        "pending": pending,
+        "findings": described_findings(one.plan.findings),
+        "unlisted": list(source.folder.unlisted),
+    }
+
+
+def _statements(file: SqlFile, known: Known) -> dict[str, Any]:
+    """The statements of a file; neighbours that do the same to the same tables are one entry with a count."""
+    shown: list[dict[str, Any]] = []
+    held: list[HeldLock] = []
+    holding = Holding()
+    steps = not file.is_one_transaction
+    in_own = False  # after the file's own COMMIT each statement is a transaction
+    last: tuple[str, Impact] | None = None
+    for statement, node, fields in file.trees():
+        if statement.transaction_control in {"commit", "rollback"} or not statement.transactional:
+            known.end_transaction()
+            holding = Holding()
+            in_own = in_own or statement.transaction_control is not None
+        impact = impact_of(node, fields, known, outside=not statement.transactional)
+        held += holding.add(statement.index, node, impact)
+        if in_own and steps:
+            holding = Holding()
+        follow(known, node, fields)
+        if last == (statement.kind, impact) and statement.kind in {"INSERT", "UPDATE", "DELETE"}:
+            shown[-1]["count"] += 1
+            continue
+        last = statement.kind, impact
+        shown.append(_described(statement, fields, impact))
+    known.end_transaction()
+    return {
+        "statements": shown,
+        "held": _held(held),
+        "hurts": any(s["hurts"] for s in shown) or bool(held),
+    }
+
+
+def _held(held: Sequence[HeldLock]) -> list[dict[str, Any]]:
+    """One entry for each table whose lock stays while others are worked on."""
+    found: dict[tuple[str, int], dict[str, Any]] = {}
+    for one in held:
+        entry = found.setdefault(
+            (str(one.table), one.taken_by),
+            {
+                "table": str(one.table),
+                "lock": one.lock.mode,
+                "blocks": one.lock.blocks,
+                "taken_by": one.taken_by,
+                "until": one.until,
+                "work": one.work,
+            },
+        )
+        entry["until"] = one.until
+        if one.work not in entry["work"].split("; "):
+            entry["work"] += f"; {one.work}"
+    return list(found.values())
+
+
+def _described(statement: Statement, fields: ast.Tree, impact: Impact) -> dict[str, Any]:
+    text = " ".join(statement.text[: 2 * _SHOWN_CHARACTERS].split())
+    lock = impact.lock
+    return {
+        "index": statement.index,
+        "count": 1,
+        "line": statement.line,
+        "column": statement.column,
+        "kind": statement.kind,
+        "actions": ast.actions(fields),
+        "text": text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 1]}…",
+        "outside_transaction": impact.outside,
+        "lock": lock.mode if lock else None,
+        "hurts": impact.hurts,
+        "touches": [_touched(touch) for touch in impact.touches],
+        "notes": list(impact.notes),
+    }
+
+
+def _touched(touch: Touch) -> dict[str, Any]:
+    return {
+        "table": str(touch.table),
+        "kind": touch.kind,
+        "new": touch.fresh,
+        "lock": touch.lock.mode,
+        "blocks": touch.lock.blocks,
+        "rewrites": touch.rewrites or None,
+        "scans": touch.scans or None,
+        "builds_index": touch.builds_index or None,
+        "rows": touch.rows,
+        "size_bytes": touch.size_bytes,
+        "hurts": touch.hurts,
+    }

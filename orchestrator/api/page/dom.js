@@ -1,0 +1,95 @@
+// Drawing: descriptions of nodes (`h`), and the DOM made to match them (`patch`). Text from the server never becomes markup.
+
+import { now } from "./model.js";
+
+export const SVG = "http://www.w3.org/2000/svg";
+
+const SVG_TAGS = new Set(["svg", "g", "path", "circle", "rect", "line", "polyline", "title"]);
+
+/** A node to be: `on` are listeners, `vars` CSS variables, `timer` text that runs, `key` what it is among siblings. */
+export function h(tag, props, ...children) {
+  const kept = children.flat(Infinity).filter((c) => c !== null && c !== undefined && c !== false && c !== "");
+  return { tag, props: props ?? {}, children: kept.map((c) => (typeof c === "object" ? c : String(c))) };
+}
+
+/** Make the children of `parent` what `wanted` says, keeping the nodes that stay: focus, scroll and open details too. */
+export function patch(parent, wanted) {
+  const keys = new Set(wanted.map((v) => v.props?.key).filter((k) => k !== undefined));
+  const keyed = new Map();
+  for (const node of [...parent.childNodes]) {
+    if (node.orchKey === undefined) continue;
+    if (keys.has(node.orchKey)) keyed.set(node.orchKey, node);
+    else node.remove();
+  }
+  let at = parent.firstChild;
+  for (const v of wanted) {
+    let node = null;
+    if (typeof v === "string") {
+      if (at?.nodeType === Node.TEXT_NODE) {
+        if (at.data !== v) at.data = v;
+        node = at;
+      } else node = document.createTextNode(v);
+    } else {
+      const { key } = v.props;
+      if (key !== undefined) node = keyed.get(key) ?? null;
+      else if (at?.nodeType === Node.ELEMENT_NODE && at.orchKey === undefined) node = at;
+      if (node === null || node.orchTag !== v.tag) {
+        node = SVG_TAGS.has(v.tag) ? document.createElementNS(SVG, v.tag) : document.createElement(v.tag);
+        node.orchTag = v.tag;
+        node.orchKey = key;
+        if (v.props.open) node.setAttribute("open", ""); // from then on it is the person's
+      }
+      dress(node, v);
+    }
+    if (node === at) at = at.nextSibling;
+    else parent.insertBefore(node, at);
+  }
+  while (at) {
+    const next = at.nextSibling;
+    at.remove();
+    at = next;
+  }
+}
+
+function dress(node, { props, children }) {
+  const attributes = {};
+  for (const [name, value] of Object.entries(props)) {
+    if (["key", "on", "vars", "timer", "open"].includes(name) || value === null || value === undefined) continue;
+    if (value !== false) attributes[name] = value === true ? "" : String(value);
+  }
+  for (const name of node.orchAttributes ?? []) if (!(name in attributes)) node.removeAttribute(name);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (node.getAttribute(name) !== value) node.setAttribute(name, value);
+  }
+  node.orchAttributes = Object.keys(attributes);
+  for (const [name, value] of Object.entries(props.vars ?? {})) node.style.setProperty(name, value);
+  for (const [name, listener] of Object.entries(props.on ?? {})) {
+    if (!node.orchOn?.[name]) node.addEventListener(name, (event) => node.orchOn[name](event));
+    node.orchOn = { ...node.orchOn, [name]: listener };
+  }
+  if (props.timer) {
+    node.orchTimer = props.timer;
+    node.setAttribute("data-timer", "");
+    run(node);
+  } else {
+    if (node.orchTimer) {
+      node.orchTimer = null;
+      node.removeAttribute("data-timer");
+    }
+    patch(node, children);
+  }
+}
+
+function run(node) {
+  const text = node.orchTimer(now());
+  if (node.textContent !== text) node.textContent = text;
+}
+
+setInterval(() => {
+  for (const node of document.querySelectorAll("[data-timer]")) run(node);
+}, 100);
+
+export function say(text) {
+  const node = document.getElementById("said");
+  if (node.textContent !== text) node.textContent = text;
+}

@@ -1,0 +1,1 @@
+"""The routes behind the gate, a file for each thing that they are about."""

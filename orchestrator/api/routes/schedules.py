@@ -1,0 +1,162 @@
+"""`/api/schedules`: read, write, remove and trigger the cron rows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+
+from orchestrator.api.operations import Answer, Call, Operation, json_answer
+from orchestrator.api.problems import Refusal, refuse_field
+from orchestrator.api.routes.jobs import Added, HandlerName, Name
+from orchestrator.jobs import schedules
+from orchestrator.jobs.errors import UnknownHandlerError
+from orchestrator.jobs.store import ScheduleRow, read_schedule, read_schedules
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+# What stands in cron lines (numbers, names, * / , - # L W ?) and in names of zones; whether it is one is seen later.
+_CRON = r"^[0-9A-Za-z*/,#? \-]{1,200}$(?!\n)"
+_ZONE = r"^[A-Za-z0-9_+/\-]{1,64}$(?!\n)"
+
+
+class SchedulePath(msgspec.Struct, frozen=True):
+    """A schedule's name."""
+
+    name: Name
+
+
+class PutSchedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole schedule: what is left out has its default. `cron` is five fields, read in `timezone`."""
+
+    job: HandlerName
+    cron: Annotated[str, msgspec.Meta(pattern=_CRON, examples=["*/5 * * * *"])]
+    timezone: Annotated[str, msgspec.Meta(pattern=_ZONE, examples=["Europe/Berlin"])] = "UTC"
+    payload: dict[str, Any] = msgspec.field(default_factory=dict)
+    enabled: bool = True
+
+
+class ScheduleList(msgspec.Struct, frozen=True):
+    """All schedules, by name."""
+
+    schedules: list[ScheduleRow]
+
+
+async def listing(call: Call) -> web.Response:
+    """All of them."""
+    async with call.connection() as connection:
+        return json_answer(ScheduleList(await read_schedules(connection)))
+
+
+async def one(call: Call) -> web.Response:
+    """One of them."""
+    async with call.connection() as connection:
+        row = await read_schedule(connection, call.parameters.name)
+    if row is None:
+        raise _missing(call)
+    return json_answer(row)
+
+
+async def put(call: Call) -> web.Response:
+    """Make it, or change it."""
+    name, given = call.parameters.name, call.body
+    schedule = schedules.Schedule(
+        name=name,
+        job=given.job,
+        cron=given.cron,
+        timezone=given.timezone,
+        payload=given.payload,
+        enabled=given.enabled,
+    )
+    async with call.connection() as connection, connection.transaction():
+        try:
+            is_new = await schedules.put_schedule(connection, schedule, registry=call.backend.registry)
+        except UnknownHandlerError as error:
+            raise refuse_field("job", error.message) from None
+        row = await read_schedule(connection, name)
+    call.changed(schedule=name, job=given.job, cron=given.cron, timezone=given.timezone, enabled=given.enabled)
+    return json_answer(row, status=201 if is_new else 200)
+
+
+async def delete(call: Call) -> web.Response:
+    """Remove it."""
+    from aiohttp import web
+
+    async with call.connection() as connection:
+        if not await schedules.delete_schedule(connection, call.parameters.name):
+            raise _missing(call)
+    call.changed(schedule=call.parameters.name)
+    return web.Response(status=204, headers={"Cache-Control": "no-store"})
+
+
+async def trigger(call: Call) -> web.Response:
+    """Add its job now."""
+    async with call.connection() as connection, connection.transaction():
+        try:
+            made = await schedules.trigger_schedule(connection, call.parameters.name, registry=call.backend.registry)
+        except UnknownHandlerError as error:
+            raise Refusal(409, f"{error.message}: this schedule's job is not one of this process") from None
+    call.changed(schedule=call.parameters.name, job=made.id)
+    answer = Added(made.id, made.state, made.created)
+    return json_answer(answer, status=202, headers={"Location": f"/api/jobs/{made.id}"})
+
+
+def _missing(call: Call) -> Refusal:
+    return Refusal(404, f"there is no schedule {call.parameters.name!r}")
+
+
+_SCHEDULE = "/api/schedules/{name}"
+_NOT_FOUND = {404: "There is no such schedule."}
+
+OPERATIONS = (
+    Operation(
+        "GET",
+        "/api/schedules",
+        listing,
+        "List schedules",
+        "schedules",
+        {200: Answer(ScheduleList, "All of them, by name.")},
+    ),
+    Operation(
+        "GET",
+        _SCHEDULE,
+        one,
+        "One schedule",
+        "schedules",
+        {200: Answer(ScheduleRow, "The schedule.")},
+        parameters=SchedulePath,
+        refusals=_NOT_FOUND,
+    ),
+    Operation(
+        "PUT",
+        _SCHEDULE,
+        put,
+        "Make a schedule, or change one",
+        "schedules",
+        {200: Answer(ScheduleRow, "It is changed."), 201: Answer(ScheduleRow, "It is new.")},
+        parameters=SchedulePath,
+        body=PutSchedule,
+        description="From then on it is yours: what `@job(schedule=…)` says no longer changes it.",
+    ),
+    Operation(
+        "DELETE",
+        _SCHEDULE,
+        delete,
+        "Remove a schedule",
+        "schedules",
+        {204: Answer(None, "It is gone. One that code declares comes back at the next start: disable that.")},
+        parameters=SchedulePath,
+        refusals=_NOT_FOUND,
+    ),
+    Operation(
+        "POST",
+        f"{_SCHEDULE}/trigger",
+        trigger,
+        "Add the schedule's job now",
+        "schedules",
+        {202: Answer(Added, "Its job is in the queue.", headers={"Location": "The job's own path."})},
+        parameters=SchedulePath,
+        refusals={**_NOT_FOUND, 409: "Its job, or its payload, is not one of this process."},
+    ),
+)

@@ -1,0 +1,1 @@
+"""A private Postgres for a first run and for the tests."""

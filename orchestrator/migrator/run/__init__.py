@@ -1,0 +1,1 @@
+"""Run what is pending: the only files that execute a migration."""

@@ -1,0 +1,1 @@
+"""The SQL of a migration, read with Postgres's own grammar."""

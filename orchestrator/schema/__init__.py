@@ -1,0 +1,1 @@
+"""A database's schema as data: read, compared, and written as DDL."""

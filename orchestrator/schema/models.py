@@ -1,0 +1,361 @@
+"""The code's idea of the database: SQLAlchemy's MetaData, loaded by name, made real, compared and written by alembic.
+
+Imports SQLAlchemy and alembic, which are in the extra `dev`; nothing that serves loads this file.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+import warnings
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from orchestrator.database.connect import close, connect_once
+from orchestrator.database.quoting import identifier
+from orchestrator.errors import EXIT_CONFIG, OrchestratorError
+from orchestrator.schema.table_sql import Written
+
+
+class MissingExtraError(OrchestratorError):
+    """What the extra `dev` brings is not installed."""
+
+    exit_code: ClassVar[int] = EXIT_CONFIG
+
+
+try:
+    import sqlalchemy
+    from alembic.autogenerate import produce_migrations
+    from alembic.ddl.postgresql import PostgresqlImpl
+    from alembic.migration import MigrationContext
+    from alembic.operations import Operations, ops
+    from sqlalchemy import CheckConstraint, MetaData
+    from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
+    from sqlalchemy.dialects.postgresql.base import PGIdentifierPreparer
+    from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+    from sqlalchemy.pool import NullPool
+    from sqlalchemy.schema import AddConstraint, CreateTable
+except ImportError as error:
+    raise MissingExtraError(
+        f"generate needs SQLAlchemy and alembic, and {error.name} is not installed",
+        remedy="pip install 'orchestrator[dev]'",
+        facts={"module": error.name},
+    ) from error
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Collection
+    from types import ModuleType
+
+    from sqlalchemy import Column, Connection, Index, Table
+
+    from orchestrator.dsn import Dsn
+    from orchestrator.schema.tables import ObjectName
+
+_PUBLIC = "public"
+
+
+class SchemaError(OrchestratorError):
+    """SCHEMA names nothing that can be compared: the module does not import, or holds no MetaData there."""
+
+    exit_code: ClassVar[int] = EXIT_CONFIG
+
+
+class MetadataError(OrchestratorError):
+    """The MetaData cannot be made real on a server."""
+
+    exit_code: ClassVar[int] = EXIT_CONFIG
+
+
+# ------------------------------------------------------------------------------------------------------------ loading
+
+
+def load_metadata(schema: str) -> MetaData:
+    """The MetaData that `module:name` names: one, or what has one as `.metadata` (a declarative Base, a registry).
+
+    The working directory is looked in as well, as `python -m` does.
+
+    Raises:
+        SchemaError: with the file and line at which the import failed.
+    """
+    module_name, _, attribute = schema.partition(":")
+    here = os.getcwd()  # noqa: PTH109 sys.path holds strings
+    if here not in sys.path and "" not in sys.path:
+        sys.path.insert(0, here)
+    module = _import(module_name, schema)
+    found: Any = module
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            names = [n for n, v in vars(module).items() if not n.startswith("_") and _metadata_of(v) is not None]
+            suggestion = f"; is {module_name}:{names[0]} meant?" if names else ""
+            raise SchemaError(
+                f"SCHEMA={schema}: {module_name} has no {attribute!r}{suggestion}",
+                remedy="Name a MetaData, a declarative Base or a registry: SCHEMA=my_app.models:Base",
+                facts={"schema": schema, "file": getattr(module, "__file__", None)},
+            )
+        found = getattr(found, part)
+    metadata = _metadata_of(found)
+    if metadata is None:
+        raise SchemaError(
+            f"SCHEMA={schema} is a {type(found).__name__}, and neither a MetaData nor anything that has one",
+            remedy="Name a MetaData, a declarative Base or a registry: SCHEMA=my_app.models:Base",
+            facts={"schema": schema, "file": getattr(module, "__file__", None)},
+        )
+    return _without_public(metadata)
+
+
+def _import(name: str, schema: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        # What is ours or the import machinery's own is not the place that the person looks for.
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<frozen")][2:]
+        place = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+        if isinstance(error, SyntaxError):
+            place = f" at {error.filename}:{error.lineno}"
+        raise SchemaError(
+            f"SCHEMA={schema}: the module {name} does not import{place}: {type(error).__name__}: {error}",
+            remedy="Mend the module, or name another; it is looked for in the working directory and on PYTHONPATH.",
+            facts={"schema": schema, "place": place.removeprefix(" at ")},
+        ) from error
+
+
+def _metadata_of(value: object) -> MetaData | None:
+    if isinstance(value, MetaData):
+        return value
+    inner = getattr(value, "metadata", None)
+    return inner if isinstance(inner, MetaData) else None
+
+
+def _without_public(metadata: MetaData) -> MetaData:
+    """The same with schema="public" left out: to alembic that and none are two places, to the server one."""
+    if not any(table.schema == _PUBLIC for table in metadata.tables.values()):
+        return metadata
+    copy = MetaData(naming_convention=metadata.naming_convention)
+
+    def place(_table: Table, schema: str | None, _constraint: object, referred: str | None) -> str | None:
+        del schema
+        return None if referred == _PUBLIC else referred
+
+    for table in metadata.tables.values():
+        moved: Any = None if table.schema == _PUBLIC else table.schema  # None is "without one", which the type forgets
+        table.to_metadata(copy, schema=moved, referred_schema_fn=place)
+    return copy
+
+
+def schemas_of(metadata: MetaData) -> frozenset[str]:
+    """The schemas that the metadata names; a table without one is in public."""
+    return frozenset(table.schema or _PUBLIC for table in metadata.tables.values()) or frozenset({_PUBLIC})
+
+
+def tables_of(metadata: MetaData) -> frozenset[ObjectName]:
+    """Schema and name of every table."""
+    return frozenset((table.schema or _PUBLIC, table.name) for table in metadata.tables.values())
+
+
+# ---------------------------------------------------------------------------------------------------- on a real server
+
+
+@asynccontextmanager
+async def _engine(dsn: Dsn, path: str) -> AsyncIterator[AsyncEngine]:
+    async def connect() -> Any:
+        connection = await connect_once(dsn, timeout_s=5, application_name="orchestrator generate", kind="migration")
+        await connection.execute("SELECT pg_catalog.set_config('search_path', $1, false)", path)
+        return connection
+
+    engine = create_async_engine(
+        "postgresql+asyncpg://",
+        async_creator=connect,
+        poolclass=NullPool,
+        isolation_level="AUTOCOMMIT",  # CREATE INDEX CONCURRENTLY may be among it
+    )
+    try:
+        yield engine
+    finally:
+        await engine.dispose()
+
+
+async def create_all(dsn: Dsn, metadata: MetaData, *, path: str) -> None:
+    """Make everything that the metadata says, in an empty database, the way SQLAlchemy does it.
+
+    Raises:
+        MetadataError: the server refuses it: an extension that is missing, a name that is taken.
+    """
+    connection = await connect_once(dsn, timeout_s=5, application_name="orchestrator generate")
+    try:
+        for schema in sorted(schemas_of(metadata)):
+            await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {identifier(schema)}")
+    finally:
+        await close(connection)
+    try:
+        async with _engine(dsn, path) as engine, engine.connect() as session:
+            with _quiet():
+                await session.run_sync(lambda sync: metadata.create_all(sync, checkfirst=False))
+    except sqlalchemy.exc.SQLAlchemyError as error:
+        raise _refused(error) from error
+
+
+def _refused(error: sqlalchemy.exc.SQLAlchemyError) -> MetadataError:
+    origin = getattr(error, "orig", None)
+    statement = " ".join((getattr(error, "statement", None) or "").split())
+    reason = str(origin.__cause__ or origin) if origin is not None else str(error)
+    missing_type = getattr(origin, "sqlstate", None) == "42704"
+    hint = " A type of an extension? CREATE EXTENSION in a migration, or name it in EXTENSIONS." if missing_type else ""
+    return MetadataError(
+        f"the server refuses what the code describes: {reason}" + (f" (in: {statement[:200]})" if statement else ""),
+        remedy=f"Correct the table in the code.{hint}",
+        facts={"sqlstate": getattr(origin, "sqlstate", None)},
+    )
+
+
+def _quiet() -> warnings.catch_warnings[None]:
+    """Without what SQLAlchemy warns of while it reflects (types and options it does not know): we compare those."""
+    return warnings.catch_warnings(action="ignore", category=sqlalchemy.exc.SAWarning)
+
+
+async def write_missing(dsn: Dsn, metadata: MetaData, *, path: str, without: Collection[ObjectName] = ()) -> Written:
+    """Let alembic compare the metadata with `dsn` and write what the database lacks: tables, columns, indexes.
+
+    What both have is compared by the server's own definitions instead: alembic sees no CHECK, no enum value, no
+    predicate of an index, and its comparison of defaults asks questions that some types have no operator for.
+    """
+    async with _engine(dsn, path) as engine, engine.connect() as session:
+        return await session.run_sync(lambda sync: _write_missing(sync, metadata, without))
+
+
+def _write_missing(connection: Connection, metadata: MetaData, without: Collection[ObjectName]) -> Written:
+    schemas = schemas_of(metadata)
+
+    def is_compared(name: str | None, kind: str, parents: Any) -> bool:
+        if kind == "schema":
+            return (name or _PUBLIC) in schemas
+        if kind == "table":
+            return ((parents.get("schema_name") or _PUBLIC), name) not in without
+        return True
+
+    context = MigrationContext.configure(
+        connection,
+        opts={
+            "include_schemas": True,
+            "include_name": is_compared,
+            "compare_type": False,
+            "compare_server_default": False,
+            "target_metadata": metadata,
+        },
+    )
+    context.impl = _Reader(
+        context.dialect, connection, as_sql=False, transactional_ddl=None, output_buffer=None, context_opts={}
+    )
+    with _quiet():
+        found = produce_migrations(context, metadata).upgrade_ops
+    tables: dict[ObjectName, str] = {}
+    # A generated column whose expression changes is made anew.
+    columns = {
+        ((table.schema or _PUBLIC, table.name), column.name): _write(
+            ops.AddColumnOp.from_column_and_tablename(table.schema, table.name, column)
+        )
+        for table in metadata.tables.values()
+        for column in table.columns
+        if column.computed is not None
+    }
+    # An index that is there and differs is written from the code, too: as it is declared, it reads best.
+    indexes = {
+        ((table.schema or _PUBLIC, table.name), name): index
+        for table in metadata.tables.values()
+        for index in table.indexes
+        if (name := _rendered_name(index))
+    }
+    for op in _flat(found.ops if found is not None else ()):
+        if isinstance(op, ops.CreateTableOp):
+            tables[op.schema or _PUBLIC, op.table_name] = _write(op)
+        elif isinstance(op, ops.AddColumnOp):
+            columns[(op.schema or _PUBLIC, op.table_name), op.column.name] = _write(op)
+    return Written(
+        tables,
+        columns,
+        {key: _write(ops.CreateIndexOp.from_index(index)) for key, index in indexes.items()},
+        {key: _write_check(check) for key, check in _named_checks(metadata).items()},
+    )
+
+
+def _named_checks(metadata: MetaData) -> dict[tuple[ObjectName, str], CheckConstraint]:
+    preparer = _dialect().identifier_preparer
+    return {
+        ((table.schema or _PUBLIC, table.name), _unquoted(quoted)): constraint
+        for table in metadata.tables.values()
+        for constraint in table.constraints
+        if isinstance(constraint, CheckConstraint) and constraint.name is not None
+        if (quoted := preparer.format_constraint(constraint))
+    }
+
+
+def _write_check(check: CheckConstraint) -> str:
+    return str(AddConstraint(check, isolate_from_table=False).compile(dialect=_dialect())).strip()
+
+
+def _flat(found: Any) -> list[Any]:
+    return [inner for op in found for inner in (_flat(op.ops) if isinstance(op, ops.OpContainer) else [op])]
+
+
+class _QuotingPreparer(PGIdentifierPreparer):
+    """Quotes every name, as drizzle-kit does: no keyword of a later Postgres can break an old file."""
+
+    def _requires_quotes(self, value: str) -> bool:
+        del value
+        return True
+
+
+def _dialect() -> PGDialect_asyncpg:
+    dialect: PGDialect_asyncpg = PGDialect_asyncpg()  # type: ignore[no-untyped-call]
+    dialect.identifier_preparer = dialect.preparer = _QuotingPreparer(dialect)  # type: ignore[assignment]
+    return dialect
+
+
+class _Reader(PostgresqlImpl):
+    """Alembic's own, but for a look at each serial's sequence, which fails where that is in another schema."""
+
+    def autogen_column_reflect(self, inspector: Any, table: Any, column_info: Any) -> None:
+        """Take nothing out of the default: we do not compare it here."""
+
+
+class _Writer(PostgresqlImpl):
+    """Alembic's offline mode, but for what it would lose: tabs in literals; types and foreign keys come apart."""
+
+    def __init__(self, dialect: PGDialect_asyncpg) -> None:
+        super().__init__(dialect, None, True, True, None, {})  # noqa: FBT003 alembic's signature
+        self.written: list[str] = []
+
+    def _exec(self, construct: Any, *_: Any, **__: Any) -> None:
+        text = str(construct.compile(dialect=self.dialect)).strip()
+        self.written.append(text.replace(", \n\t", ",\n\t"))
+
+    def create_table(self, table: Table, **_: Any) -> None:
+        # The type's own events would make enums here, once for each table.
+        self._exec(CreateTable(table, include_foreign_key_constraints=[]))
+
+    def add_column(self, table_name: str, column: Column[Any], **options: Any) -> None:
+        column.constraints.clear()  # a column's checks are added by name
+        super().add_column(table_name, column, **options)
+
+
+def _write(op: Any) -> str:
+    dialect = _dialect()
+    context = MigrationContext.configure(dialect=dialect, opts={"as_sql": True})
+    writer = _Writer(dialect)
+    context.impl = writer
+    Operations(context).invoke(op)
+    return writer.written[0]
+
+
+def _rendered_name(index: Index) -> str | None:
+    """The index's name as the server has it: SQLAlchemy cuts long ones and adds a hash."""
+    preparer = _dialect().identifier_preparer
+    if index.name is None:
+        return None
+    quoted = preparer.format_index(index)
+    return _unquoted(quoted)
+
+
+def _unquoted(name: str) -> str:
+    return name[1:-1].replace('""', '"')

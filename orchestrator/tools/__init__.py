@@ -1,0 +1,1 @@
+"""What a person runs beside a start: no start ever loads it."""

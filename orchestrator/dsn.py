@@ -34,7 +34,7 @@ class Dsn(msgspec.Struct, frozen=True):
     A host that starts with "/" is the directory of a Unix socket. `options` holds what asyncpg understands, by libpq's
     names; `server_settings` what the session begins with. `connect_timeout_s` is None where the text names none (or 0,
     libpq's "for ever"). `statement_cache` is False behind a pooler. `dropped` names what was read past: what tunes
-    other clients, and nothing that decides which server it is or who is trusted. `reread` reads the files that it came from.
+    other clients, and nothing that decides which server it is or who is trusted. `reread` reads the files it came from.
     """
 
     hosts: tuple[tuple[str, int], ...]

@@ -261,7 +261,7 @@ class _Reading:
         except ConfigurationError as error:
             self.problems.extend(error.problems)
             return None
-        # As libpq has it: what the URL does not say, these do. What is started with the DSN alone (pg_dump) needs it too.
+        # As libpq has it: what the URL does not say, these do. pg_dump, which gets the DSN alone, needs it.
         for variable, keyword in _BESIDE_A_URL.items():
             if keyword not in found.options and (word := self.text(BY_NAME[variable])) is not None:
                 if word not in dsns.CHOICES[keyword]:

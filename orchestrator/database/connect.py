@@ -324,8 +324,12 @@ class _Login:
 
 def _given_up(error: BaseException, failure: Failure, dsn: Dsn, wait_timeout_s: float) -> OrchestratorError:
     """What `connect` ends with: no retry can help, or the time is over."""
-    facts = {"hosts": [f"{h}:{p}" for h, p in dsn.hosts], "cause": failure.cause, "sqlstate": failure.sqlstate}
-    facts |= failure.told()
+    facts: dict[str, object] = {
+        "hosts": [f"{h}:{p}" for h, p in dsn.hosts],
+        "cause": failure.cause,
+        "sqlstate": failure.sqlstate,
+        **failure.told(),
+    }
     if isinstance(error, OwnFaultError):
         return ConnectionRefusedForeverError(
             f"nothing can connect from here ({failure.cause}): {failure.words}", remedy=failure.hint, facts=facts

@@ -184,7 +184,7 @@ class _Attempt:
             raise _of_the_system(error, address) from error
         return raw
 
-    def _explained(self, error: Exception) -> Exception:
+    def _explained(self, error: Exception) -> Exception:  # noqa: PLR0911 a table of causes
         """What asyncpg raised, as one of CONNECTION_ERRORS that says whose fault it is."""
         if not self._has_dialed:
             return self._own_fault(error)

@@ -5,23 +5,23 @@ length of gigabytes is waited for, and HTTP, SSH or MySQL on the port is "connec
 login is checked against the protocol (PostgreSQL manual, 55.2.1 and 55.7), and whoever speaks another one is named.
 
 How it gets between the two: asyncpg makes its transports through the loop that it is given. `Dialed` is that loop, but
-for the three calls that open a connection: these use the socket that is connected already, to one address of one host,
-and put a `Guard` before asyncpg's protocol, which leaves when the login is over. So a request to cancel a statement goes
-to the same address as well.
+for the calls that open a connection: these use the socket that is connected already, to one address of one host, and
+put a `Guard` before asyncpg's protocol, which leaves when the login is over. So a request to cancel a statement goes to
+the same address as well.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import codecs
 import re
-import ssl
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.database.connect_errors import PeerError
 from orchestrator.database.scram import MECHANISM, Exchange, ScramError
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Awaitable, Callable
 
     from orchestrator.database.addresses import Address
@@ -42,6 +42,9 @@ _FOREIGN: tuple[tuple[re.Pattern[bytes], str], ...] = (
     (re.compile(rb"\* OK"), "a mail server"),
 )
 _OK, _CLEARTEXT, _MD5, _GSS, _GSS_CONTINUE, _SSPI, _SASL, _SASL_CONTINUE, _SASL_FINAL = 0, 3, 5, 7, 8, 9, 10, 11, 12
+# What Postgres calls by names that Python has not; the others of its names Python knows.
+_ENCODINGS = {"SQL_ASCII": "ascii", "UNICODE": "utf-8"}
+_NO_PLUS = "channel_binding=require needs TLS, and a server that offers SCRAM-SHA-256-PLUS"
 _NO_GSS = "The server asks for Kerberos (GSSAPI), which is not supported here: let pg_hba.conf ask for scram-sha-256."
 
 
@@ -53,7 +56,6 @@ class Peer:
         self.stage = "a connection"
         self.error: PeerError | None = None
         self.fields: dict[str, str] | None = None
-        self.guarded = False
 
     def refuse(self, cause: str, hint: str, words: str = "") -> None:
         """Remember the first thing that is wrong."""
@@ -170,11 +172,13 @@ class Guard(asyncio.Protocol):
             self._answer_to_tls_request(data)
             return
         self._buffer += data
-        while self._in_login and self._peer.error is None and (message := self._next_message()) is not None:
-            self._take(message)
-        if not self._in_login and self._buffer:
-            rest, self._buffer = bytes(self._buffer), bytearray()
-            self.inner.data_received(rest)
+        while (message := self._next_message()) is not None:
+            if self._take(message):
+                # The login is over: what came with its end is asyncpg's, and so is all that follows.
+                self._in_login = False
+                self.transport.set_protocol(self.inner)
+                self.inner.data_received(message + bytes(self._buffer))
+                return
 
     def _answer_to_tls_request(self, data: bytes) -> None:
         """One byte, S or N (PostgreSQL manual, 55.2.11): more would be injected before TLS (CVE-2021-23222)."""
@@ -191,9 +195,9 @@ class Guard(asyncio.Protocol):
             _step_before(self.transport, self._peer)
 
     def _next_message(self) -> bytes | None:
-        """The next whole message, None where it has not come yet; the whole rest where it is an error without a length."""
+        """The next whole message; None where it has not come yet, or is no message at all."""
         buffer = self._buffer
-        if not buffer:
+        if not buffer or self._peer.error is not None:
             return None
         length = int.from_bytes(buffer[1:_HEAD], "big")
         if buffer[0] == ord("E") and len(buffer) >= _HEAD and not _ERROR_LENGTH_LEAST <= length <= _ERROR_LENGTH_MAX:
@@ -229,17 +233,27 @@ class Guard(asyncio.Protocol):
             )
         self.transport.abort()
 
-    def _take(self, message: bytes) -> None:
+    def _take(self, message: bytes) -> bool:
+        """Hand the message on where it is in order; True where it ends the login, and is not handed on yet."""
         kind, body = message[:1], message[_HEAD:]
-        if kind == b"R" and not self._is_in_order(body):
-            return
+        if kind == b"Z":
+            return True
         if kind == b"E":
-            self._peer.fields = _error_fields(body)
-        elif kind == b"Z":
-            self._in_login = False
-            self._peer.guarded = True
-            self.transport.set_protocol(self.inner)
-        self.inner.data_received(message)
+            # Before a client's encoding is agreed on it may be in any; asyncpg takes nothing but UTF-8.
+            text = body.decode("utf-8", "replace")
+            self._peer.fields = {field[0]: field[1:] for field in text.split("\0") if field}
+            message = _message(kind, text.encode())
+        elif kind == b"S" and not _is_status(body):
+            self._peer.refuse(
+                "protocol",
+                "What the server says of itself makes no sense to this program: is it Postgres, and which version?",
+                body[:_SHOWN_BYTES].decode("utf-8", "replace"),
+            )
+            self.transport.abort()
+            return False
+        if kind != b"R" or self._is_in_order(body):
+            self.inner.data_received(message)
+        return False
 
     def _is_in_order(self, body: bytes) -> bool:
         """Whether asyncpg should see this step of the authentication."""
@@ -293,7 +307,7 @@ class Guard(asyncio.Protocol):
         certificate = encrypted.getpeercert(binary_form=True) if encrypted is not None else None
         try:
             if certificate is None or MECHANISM not in mechanisms:
-                raise ScramError("channel_binding=require needs TLS, and a server that offers SCRAM-SHA-256-PLUS")
+                raise ScramError(_NO_PLUS)  # noqa: TRY301 told in one place
             self._exchange = Exchange(self._peer.password or "", certificate)
         except ScramError as error:
             self._peer.refuse("unsupported_login", f"{error}.")
@@ -318,14 +332,19 @@ class Guard(asyncio.Protocol):
         return False
 
     def _send(self, content: bytes) -> None:
-        self.transport.write(b"p" + (len(content) + 4).to_bytes(4, "big") + content)
+        self.transport.write(_message(b"p", content))
 
 
-def _error_fields(body: bytes) -> dict[str, str]:
-    """The fields of an ErrorResponse by their letters, in whatever encoding they are."""
-    fields = {}
-    for field in body.split(b"\0"):
-        if field:
-            with contextlib.suppress(ValueError):
-                fields[chr(field[0])] = field[1:].decode("utf-8", "replace")
-    return fields
+def _message(kind: bytes, body: bytes) -> bytes:
+    return kind + (len(body) + 4).to_bytes(4, "big") + body
+
+
+def _is_status(body: bytes) -> bool:
+    """Whether asyncpg can take in this ParameterStatus: text, a version with a number, an encoding that Python has."""
+    try:
+        name, value, *_ = body.decode().split("\0")
+        if name == "client_encoding":
+            codecs.lookup(_ENCODINGS.get(value, value))
+    except (ValueError, LookupError):
+        return False
+    return name != "server_version" or any(c.isdecimal() for c in value)

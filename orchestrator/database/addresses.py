@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import random
 import socket
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orchestrator.database.connect_errors import NoAnswerError
+from orchestrator.threads import DaemonThreads
 
 if TYPE_CHECKING:
     from orchestrator.dsn import Dsn
@@ -64,7 +66,6 @@ async def look_up(host: str, port: int, *, limit_s: float, shuffled: bool = Fals
     key = (loop, host, port)
     running = _running.get(key)
     if running is None:
-        # By the loop's own way: the threads of its names end with the process, and hold up nothing.
         running = _running[key] = loop.create_task(_asked(host, port), name=f"look-up of {host}")
         running.add_done_callback(lambda done: (_running.pop(key, None), done.cancelled() or done.exception()))
     done, _ = await asyncio.wait([running], timeout=limit_s)
@@ -78,10 +79,17 @@ async def look_up(host: str, port: int, *, limit_s: float, shuffled: bool = Fals
     return found
 
 
+@functools.cache
+def _threads() -> DaemonThreads:
+    """Threads for names alone, of all loops: a look-up waits for no other work, and holds up no stop."""
+    return DaemonThreads()
+
+
 async def _asked(host: str, port: int) -> list[Any]:
     """What the system knows. A name that no name server takes (an overlong label) is an unknown one."""
+    ask = functools.partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
     try:
-        return list(await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        return list(await asyncio.get_running_loop().run_in_executor(_threads(), ask))
     except UnicodeError as error:
         raise socket.gaierror(socket.EAI_NONAME, "no name that a name server takes") from error
 

@@ -128,7 +128,11 @@ _OTHER_SQLSTATE = Failure("server_error", "ambiguous", "The server refused the l
 _BY_TYPE: tuple[tuple[type[BaseException], Failure], ...] = (
     (
         asyncpg.TargetServerAttributeNotMatched,
-        Failure("no_matching_host", "transient", "No host has the role that is needed (target_session_attrs) yet."),
+        Failure(
+            "no_matching_host",
+            "transient",
+            "No host is what is needed yet: jobs need a primary, or what target_session_attrs asks for.",
+        ),
     ),
     (
         asyncpg.ClientConfigurationError,

@@ -319,13 +319,17 @@ async def _has_role(connection: Any, role: str) -> bool:
     standby = getattr(settings, "in_hot_standby", None)
     read_only = getattr(settings, "default_transaction_read_only", None)
     if standby is None or read_only is None:
-        row = await connection.fetchrow(
-            "SELECT pg_catalog.pg_is_in_recovery() AS standby,"
-            " pg_catalog.current_setting('transaction_read_only') AS read_only"
+        # By simple queries: through a pooler a prepared statement may be gone before it is executed.
+        is_standby = await _is_true(connection, "pg_catalog.pg_is_in_recovery()")
+        is_read_only = await _is_true(
+            connection, "pg_catalog.current_setting('transaction_read_only') OPERATOR(pg_catalog.=) 'on'"
         )
-        is_standby, is_read_only = row["standby"], row["read_only"] == "on"
     else:
         is_standby, is_read_only = standby == "on", read_only == "on"
     if role in {"primary", "standby"}:
-        return bool(is_standby) is (role == "standby")
-    return (bool(is_standby) or is_read_only) is (role == "read-only")
+        return is_standby is (role == "standby")
+    return (is_standby or is_read_only) is (role == "read-only")
+
+
+async def _is_true(connection: Any, condition: str) -> bool:
+    return bool(await connection.execute(f"SELECT 1 WHERE {condition}") == "SELECT 1")

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from orchestrator.printable import printable
 from orchestrator.redaction import redactor
 
 if TYPE_CHECKING:
@@ -254,7 +255,7 @@ def _is_terminal(stream: TextIO) -> bool:
 
 
 def _to_json(_logger: WrappedLogger, _method: str, event_dict: EventDict) -> str:
-    return msgspec.json.encode(event_dict).decode()
+    return printable(msgspec.json.encode(event_dict).decode())
 
 
 def _for_people(_logger: WrappedLogger, _method: str, event_dict: EventDict) -> EventDict:
@@ -262,6 +263,7 @@ def _for_people(_logger: WrappedLogger, _method: str, event_dict: EventDict) -> 
     event_dict.pop("version", None)
     event_dict["timestamp"] = event_dict["timestamp"][11:-1]
     event_dict["event"] = _CONTROL.sub(lambda match: repr(match[0])[1:-1], str(event_dict["event"]))
+    event_dict = {key: _harmless(value) for key, value in event_dict.items()}
     if "remedy" in event_dict and event_dict.get("level") == "error" and "exception" not in event_dict:
         # What went wrong and what to do next: below the line, to be read, not searched for among the facts.
         told = [str(event_dict.pop(key)) for key in ("error", "excerpt") if event_dict.get(key)]
@@ -269,6 +271,15 @@ def _for_people(_logger: WrappedLogger, _method: str, event_dict: EventDict) -> 
         lines = [line for text in told for line in text.splitlines()]
         event_dict["exception"] = "\n".join(f"  {_CONTROL.sub('?', line)}" for line in lines)
     return event_dict
+
+
+def _harmless(value: Any) -> Any:
+    """What JSON has, without a character that steers a terminal."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, dict):
+        return {printable(key): _harmless(one) for key, one in value.items()}
+    return [_harmless(one) for one in value] if isinstance(value, list) else value
 
 
 def _console_renderer(*, colours: bool) -> Any:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from orchestrator.commands.console import say
 from orchestrator.commands.runner import failed_early, load, prepared, print_json, run, with_folder, with_json
 
 TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
+
 if TYPE_CHECKING:
     import argparse
     from collections.abc import AsyncIterator
@@ -214,18 +216,18 @@ def _print_backup(result: dict[str, Any]) -> None:
 
     made, test = result["backup"], result.get("test")
     rows = sum(made["tables"].values())
-    print(made["path"])
-    print(
+    say(made["path"])
+    say(
         f"  {size_words(made['size_bytes'])}, {len(made['tables'])} tables, {rows:,} rows, PostgreSQL"
         f" {made['server_version'].split()[0]}, taken {made['taken_at']} in {made['duration_s']:.1f} s"
     )
     for one in result.get("removed", ()):
-        print(f"  removed {one['path']}, taken {one['taken_at']}")
+        say(f"  removed {one['path']}, taken {one['taken_at']}")
     if test is not None and test["differences"]:
-        print("  restored into a scratch database, and it is not the same:")
+        say("  restored into a scratch database, and it is not the same:")
         for line in test["differences"]:
-            print(f"    {line}")
+            say(f"    {line}")
     elif test is not None:
-        print(f"  restored into a scratch database and compared in {test['duration_s']:.1f} s: the same")
+        say(f"  restored into a scratch database and compared in {test['duration_s']:.1f} s: the same")
     for one in test["left_out"] if test is not None else ():
-        print(f"  not tested, since only a superuser can make it: {one}")
+        say(f"  not tested, since only a superuser can make it: {one}")

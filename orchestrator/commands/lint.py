@@ -5,9 +5,11 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+from orchestrator.commands.console import say
 from orchestrator.commands.runner import failed_early, load, print_json, run, with_folder, with_json
 
 TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
+
 if TYPE_CHECKING:
     import argparse
     from typing import Any
@@ -141,7 +143,7 @@ def _tell(options: argparse.Namespace, reports: list[tuple[LintReport, str]]) ->
         )
     elif options.github:
         for one in findings:
-            print(github_line(one))
+            say(github_line(one))
     else:
         _print(findings, allowed, looked_at, "; ".join(words for _, words in reports), notes=options.notes)
     return int(fails)

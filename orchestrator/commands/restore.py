@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 
 from orchestrator.commands.backup import read_file, resolved, with_trust
+from orchestrator.commands.console import say
 from orchestrator.commands.runner import print_json, run, with_json
 
 TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
+
 if TYPE_CHECKING:
     import argparse
     from typing import Any
@@ -56,7 +58,7 @@ def _restore(options: argparse.Namespace) -> int:
 
     def show(result: dict[str, Any] | None) -> int:
         if result is None:
-            print("Nothing was changed.", file=sys.stderr)
+            say("Nothing was changed.", file=sys.stderr)
             return 1
         if options.json:
             print_json(result)
@@ -82,16 +84,16 @@ async def _agreed(chosen: Backup, dsn: Dsn, options: argparse.Namespace) -> bool
 
     if not options.yes:
         manifest = chosen.manifest
-        print(f"Backup:   {chosen.path}", file=sys.stderr)
-        print(f"          {manifest.database}, taken {manifest.taken_at:%Y-%m-%d %H:%M:%S}Z", file=sys.stderr)
-        print(f"Replaces: {dsn.redacted()} (kept under another name)", file=sys.stderr)
+        say(f"Backup:   {chosen.path}", file=sys.stderr)
+        say(f"          {manifest.database}, taken {manifest.taken_at:%Y-%m-%d %H:%M:%S}Z", file=sys.stderr)
+        say(f"Replaces: {dsn.redacted()} (kept under another name)", file=sys.stderr)
     return await confirmed("Go on?", yes=options.yes)
 
 
 def _print_restored(result: dict[str, Any]) -> None:
-    print(f"{result['database']} now holds the backup of {result['backup']['taken_at']}.")
+    say(f"{result['database']} now holds the backup of {result['backup']['taken_at']}.")
     if result["kept_as"]:
-        print(f"What was there is kept as {result['kept_as']}. To go back, while nobody is on either of them:")
+        say(f"What was there is kept as {result['kept_as']}. To go back, while nobody is on either of them:")
         for statement in result["go_back"]:
-            print(f"  {statement}")
-        print(f"To give up what was there: {result['drop']}")
+            say(f"  {statement}")
+        say(f"To give up what was there: {result['drop']}")

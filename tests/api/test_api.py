@@ -247,6 +247,8 @@ async def test_schedules_are_written_read_triggered_and_removed(serving, wait_un
             assert (status, problem["field"]) == (422, field)
         status, _, problem = await api.call("PUT", "/api/schedules/no%20name", wanted)
         assert (status, problem["field"]) == (422, "name")
+        large = {**wanted, "payload": {"name": "x" * 70_000}}
+        assert (await api.call("PUT", "/api/schedules/nightly", large))[0] == 413
         assert [(await api.call("DELETE", "/api/schedules/nightly"))[0] for _ in range(2)] == [204, 404]
         assert (await api.call("POST", "/api/schedules/nightly/trigger"))[0] == 404
 

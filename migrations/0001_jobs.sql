@@ -56,6 +56,11 @@ CREATE INDEX "jobs_finished_index" ON "orchestrator"."jobs" ("finished_at") WHER
 -- What the last runs of each schedule were.
 CREATE INDEX "jobs_schedule_index" ON "orchestrator"."jobs" ("schedule", "state", "id") WHERE "schedule" IS NOT NULL;
 --> statement-breakpoint
+-- For lists: one entry a job, made as it ends, so that the claims pay for none of it.
+CREATE INDEX "jobs_finished_name_index" ON "orchestrator"."jobs" ("name", "id") WHERE "finished_at" IS NOT NULL;
+--> statement-breakpoint
+CREATE INDEX "jobs_finished_queue_index" ON "orchestrator"."jobs" ("queue", "id") WHERE "finished_at" IS NOT NULL;
+--> statement-breakpoint
 CREATE INDEX "jobs_failed_index" ON "orchestrator"."jobs" ("id") WHERE "state" IN ('failed', 'cancelled');
 --> statement-breakpoint
 CREATE UNIQUE INDEX "jobs_dedupe_index" ON "orchestrator"."jobs" ("name", "dedupe_key") WHERE "dedupe_key" IS NOT NULL AND "state" IN ('scheduled', 'queued', 'running');

@@ -343,6 +343,7 @@ async def _pool(dsn: Dsn, settings: Settings, life: Lifecycle) -> AsyncIterator[
         max_size=_POOL_SIZE,
         connect_timeout_s=settings.db_connect_timeout_s,
         application_name="orchestrator",
+        silence_s=settings.jobs_lease_s / 3,
     )
     try:
         yield pool
@@ -380,9 +381,9 @@ def _job_server(
     registry: Registry,
     life: Lifecycle,
 ) -> Any:
-    from orchestrator import logs
     from orchestrator.jobs.context import Service
     from orchestrator.jobs.server import job_server
+    from orchestrator.redaction import redactor
 
     return job_server(
         dsn,
@@ -392,7 +393,7 @@ def _job_server(
         lease_s=settings.jobs_lease_s,
         connect_timeout_s=settings.db_connect_timeout_s,
         stop_timeout_s=settings.shutdown_timeout_s * _JOBS_SHARE,
-        redact=logs.redactor(settings.secrets),
+        redact=redactor(settings.secrets),
         service=Service(settings, migration_dsn, sources),
     )
 

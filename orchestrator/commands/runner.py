@@ -8,8 +8,10 @@ import sys
 import time
 
 from orchestrator import __version__
+from orchestrator.commands.console import say
 
 TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
+
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Coroutine
@@ -53,7 +55,7 @@ def print_json(value: object) -> None:
     """Print a result for machines, indented."""
     import msgspec
 
-    print(msgspec.json.format(msgspec.json.encode(value, enc_hook=str)).decode())
+    say(msgspec.json.format(msgspec.json.encode(value, enc_hook=str)).decode())
 
 
 async def prepared(settings: Settings, life: Lifecycle) -> tuple[list[Source], Dsn]:

@@ -53,12 +53,18 @@ _FIRST_WITH_TRANSACTION_TIMEOUT = 17
 
 
 async def connect_once(
-    dsn: Dsn, *, timeout_s: float, application_name: str, kind: Kind = "ours", prepares: bool = False
+    dsn: Dsn,
+    *,
+    timeout_s: float,
+    application_name: str,
+    kind: Kind = "ours",
+    prepares: bool = False,
+    silence_s: float = USER_TIMEOUT_MS / 1000,
 ) -> Any:
     """One login, as a session of the kind (see `sessions`), with TCP keep-alive on both sides.
 
     It has no cache of prepared statements (poolers) unless it `prepares`. Every session of this program but the first
-    one of an embedded server is opened here.
+    one of an embedded server is opened here. A peer that vanished without a word is noticed after about `silence_s`.
 
     `timeout_s` is for each address of each host. Files (DATABASE_URL_FILE, certificates) are read anew each time.
 
@@ -68,7 +74,9 @@ async def connect_once(
         dsn = dsn.current()
     except ConfigurationError as error:
         raise OwnFaultError("file", str(error), error.remedy) from error
-    connection = await dial(dsn, limit_s=timeout_s, application_name=application_name, prepares=prepares)
+    connection = await dial(
+        dsn, limit_s=timeout_s, application_name=application_name, prepares=prepares, silence_s=silence_s
+    )
     try:
         _refuse_an_old_server(connection, dsn)
         async with asyncio.timeout(timeout_s):
@@ -102,13 +110,26 @@ def _refuse_an_old_server(connection: Any, dsn: Dsn) -> None:
     )
 
 
-async def open_pool(dsn: Dsn, *, kind: Kind, max_size: int, connect_timeout_s: float, application_name: str) -> Any:
+async def open_pool(
+    dsn: Dsn,
+    *,
+    kind: Kind,
+    max_size: int,
+    connect_timeout_s: float,
+    application_name: str,
+    silence_s: float = USER_TIMEOUT_MS / 1000,
+) -> Any:
     """A pool of such sessions, made as they are needed; a session that is given back has its kind's settings again."""
 
     async def connect_one(*_: object, **__: object) -> Any:
         timeout_s = dsn.connect_timeout_s or connect_timeout_s
         return await connect_once(
-            dsn, timeout_s=timeout_s, application_name=application_name, kind=kind, prepares=dsn.statement_cache
+            dsn,
+            timeout_s=timeout_s,
+            application_name=application_name,
+            kind=kind,
+            prepares=dsn.statement_cache,
+            silence_s=silence_s,
         )
 
     return await asyncpg.create_pool(connect=connect_one, connection_class=Connection, min_size=0, max_size=max_size)

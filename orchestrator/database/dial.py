@@ -46,7 +46,7 @@ _TELLS_LEAST = ("name_not_resolved", "unreachable", "no_socket", "refused", "tim
 _NEXT_HOST = frozenset({"57P03"})
 
 
-async def dial(dsn: Dsn, *, limit_s: float, application_name: str, prepares: bool) -> Any:
+async def dial(dsn: Dsn, *, limit_s: float, application_name: str, prepares: bool, silence_s: float) -> Any:
     """Log in at the first address that takes us and has the role that `target_session_attrs` asks for.
 
     Each address has `limit_s` for all of it: the connection, TLS, the login and its role. A server that refuses the
@@ -67,7 +67,7 @@ async def dial(dsn: Dsn, *, limit_s: float, application_name: str, prepares: boo
                 failed.append((f"{host}:{port}", error))
                 continue
             for address in found:
-                attempt = _Attempt(dsn, address, application_name=application_name, prepares=prepares)
+                attempt = _Attempt(dsn, address, application_name, prepares=prepares, silence_s=silence_s)
                 try:
                     return await attempt.logged_in(role, limit_s)
                 except CONNECTION_ERRORS as error:
@@ -99,7 +99,8 @@ def _telling_most(failed: list[tuple[str, Exception]]) -> Exception:
 class _Attempt:
     """One login at one address."""
 
-    def __init__(self, dsn: Dsn, address: Address, *, application_name: str, prepares: bool) -> None:
+    def __init__(self, dsn: Dsn, address: Address, application_name: str, *, prepares: bool, silence_s: float) -> None:
+        self._silence_s = silence_s
         self._dsn, self._address, self._application_name = dsn, address, application_name
         self._prepares = prepares
         binding = dsn.options.get("channel_binding") == "require"
@@ -174,7 +175,7 @@ class _Attempt:
             raw = socket.socket(address.family, socket.SOCK_STREAM)
             raw.setblocking(False)  # noqa: FBT003 the standard library's signature
             if address.family != socket.AF_UNIX:
-                _keep_alive(raw)
+                _keep_alive(raw, self._silence_s)
             await asyncio.get_running_loop().sock_connect(raw, address.at)
         except (TimeoutError, ConnectionError, asyncio.CancelledError):
             _close(raw)
@@ -246,14 +247,15 @@ def _close(raw: socket.socket | None) -> None:
         raw.close()
 
 
-def _keep_alive(raw: socket.socket) -> None:
-    """Notice a peer that vanished without a word (a pulled cable, a lost node) in seconds, not in hours."""
+def _keep_alive(raw: socket.socket, silence_s: float) -> None:
+    """Notice a peer that vanished without a word (a pulled cable, a lost node) after `silence_s`, not in hours."""
+    share = min(1.0, silence_s * 1000 / USER_TIMEOUT_MS)
     raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (
-        ("TCP_KEEPIDLE", KEEP_ALIVE_IDLE_S),
-        ("TCP_KEEPINTVL", KEEP_ALIVE_INTERVAL_S),
+        ("TCP_KEEPIDLE", max(1, int(KEEP_ALIVE_IDLE_S * share))),
+        ("TCP_KEEPINTVL", max(1, int(KEEP_ALIVE_INTERVAL_S * share))),
         ("TCP_KEEPCNT", KEEP_ALIVE_COUNT),
-        ("TCP_USER_TIMEOUT", USER_TIMEOUT_MS),
+        ("TCP_USER_TIMEOUT", max(1000, int(USER_TIMEOUT_MS * share))),
     ):
         if hasattr(socket, name):  # not on every system
             raw.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

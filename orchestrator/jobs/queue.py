@@ -22,12 +22,8 @@ if TYPE_CHECKING:
 State = Literal["scheduled", "queued", "running", "succeeded", "failed", "cancelled"]
 # What a client can wait for: hints, never the only way to learn of something.
 JOBS_CHANNEL = "orchestrator_jobs"
-EVENTS_CHANNEL = "orchestrator_events"
 CANCEL_CHANNEL = "orchestrator_cancel"
 SCHEDULES_CHANNEL = "orchestrator_schedules"
-
-UNFINISHED: tuple[State, ...] = ("scheduled", "queued", "running")
-FINISHED: tuple[State, ...] = ("succeeded", "failed", "cancelled")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +97,11 @@ async def enqueue_many(connection: Any, jobs: Sequence[NewJob], *, registry: Reg
     rows = [_row(job, known) for job in jobs]
     answers: list[Enqueued | None] = [None] * len(rows)
     left = list(range(len(rows)))
+    statement = _INSERT_KEYED if any(job.dedupe_key or job.idempotency_key for job in jobs) else _INSERT
     for _ in range(_TRIES):
         if not left:
             break
-        record = await connection.fetchrow(_INSERT, *map(list, zip(*(rows[n] for n in left), strict=True)))
+        record = await connection.fetchrow(statement, *map(list, zip(*(rows[n] for n in left), strict=True)))
         made = dict(zip(record["made"] or (), record["states"] or (), strict=True))
         conflicts = []
         for n, job_id in zip(left, record["ids"], strict=True):
@@ -182,7 +179,7 @@ WITH given AS MATERIALIZED (
     WHERE idempotency_key IS NULL OR NOT EXISTS (
         SELECT FROM orchestrator.idempotency_keys k WHERE k.key OPERATOR(pg_catalog.=) given.idempotency_key
     )
-    ORDER BY name, dedupe_key, idempotency_key, n -- whoever adds the same keys waits for them in the same order
+    /* order */
     ON CONFLICT DO NOTHING
     RETURNING id, name, queue, state
 ), told AS (
@@ -197,6 +194,9 @@ SELECT (SELECT pg_catalog.array_agg(id ORDER BY n) FROM given) AS ids, pg_catalo
         AS hinted
 FROM made
 """
+
+# Whoever adds the same keys waits for them in the same order.
+_INSERT_KEYED = _INSERT.replace("/* order */", "ORDER BY name, dedupe_key, idempotency_key, n")
 
 _UNFINISHED = "state OPERATOR(pg_catalog.=) ANY (ARRAY['scheduled', 'queued', 'running'])"
 _RUNNING = "state OPERATOR(pg_catalog.=) 'running'"
@@ -273,19 +273,6 @@ async def cancel(connection: Any, job_id: int) -> State:
         raise JobStateError(job_id, await _state(connection, job_id), "cancelled")
     state: State = record["state"]
     return state
-
-
-async def cancel_named(connection: Any, name: str) -> dict[int, State]:
-    """Cancel everything unfinished of one handler, as `cancel` does; the ids with the state that each is in now."""
-    records = await connection.fetch(
-        f"SELECT id FROM orchestrator.jobs WHERE name OPERATOR(pg_catalog.=) $1 AND {_UNFINISHED} ORDER BY id",  # noqa: S608
-        name,
-    )
-    ids = [record["id"] for record in records]
-    states: dict[int, State] = {}
-    for begin in range(0, len(ids), CANCEL_BATCH):
-        states |= await cancel_many(connection, ids[begin : begin + CANCEL_BATCH])
-    return states
 
 
 CANCEL_BATCH = 1000

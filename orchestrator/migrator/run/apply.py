@@ -32,7 +32,7 @@ from orchestrator.migrator.run.losses import Losses, ended
 from orchestrator.migrator.run.progress import watched
 from orchestrator.migrator.run.report import announce, count
 from orchestrator.migrator.run.session import Session, joined
-from orchestrator.migrator.run.transactional import KEPT_PARSED_BYTES, FileRun
+from orchestrator.migrator.run.transactional import KEPT_PARSED_BYTES, FileRun, parsed_bytes
 from orchestrator.migrator.state import survey
 
 if TYPE_CHECKING:
@@ -321,9 +321,9 @@ class Run:
         if self._losses.is_careful(file.source.table.key):
             is_last = True  # for it is to be on the disk before the next one begins
             await self._losses.before(self._connection, file.source.table.key, migration)
-        raw = await asyncio.to_thread(migration.read) if migration.size_bytes > KEPT_PARSED_BYTES else migration.read()
         if parsed is None:
             parsed = await asyncio.to_thread(_parse, migration)
+        raw = parsed_bytes(migration, parsed)
         began = self._begin(file.source, migration, parsed)
         interrupted = one.unfinished.get(migration.name)
         # What was begun in steps goes on in steps, also where the grammar sees no reason for them.
@@ -361,10 +361,10 @@ class Run:
             try:
                 await self._connection.execute(joined((*file.fresh, "BEGIN")))
                 for migration in pending:
-                    raw = migration.read()
                     statements = parsed.get((file.source.table.key, migration.name))
                     if statements is None:
                         statements = await asyncio.to_thread(_parse, migration)
+                    raw = parsed_bytes(migration, statements)
                     every += [s for s in statements if not s.leaves_nothing][:1]
                     opening = (*(file.fresh_inside if durations else ()), self._at_work.local_lock_timeout)
                     began = self._begin(file.source, migration, statements)

@@ -16,6 +16,7 @@ from orchestrator.errors import MigrationError
 from orchestrator.migrator.sql import parser
 from orchestrator.migrator.sql.effects import leaves_nothing
 from orchestrator.migrator.sql.options import has_option, is_on
+from orchestrator.redaction import HIDDEN, MASK, masked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -174,18 +175,29 @@ def locate(statement: Statement, position: int | None) -> tuple[int, int]:
 
 
 def excerpt(raw: bytes, line: int, column: int) -> str:
-    """That line of the file, at most 120 characters of it, and below it a caret under `column`."""
+    """That line of the file, at most 120 characters of it without secrets, and below it a caret under `column`."""
     start = 0
     for _ in range(line - 1):
         start = raw.find(b"\n", start) + 1
     end = raw.find(b"\n", start)
-    text = raw[start : len(raw) if end < 0 else end].decode(errors="replace").rstrip("\r")
+    end = len(raw) if end < 0 else end
+    # What names a secret may stand on a line before it.
+    before = raw[max(0, start - _LOOKED_BACK_BYTES) : start].decode(errors="replace")
+    text = masked(before + raw[start:end].decode(errors="replace"))[len(before) :].rstrip("\r")
     text = "".join(c if c == "\t" or c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
     column = min(column, len(text) + 1)
     first = max(0, min(column - 1 - _WIDTH_LIMIT // 2, len(text) - _WIDTH_LIMIT))
-    shown = text[first : first + _WIDTH_LIMIT]
+    left, right = text[first : column - 1], text[column - 1 : first + _WIDTH_LIMIT]
+    if left.endswith(MASK):
+        right = right.lstrip(MASK)
+    left = _MASKED.sub(HIDDEN, left)
     # Tabs stay tabs, so that the caret stands right at any tab width.
-    return f"{shown}\n{''.join(c if c == chr(9) else ' ' for c in shown[: column - 1 - first])}^"
+    shown = f"{left}{_MASKED.sub(HIDDEN, right)}"
+    return f"{shown}\n{''.join(c if c == chr(9) else ' ' for c in left)}^"
+
+
+_LOOKED_BACK_BYTES = 2000
+_MASKED = re.compile(rf"{MASK}++")
 
 
 def same_meaning_hash(raw: bytes, *, path: str) -> str:

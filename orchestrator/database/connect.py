@@ -21,7 +21,7 @@ import asyncpg
 from orchestrator.database.addresses import look_up
 from orchestrator.database.connect_errors import CONNECTION_ERRORS, Failure, NoAnswerError, OwnFaultError, classify
 from orchestrator.database.dial import dial
-from orchestrator.database.sessions import Connection
+from orchestrator.database.sessions import USER_TIMEOUT_MS, Connection
 from orchestrator.errors import (
     ConfigurationError,
     ConnectionRefusedForeverError,

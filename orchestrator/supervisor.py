@@ -325,6 +325,7 @@ async def _pool(dsn: Dsn, settings: Settings, life: Lifecycle) -> AsyncIterator[
         max_size=_POOL_SIZE,
         connect_timeout_s=settings.db_connect_timeout_s,
         application_name="orchestrator",
+        silence_s=settings.jobs_lease_s / 3,
     )
     try:
         yield pool

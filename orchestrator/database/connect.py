@@ -50,12 +50,18 @@ _FIRST_WITH_TRANSACTION_TIMEOUT = 17
 
 
 async def connect_once(
-    dsn: Dsn, *, timeout_s: float, application_name: str, kind: Kind = "ours", prepares: bool = False
+    dsn: Dsn,
+    *,
+    timeout_s: float,
+    application_name: str,
+    kind: Kind = "ours",
+    prepares: bool = False,
+    silence_s: float = USER_TIMEOUT_MS / 1000,
 ) -> Any:
     """One login, as a session of the kind (see `sessions`), with TCP keep-alive on both sides.
 
     It has no cache of prepared statements (poolers) unless it `prepares`. Every session of this program but the first
-    one of an embedded server is opened here.
+    one of an embedded server is opened here. A peer that vanished without a word is noticed after about `silence_s`.
 
     Raises whatever asyncpg raises; ConnectionRefusedForeverError for a server older than 14; cancelling closes the
     socket.
@@ -66,7 +72,7 @@ async def connect_once(
         arguments["statement_cache_size"] = 0
     arguments["timeout"] = timeout_s
     connection = await asyncpg.connect(**arguments, server_settings=server_settings, connection_class=Connection)
-    _keep_alive(connection)
+    _keep_alive(connection, silence_s)
     try:
         _refuse_an_old_server(connection, dsn)
         async with asyncio.timeout(timeout_s):
@@ -88,30 +94,44 @@ def _refuse_an_old_server(connection: Any, dsn: Dsn) -> None:
     )
 
 
-async def open_pool(dsn: Dsn, *, kind: Kind, max_size: int, connect_timeout_s: float, application_name: str) -> Any:
+async def open_pool(
+    dsn: Dsn,
+    *,
+    kind: Kind,
+    max_size: int,
+    connect_timeout_s: float,
+    application_name: str,
+    silence_s: float = USER_TIMEOUT_MS / 1000,
+) -> Any:
     """A pool of such sessions, made as they are needed; a session that is given back has its kind's settings again."""
 
     async def connect_one(*_: object, **__: object) -> Any:
         timeout_s = dsn.connect_timeout_s or connect_timeout_s
         return await connect_once(
-            dsn, timeout_s=timeout_s, application_name=application_name, kind=kind, prepares=dsn.statement_cache
+            dsn,
+            timeout_s=timeout_s,
+            application_name=application_name,
+            kind=kind,
+            prepares=dsn.statement_cache,
+            silence_s=silence_s,
         )
 
     return await asyncpg.create_pool(connect=connect_one, connection_class=Connection, min_size=0, max_size=max_size)
 
 
-def _keep_alive(connection: Any) -> None:
-    """Notice a peer that vanished without a word (a pulled cable, a lost node) in half a minute, not in hours."""
+def _keep_alive(connection: Any, silence_s: float) -> None:
+    """Notice a peer that vanished without a word (a pulled cable, a lost node) after `silence_s`, not in hours."""
+    share = min(1.0, silence_s * 1000 / USER_TIMEOUT_MS)
     transport = getattr(connection, "_transport", None)
     raw = transport.get_extra_info("socket") if transport is not None else None
     if raw is None or raw.family == getattr(socket, "AF_UNIX", None):
         return
     with contextlib.suppress(OSError, AttributeError):
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEP_ALIVE_IDLE_S)
-        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEP_ALIVE_INTERVAL_S)
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, int(KEEP_ALIVE_IDLE_S * share)))
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, int(KEEP_ALIVE_INTERVAL_S * share)))
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEP_ALIVE_COUNT)
-        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1000, int(USER_TIMEOUT_MS * share)))
 
 
 def no_time_limits(connection: Any) -> str:

@@ -1,0 +1,68 @@
+"""What a file has seen to itself is no finding: what is conditional is not certain, an emptied table has no rows."""
+
+import pytest
+
+from orchestrator.analysis.lint import LintFile, LintFolder, lint
+
+GUARD = "DO $$ BEGIN IF NOT EXISTS (SELECT 1) THEN ALTER TABLE t ADD COLUMN a int; END IF; END $$;"
+CAUGHT = "DO $$ BEGIN ALTER TABLE t ADD COLUMN a int; EXCEPTION WHEN duplicate_column THEN NULL; END $$;"
+TABLE = "ALTER TABLE t ADD COLUMN a int;"
+
+CASES = {
+    "added twice": (TABLE + TABLE, {"duplicate-column"}),
+    "added again where it is absent": (TABLE + GUARD, set()),
+    "added again, and the error is caught": (TABLE + CAUGHT, set()),
+    "added after what may have added it": (GUARD + TABLE, set()),
+    "added twice in a block that always runs": (
+        TABLE + "DO $$ BEGIN ALTER TABLE t ADD COLUMN a int; END $$;",
+        {"duplicate-column"},
+    ),
+    "required": ("ALTER TABLE t ADD COLUMN a int NOT NULL;", {"required-column"}),
+    "required, after DELETE": ("DELETE FROM t; ALTER TABLE t ADD COLUMN a int NOT NULL;", {"every-row"}),
+    "required, after TRUNCATE": (
+        "TRUNCATE public.t, u; ALTER TABLE t ADD COLUMN a int NOT NULL;",
+        {"truncate", "work-under-lock"},
+    ),
+    "required, after DELETE of some": (
+        "DELETE FROM t WHERE x; ALTER TABLE t ADD COLUMN a int NOT NULL;",
+        {"required-column"},
+    ),
+    "required, after DELETE by another table": (
+        "DELETE FROM t USING u; ALTER TABLE t ADD COLUMN a int NOT NULL;",
+        {"every-row", "required-column"},
+    ),
+    "required, after DELETE of another": (
+        "DELETE FROM u; ALTER TABLE t ADD COLUMN a int NOT NULL;",
+        {"every-row", "required-column"},
+    ),
+    "required, emptied and filled again": (
+        "TRUNCATE t; INSERT INTO t VALUES (1); ALTER TABLE t ADD COLUMN a int NOT NULL;",
+        {"truncate", "required-column"},
+    ),
+    "the file's own transaction after its own COMMIT": (
+        "CREATE TABLE a (); COMMIT; BEGIN; CREATE TABLE b (); COMMIT;",
+        {"transaction-in-file"},
+    ),
+}
+
+
+@pytest.fixture
+def linted(tmp_path):
+    """The findings in one file, with nothing before it."""
+
+    def linted(sql: str):
+        (tmp_path / "x.sql").write_text(sql)
+        return lint(LintFolder(tmp_path, (LintFile("x", tmp_path / "x.sql"),))).findings
+
+    return linted
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_file_is_taken_at_its_word(name, linted):
+    sql, rules = CASES[name]
+    assert {f.rule for f in linted(sql) if f.level != "note"} == rules
+
+
+def test_only_the_commit_that_ends_the_migrators_transaction_is_told(linted):
+    found = linted("COMMIT; BEGIN; CREATE TABLE b (); COMMIT; BEGIN; CREATE TABLE c (); COMMIT;")
+    assert [(f.rule, f.column) for f in found] == [("transaction-in-file", 1)]

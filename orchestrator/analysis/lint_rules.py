@@ -54,6 +54,9 @@ RULES: dict[str, Rule] = {
         _E, "Put the use into a migration of its own, after this one: each is a transaction of its own."
     ),
     "concurrently-in-transaction": Rule(_E, "Take out the BEGIN before it."),
+    "down-section": Rule(
+        _E, "Take the section out: a file is run as a whole, so what undoes it would run right behind it."
+    ),
     "duplicate-column": Rule(_E, "Name each column once."),
     "missing-file": Rule(_E, "Restore the file, or take its entry out of meta/_journal.json."),
     "broken-folder": Rule(_E, "Restore the folder from version control, or run drizzle-kit again."),

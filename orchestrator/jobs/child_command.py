@@ -36,7 +36,8 @@ async def run_command(service: Service, *arguments: str) -> Ended:
     where it does not end within 20 s.
     """
     folder = service.settings.migrations_dir
-    command = [sys.executable, "-m", "orchestrator", *arguments, "--json"]
+    # -P: nothing of the working directory runs for a library of its name.
+    command = [sys.executable, "-P", "-m", "orchestrator", *arguments, "--json"]
     process = await asyncio.create_subprocess_exec(
         *(command if folder is None else [*command, "--migrations-dir", str(folder)]),
         stdin=asyncio.subprocess.DEVNULL,

@@ -83,6 +83,7 @@ CASES = {
     "some rows are changed": Case("UPDATE t SET a = 1 WHERE a IS NULL; DELETE FROM t WHERE a = 2;"),
     # what fails
     "no SQL": Case("CREATE TABEL x ();", "syntax"),
+    "what undoes it, below it": Case("SELECT 1;\n-- migrate:down\nSELECT 2;", "down-section"),
     "a required column": Case("ALTER TABLE t ADD COLUMN x int NOT NULL;", "required-column"),
     "an enum value used in a cast": Case("ALTER TYPE mood ADD VALUE 'meh';\nSELECT 'meh'::mood;", "enum-value-used"),
     "an enum value used in a table of that type": Case(

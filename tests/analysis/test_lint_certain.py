@@ -39,6 +39,20 @@ CASES = {
         "TRUNCATE t; INSERT INTO t VALUES (1); ALTER TABLE t ADD COLUMN a int NOT NULL;",
         {"truncate", "required-column"},
     ),
+    "a section that undoes, of goose": (
+        "-- +goose Up\nCREATE TABLE a ();\n-- +goose Down\nDROP TABLE a;",
+        {"down-section"},
+    ),
+    "a section that undoes, of dbmate": (
+        "-- migrate:up\nCREATE TABLE a ();\n-- migrate:down\nDROP TABLE a;",
+        {"down-section"},
+    ),
+    "a section that undoes, of node-pg-migrate": (
+        "-- Up Migration\nCREATE TABLE a ();\n-- Down Migration\nDROP TABLE a;",
+        {"down-section"},
+    ),
+    "a section that undoes, commented out": ("CREATE TABLE a ();\n-- Down\n-- DROP TABLE a;", set()),
+    "a comment that speaks of down": ("-- down here the tables begin\nCREATE TABLE a ();", set()),
     "the file's own transaction after its own COMMIT": (
         "CREATE TABLE a (); COMMIT; BEGIN; CREATE TABLE b (); COMMIT;",
         {"transaction-in-file"},

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from aiohttp.web import Application
 
+    from orchestrator.database.lock import Holding
     from orchestrator.database.monitor import Identity
     from orchestrator.database.starts import Outcome
     from orchestrator.dsn import Dsn
@@ -163,6 +164,7 @@ async def _bring_up(
     from orchestrator.migrator.run.losses import Losses
 
     losses, limit_s, waited_s = Losses(), settings.db_wait_timeout_s, 0.0
+    held: list[Holding] = []
     while True:
         life.enter(Phase.CONNECTING)
         began, applied = time.monotonic(), life.migrations.applied_now
@@ -172,7 +174,7 @@ async def _bring_up(
         try:
             async with connected(dsn, life, **options, kind="migration") as connection:
                 waited_s += time.monotonic() - began
-                return await _under_the_lock(connection, settings, dsn, sources, life, losses, command=command)
+                return await _under_the_lock(connection, settings, dsn, sources, life, losses, held, command=command)
         except StandbyError:
             # Waits for a primary from here on, among all hosts of the DSN, or for this one to be promoted.
             dsn = dsn.with_role("read-write")
@@ -213,6 +215,7 @@ async def _under_the_lock(
     sources: Sequence[Source],
     life: Lifecycle,
     losses: Losses,
+    held: list[Holding],
     *,
     command: str,
 ) -> Identity | None:
@@ -233,7 +236,7 @@ async def _under_the_lock(
 
     life.enter(Phase.LOCKING)
     async with migration_lock(
-        connection, life, timeout_s=settings.migration_lock_timeout_s, connect_second=connect_second
+        connection, life, timeout_s=settings.migration_lock_timeout_s, connect_second=connect_second, held=held
     ):
         life.enter(Phase.EXTENSIONS)
         backup = None

@@ -9,9 +9,8 @@ import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-import asyncpg
-
 from orchestrator.database.connect import no_time_limits
+from orchestrator.database.connect_errors import CONNECTION_ERRORS
 from orchestrator.database.pooler import PoolerError, ensure_own_session
 from orchestrator.database.sessions import as_ours
 from orchestrator.errors import LockTimeoutError
@@ -119,9 +118,7 @@ async def _release(connection: Any, life: Lifecycle) -> None:
     """Unlock where the session still answers; where it does not, its end unlocks."""
     if connection.is_closed():
         return
-    with contextlib.suppress(
-        OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, TimeoutError
-    ):
+    with contextlib.suppress(*CONNECTION_ERRORS):
         async with asyncio.timeout(2):
             if connection.is_in_transaction():
                 await connection.execute("ROLLBACK")

@@ -134,6 +134,8 @@ def _create_function(known: Known, fields: ast.Tree) -> None:
     word = (volatility or {}).get("arg", {}).get("String", {}).get("sval", "volatile")
     known.functions[name] = word == "volatile"
     known.fresh_functions.add(name)
+    if ast.strings(fields.get("returnType", {}).get("names"))[-1:] in (["trigger"], ["event_trigger"]):
+        known.trigger_functions.add(name)
 
 
 def _create_trigger(known: Known, fields: ast.Tree) -> None:

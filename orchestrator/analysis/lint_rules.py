@@ -575,7 +575,8 @@ def _rename(at: Statements, fields: Tree, impact: Impact) -> Iterator[Hit]:
         what = f"{name}.{fields['subname']}" if kind in {"OBJECT_COLUMN", "OBJECT_ATTRIBUTE"} else str(name)
     elif "object" in fields:
         words = ast.dropped_name(kind, fields["object"])
-        if _is_fresh_object(known, kind, words):
+        # A trigger's function is called by the trigger alone, which holds it by its oid.
+        if _is_fresh_object(known, kind, words) or words[-1] in known.trigger_functions:
             return
         what = ".".join(words)
     else:

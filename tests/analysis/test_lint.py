@@ -532,6 +532,9 @@ async def test_with_a_database_the_pending_files_are_judged_on_the_live_catalogu
         ("0004_e", "index-not-concurrent", 2),
         ("0005_f", "never-runs", 1),
     ]
+    told = await orchestrator("lint", env=env)
+    assert "3 files looked at (the 3 pending files" in told.stdout
+    assert "and 2 others by the journal or the ledger alone" in told.stdout
     every = json.loads((await orchestrator("lint", "--all", "--json", env=env)).stdout)
     assert len(every["files"]) == 6
     assert {f["rule"] for f in every["findings"]} >= {"changed-after-apply", "syntax"}

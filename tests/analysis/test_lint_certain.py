@@ -80,3 +80,14 @@ def test_a_file_is_taken_at_its_word(name, linted):
 def test_only_the_commit_that_ends_the_migrators_transaction_is_told(linted):
     found = linted("COMMIT; BEGIN; CREATE TABLE b (); COMMIT; BEGIN; CREATE TABLE c (); COMMIT;")
     assert [(f.rule, f.column) for f in found] == [("transaction-in-file", 1)]
+
+
+def test_nobody_but_its_trigger_uses_a_triggers_function(tmp_path):
+    make = "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';"
+    other = "CREATE FUNCTION g() RETURNS int LANGUAGE sql RETURN 1;"
+    texts = [make + other, "ALTER FUNCTION f() RENAME TO f2; ALTER FUNCTION g() RENAME TO g2;"]
+    files = [LintFile(str(number), tmp_path / f"{number}.sql") for number in range(2)]
+    for file, text in zip(files, texts, strict=True):
+        file.path.write_text(text)
+    found = lint(LintFolder(tmp_path, tuple(files))).findings
+    assert [(f.rule, "uses g" in f.why) for f in found] == [("rename", True)]

@@ -154,9 +154,9 @@ async def test_no_job_request_or_start_calls_a_planted_function(
             for name, payload in JOBS.items()
         }
         await ask("api/jobs/batch", "POST", json={"jobs": [{"name": "second", "delay_s": 600}, {"name": "second"}]})
-        for name in made.keys() - {"waits"}:
+        for name in made.keys() - {"waits"}:  # what was planted is a difference that `migrations.verify` finds
             job = await wait_until(lambda one=made[name]: ended(one), 60, name)
-            assert job["state"] == ("failed" if name == "fails" else "succeeded"), job
+            assert job["state"] == ("failed" if name in {"fails", "migrations.verify"} else "succeeded"), job
         for path in READ:
             await ask(path.format(id=made["fails"]))
         await ask(f"api/jobs/{made['fails']}/retry", "POST")

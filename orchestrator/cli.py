@@ -49,6 +49,7 @@ COMMANDS = (
 )
 
 # The variables that a command reads, for its help; tests/commands/test_variables_read.py holds them to what is read.
+# Those of whatever logs and can be stopped, which is all that connects.
 EVERY_RUN_READS = "LOG_LEVEL LOG_FORMAT SHUTDOWN_TIMEOUT"
 _DATABASE = "DATABASE_URL MIGRATION_DATABASE_URL DB_WAIT_TIMEOUT DB_CONNECT_TIMEOUT"
 _FOLDER = "MIGRATIONS_DIR MIGRATIONS_SCHEMA MIGRATIONS_TABLE MIGRATION_TRUSTED_OWNERS"
@@ -187,6 +188,8 @@ def _epilog(command: Command) -> str:
         f"manual:  orchestrator help {PAGES[command.name]}",
     ]
     if reads := READS.get(command.name):
+        if "DB_CONNECT_TIMEOUT" in reads:
+            reads += f" {EVERY_RUN_READS}"
         lines += ["", *textwrap.wrap(f"reads: {', '.join(reads.split())}", 78, subsequent_indent="       ")]
         lines += ["`orchestrator config` shows what each is set to, `config --markdown` what it means."]
     return "\n".join(lines)

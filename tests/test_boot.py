@@ -151,6 +151,7 @@ async def test_a_second_signal_ends_it_at_once(orchestrator, database_url, folde
         tcp_proxy.stall()  # what would be cancelled on the server gets no answer
         run.send_signal(signal.SIGTERM)
         await run.phase("stopping")
+        await asyncio.sleep(1.1)  # what comes within a second of the first is the same wish
         run.send_signal(signal.SIGTERM)
         assert await run.wait(timeout_s=2) == 143
         tcp_proxy.resume()

@@ -36,6 +36,10 @@ if TYPE_CHECKING:
 # A file's token by token look for long names is not for data files.
 _TOKENS_LIMIT_BYTES = 1 << 20
 _NAME_LIMIT_BYTES = 63
+# dbmate; goose and sql-migrate; node-pg-migrate and the like.
+_DOWN = re.compile(
+    rb"--+\s*(?:migrate:down|\+(?:goose|migrate)\s+down|down(?:\s+migration)?\s*:?\s*-*$)", re.IGNORECASE
+)
 # What a comment says, not SQL.
 _ALLOW = re.compile(r"lint:\s*allow\b[ \t]*([\w-]*)[ \t,:]*(.*)", re.IGNORECASE)
 
@@ -192,6 +196,7 @@ def _text(
             found.append((_placed(path, statement, hit), statement))
     if report is None:
         return
+    found += [(one, None) for one in _down_sections(path, read)]
     if len(read.raw) <= _TOKENS_LIMIT_BYTES:
         found += [(one, None) for one in _long_names(path, read.raw)]
     _allow(path, read, found, report)
@@ -240,6 +245,18 @@ def _placed(path: str, statement: Statement, hit: Hit) -> LintFinding:
         column = len(before) - before.rfind("\n") if newlines else column + len(before)
     made = finding(hit.rule, path, hit.why, line=line, column=column, level=hit.level)
     return replace(made, statement=statement.kind)
+
+
+def _down_sections(path: str, file: SqlFile) -> Iterator[LintFinding]:
+    """Comments by which another tool divides a file into what does and what undoes, with statements below them."""
+    if b"down" not in file.raw.lower():
+        return
+    last = max((statement.byte_offset for statement in file.statements), default=0)
+    for start, end in parser.comments(file.raw):
+        if start < last and _DOWN.match(file.raw[start:end]):
+            line, column = file.raw.count(b"\n", 0, start) + 1, start - file.raw.rfind(b"\n", 0, start)
+            why = "below here stands what undoes the migration, and a run executes it, too: it drops what it made"
+            yield finding("down-section", path, why, line=line, column=column)
 
 
 def _long_names(path: str, raw: bytes) -> Iterator[LintFinding]:

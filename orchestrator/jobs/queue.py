@@ -22,12 +22,8 @@ if TYPE_CHECKING:
 State = Literal["scheduled", "queued", "running", "succeeded", "failed", "cancelled"]
 # What a client can wait for: hints, never the only way to learn of something.
 JOBS_CHANNEL = "orchestrator_jobs"
-EVENTS_CHANNEL = "orchestrator_events"
 CANCEL_CHANNEL = "orchestrator_cancel"
 SCHEDULES_CHANNEL = "orchestrator_schedules"
-
-UNFINISHED: tuple[State, ...] = ("scheduled", "queued", "running")
-FINISHED: tuple[State, ...] = ("succeeded", "failed", "cancelled")
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,19 +277,6 @@ async def cancel(connection: Any, job_id: int) -> State:
         raise JobStateError(job_id, await _state(connection, job_id), "cancelled")
     state: State = record["state"]
     return state
-
-
-async def cancel_named(connection: Any, name: str) -> dict[int, State]:
-    """Cancel everything unfinished of one handler, as `cancel` does; the ids with the state that each is in now."""
-    records = await connection.fetch(
-        f"SELECT id FROM orchestrator.jobs WHERE name OPERATOR(pg_catalog.=) $1 AND {_UNFINISHED} ORDER BY id",  # noqa: S608
-        name,
-    )
-    ids = [record["id"] for record in records]
-    states: dict[int, State] = {}
-    for begin in range(0, len(ids), CANCEL_BATCH):
-        states |= await cancel_many(connection, ids[begin : begin + CANCEL_BATCH])
-    return states
 
 
 CANCEL_BATCH = 1000

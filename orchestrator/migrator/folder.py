@@ -190,8 +190,21 @@ def _scan_v0(path: Path, journal: Path) -> tuple[Folder, list[FolderProblem]]:
         except OSError as error:
             raise _unreadable(file, error) from error
     with os.scandir(path) as found:
-        unlisted = sorted(e.name for e in found if e.name.endswith(".sql") and e.name[:-4] not in seen)
-    return Folder(path, "v0", tuple(migrations), tuple(unlisted)), problems
+        names = [entry.name for entry in found]
+    files = [name for name in names if name.endswith(".sql")]
+    unlisted = [name for name in files if name[:-4] not in seen]
+    # Folders of drizzle 1.0 beside a journal: half of a conversion. Neither generation would run both.
+    unlisted += [
+        f"{name}/migration.sql"
+        for name in set(names).difference(files)
+        if _is_stamped(name) and (path / name / "migration.sql").is_file()
+    ]
+    return Folder(path, "v0", tuple(migrations), tuple(sorted(unlisted))), problems
+
+
+def _is_stamped(name: str) -> bool:
+    stamp = name[:_STAMP_DIGITS]
+    return len(stamp) == _STAMP_DIGITS and stamp.isascii() and stamp.isdigit()
 
 
 def _scan_v1(path: Path) -> tuple[Folder, list[FolderProblem]]:
@@ -205,11 +218,9 @@ def _scan_v1(path: Path) -> tuple[Folder, list[FolderProblem]]:
         raise _unreadable(path, error) from error
     for name in names:
         file = f"{path}/{name}/migration.sql"
-        stamp = name[:_STAMP_DIGITS]
-        is_stamp = len(stamp) == _STAMP_DIGITS and stamp.isascii() and stamp.isdigit()
         try:
-            if is_stamp:
-                migrations.append(_migration(name, stamp_to_ms(stamp), file))
+            if _is_stamped(name):
+                migrations.append(_migration(name, stamp_to_ms(name[:_STAMP_DIGITS]), file))
             elif Path(file).is_file():
                 text = f"the folder {name!r} holds a migration.sql, and its name does not begin with 14 digits"
                 problems.append(FolderProblem("unstamped", text, file, name))

@@ -52,6 +52,12 @@ metadata = s.MetaData()
 s.Table("a", metadata, s.Column("id", s.Integer, primary_key=True))
 """
 FILES = (("0000_a", "CREATE TABLE public.a (id int PRIMARY KEY)"),)
+MODELS = """
+import sqlalchemy
+
+metadata = sqlalchemy.MetaData()
+sqlalchemy.Table("a", metadata, sqlalchemy.Column("id", sqlalchemy.Integer, primary_key=True))
+"""
 RUNS = {
     "serve": ["serve"],
     "migrate": ["migrate"],

@@ -59,6 +59,10 @@ FOLDERS = {
         lambda f: v1(f, "20240101000000_a/migration.sql", "x.sql", "20240102000000_b.sql"),
         {"unlisted-file"},
     ),
+    "half converted: v1 folders beside a journal": (
+        lambda f: (v0(f, entry("0000_a"), files=["0000_a"]), v1(f, "20240101000000_b/migration.sql")),
+        {"unlisted-file"},
+    ),
     "empty": (lambda f: f.mkdir(), {"broken-folder"}),
 }
 

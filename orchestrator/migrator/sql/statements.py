@@ -8,6 +8,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 import re
+import unicodedata
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
@@ -666,6 +667,17 @@ def _copy_before(window: bytes, error_offset: int) -> int | None:
     return None
 
 
+_FOREIGN_CHARACTERS = {
+    b"\\": "A backslash command is for psql alone: take it out (pg_dump writes some: \\connect, \\restrict).",
+    b"`": "Backticks are MySQL's: Postgres quotes names with \".",
+}
+_CONFLICT_MARKS = frozenset({"<<<<<<<", "|||||||", "=======", ">>>>>>>"})
+# No-break spaces, soft hyphen, zero-width characters, directional marks, a byte order mark inside: to the scanner they
+# are letters.
+_INVISIBLE = re.compile("[\u00a0\u00ad\u2007\u200b-\u200f\u202a-\u202f\u2060-\u2064\ufeff]")
+_PSQL_VARIABLE = re.compile(rb":(?:\w+|'\w+'|\"\w+\")")
+
+
 def _hint(window: bytes, before: int, error: parser.GrammarError) -> str:
     """What the person should do, where the text at the error tells."""
     line_start = window.rfind(b"\n", 0, before) + 1
@@ -675,13 +687,27 @@ def _hint(window: bytes, before: int, error: parser.GrammarError) -> str:
     at = window[before : before + 1]
     if error.unterminated:
         return "The string, quoted name or comment that begins here is never closed."
-    if at == b"\\":
-        return "A backslash command is for psql alone: take it out (pg_dump writes some: \\connect, \\restrict)."
-    if at == b"`":
-        return "Backticks are MySQL's: Postgres quotes names with \"."
+    if strange := _strange(line, window, before):
+        return strange
+    if at in _FOREIGN_CHARACTERS:
+        return _FOREIGN_CHARACTERS[at]
     if first == "DELIMITER":
         return "DELIMITER is for MySQL's client: take it out; Postgres quotes bodies with $$."
     # The wrong token is the first of its line, or follows it: a keyword can still be read as an alias.
     if first in _STATEMENT_STARTS and len(window[line_start:before].split()) <= 1 and window[:line_start].strip():
         return "Is a semicolon missing before this line?"
+    return ""
+
+
+def _strange(line: str, window: bytes, before: int) -> str:
+    """What the text holds that is no SQL of anybody's."""
+    if (line.split() or [""])[0] in _CONFLICT_MARKS:
+        return "A merge conflict is left in the file: keep one of its two sides, and take the marks out."
+    if hidden := _INVISIBLE.search(line):
+        return (
+            f"The line holds an invisible character, U+{ord(hidden[0]):04X} ({unicodedata.name(hidden[0]).lower()}),"
+            " which often comes with text that is copied from a web page: type the line anew."
+        )
+    if _PSQL_VARIABLE.match(window, before):
+        return "A variable (:name) is replaced by psql alone: write the value itself."
     return ""

@@ -56,11 +56,26 @@ CREATE INDEX "jobs_finished_index" ON "orchestrator"."jobs" ("finished_at") WHER
 -- What the last runs of each schedule were.
 CREATE INDEX "jobs_schedule_index" ON "orchestrator"."jobs" ("schedule", "state", "id") WHERE "schedule" IS NOT NULL;
 --> statement-breakpoint
+-- For lists: one entry a job, made as it ends, so that the claims pay for none of it.
+CREATE INDEX "jobs_finished_name_index" ON "orchestrator"."jobs" ("name", "id") WHERE "finished_at" IS NOT NULL;
+--> statement-breakpoint
+CREATE INDEX "jobs_finished_queue_index" ON "orchestrator"."jobs" ("queue", "id") WHERE "finished_at" IS NOT NULL;
+--> statement-breakpoint
 CREATE INDEX "jobs_failed_index" ON "orchestrator"."jobs" ("id") WHERE "state" IN ('failed', 'cancelled');
 --> statement-breakpoint
 CREATE UNIQUE INDEX "jobs_dedupe_index" ON "orchestrator"."jobs" ("name", "dedupe_key") WHERE "dedupe_key" IS NOT NULL AND "state" IN ('scheduled', 'queued', 'running');
 --> statement-breakpoint
 CREATE UNIQUE INDEX "jobs_idempotency_index" ON "orchestrator"."jobs" ("idempotency_key") WHERE "idempotency_key" IS NOT NULL;
+--> statement-breakpoint
+-- Idempotency keys whose request was answered by a job that has another key or none: one with the same dedupe key.
+CREATE TABLE "orchestrator"."idempotency_keys" (
+	"key" text PRIMARY KEY,
+	"job_id" bigint NOT NULL,
+	"name" text NOT NULL,
+	"payload" jsonb NOT NULL
+);
+--> statement-breakpoint
+CREATE INDEX "idempotency_keys_job_index" ON "orchestrator"."idempotency_keys" ("job_id");
 --> statement-breakpoint
 -- One row for each attempt that has ended; the one that runs stands in jobs. No foreign key: it would lock and look up
 -- the job's row for each insert. A trigger on jobs removes what belongs to a job that is deleted.
@@ -123,7 +138,7 @@ CREATE TABLE "orchestrator"."schedules" (
 	CONSTRAINT "schedules_source_check" CHECK ("source" IN ('code', 'api'))
 ) WITH (fillfactor = 50);
 --> statement-breakpoint
-COMMENT ON COLUMN "orchestrator"."schedules"."source" IS 'code: follows @job(schedule=…) at each start; api: a person changed it, and code does not overwrite it.';
+COMMENT ON COLUMN "orchestrator"."schedules"."source" IS 'code: follows @job(schedule=...) at each start; api: a person changed it, and code does not overwrite it.';
 --> statement-breakpoint
 CREATE TABLE "orchestrator"."workers" (
 	"id" text PRIMARY KEY,
@@ -165,6 +180,7 @@ CREATE FUNCTION "orchestrator"."forget_deleted_jobs"() RETURNS trigger LANGUAGE 
 BEGIN
 	DELETE FROM "orchestrator"."job_attempts" a USING gone g WHERE a."job_id" = g."id";
 	DELETE FROM "orchestrator"."job_logs" l USING gone g WHERE l."job_id" = g."id";
+	DELETE FROM "orchestrator"."idempotency_keys" k USING gone g WHERE k."job_id" = g."id";
 	RETURN NULL;
 END $$;
 --> statement-breakpoint

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 # sysexits.h, as in DESIGN.md, "Exit codes".
-EXIT_OK = 0
 EXIT_BUG = 1
 EXIT_UNAVAILABLE = 69
 EXIT_MIGRATION = 70

@@ -35,7 +35,8 @@ class Phase(StrEnum):
 
 _ENDINGS = frozenset({Phase.STOPPING, Phase.FAILED})
 _NEXT: Mapping[Phase, frozenset[Phase]] = {
-    Phase.STARTING: frozenset({Phase.CONNECTING}) | _ENDINGS,
+    # A command that needs no database ends without a login.
+    Phase.STARTING: frozenset({Phase.CONNECTING, Phase.STOPPED}) | _ENDINGS,
     Phase.CONNECTING: frozenset({Phase.LOCKING, Phase.READY, Phase.STOPPED}) | _ENDINGS,
     # A connection that is lost under the lock, or a standby, sends the start back to CONNECTING.
     Phase.LOCKING: frozenset({Phase.EXTENSIONS, Phase.CONNECTING, Phase.STOPPED}) | _ENDINGS,

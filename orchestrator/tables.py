@@ -204,6 +204,9 @@ jobs = Table(
     Index("jobs_running_index", "name", postgresql_where=text("state = 'running'")),
     Index("jobs_finished_index", "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
     Index("jobs_schedule_index", "schedule", "state", "id", postgresql_where=text("schedule IS NOT NULL")),
+    # For lists: one entry a job, made as it ends, so that the claims pay for none of it.
+    Index("jobs_finished_name_index", "name", "id", postgresql_where=text("finished_at IS NOT NULL")),
+    Index("jobs_finished_queue_index", "queue", "id", postgresql_where=text("finished_at IS NOT NULL")),
     Index("jobs_failed_index", "id", postgresql_where=text("state IN ('failed', 'cancelled')")),
     Index(
         "jobs_dedupe_index",
@@ -229,6 +232,17 @@ jobs = Table(
         "autovacuum_vacuum_insert_scale_factor": 0.1,
         "autovacuum_analyze_scale_factor": 0.05,
     },
+)
+
+# Keys whose request was answered by a job that has another key or none: one with the same dedupe key.
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("key", Text, primary_key=True),
+    Column("job_id", BigInteger, nullable=False),
+    _text("name"),
+    Column("payload", JSONB, nullable=False),
+    Index("idempotency_keys_job_index", "job_id"),
 )
 
 # No foreign key to jobs: it would lock and look up the job's row for each insert; a trigger removes what goes with it.
@@ -303,7 +317,7 @@ schedules = Table(
     _flag("enabled", default="true"),
     _text(
         "source",
-        comment="code: follows @job(schedule=…) at each start; api: a person changed it, and code does not overwrite"
+        comment="code: follows @job(schedule=...) at each start; api: a person changed it, and code does not overwrite"
         " it.",
     ),
     _time("next_run_at"),

@@ -104,19 +104,6 @@ def option(options: Sequence[Tree] | None, name: str) -> Tree | None:
     return next((o["DefElem"] for o in options or () if o.get("DefElem", {}).get("defname") == name), None)
 
 
-def is_on(options: Sequence[Tree] | None, name: str) -> bool:
-    """Whether a boolean option is given and not switched off."""
-    element = option(options, name)
-    if element is None:
-        return False
-    argument = element.get("arg", {})
-    if "Boolean" in argument:
-        return bool(argument["Boolean"].get("boolval", False))
-    if "Integer" in argument:
-        return bool(argument["Integer"].get("ival", 0))
-    return str(argument.get("String", {}).get("sval", "on")).lower() not in {"false", "off", "0"}
-
-
 def nodes(tree: Any, *names: str) -> Iterator[tuple[str, Tree]]:
     """Every node of these names anywhere inside, in no promised order."""
     pending = [tree]

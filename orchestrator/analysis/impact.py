@@ -16,6 +16,7 @@ from orchestrator.analysis.ast import Name, Tree, Type
 from orchestrator.analysis.catalog import VOLATILE, serial_base
 from orchestrator.analysis.do_blocks import block_statements
 from orchestrator.analysis.locks import Impact, Lock, Touch
+from orchestrator.migrator.sql.options import is_on
 
 if TYPE_CHECKING:
     from orchestrator.analysis.catalog import Known, KnownTable
@@ -752,7 +753,7 @@ def _refresh(found: _Found, fields: Tree) -> None:
 
 
 def _reindex(found: _Found, fields: Tree) -> None:
-    concurrent = ast.is_on(fields.get("params"), "concurrently")
+    concurrent = is_on(fields.get("params"), "concurrently")
     lock = Lock.SHARE_UPDATE_EXCLUSIVE if concurrent else Lock.SHARE
     if "relation" not in fields:
         found.notes.append("every index is built again, one table after the other")
@@ -778,7 +779,7 @@ def _cluster(found: _Found, fields: Tree) -> None:
 
 
 def _vacuum(found: _Found, fields: Tree) -> None:
-    full = ast.is_on(fields.get("options"), "full")
+    full = is_on(fields.get("options"), "full")
     for one in fields.get("rels", ()):
         if "relation" not in one["VacuumRelation"]:
             continue

@@ -14,29 +14,32 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from orchestrator.analysis.catalog import Known
 from orchestrator.analysis.follow import follow
 from orchestrator.analysis.impact import impact_of
 from orchestrator.analysis.lint_rules import RULES, Hit, Level, Statements, check, check_held
 from orchestrator.analysis.locks import Holding
-from orchestrator.analysis.plan import known_for, trees
-from orchestrator.migrator.folder import as_node_reads
+from orchestrator.analysis.plan import known_for
+from orchestrator.analysis.sql_file import SqlFile, read_sql
+from orchestrator.migrator.folder import as_node_reads, scan_folder
 from orchestrator.migrator.resolve import Kind
 from orchestrator.migrator.sql import parser
-from orchestrator.migrator.sql.statements import SqlSyntaxError, Statement, statements
+from orchestrator.migrator.sql.statements import SqlSyntaxError, Statement
 from orchestrator.migrator.state import readable_surveys
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from orchestrator.migrator.sources import Source
+    from orchestrator.migrator.state import Survey
 
 # A file's token by token look for long names is not for data files.
 _TOKENS_LIMIT_BYTES = 1 << 20
 _NAME_LIMIT_BYTES = 63
-_STAMP_DIGITS = 14
+# dbmate; goose and sql-migrate; node-pg-migrate and the like.
+_DOWN = re.compile(
+    rb"--+\s*(?:migrate:down|\+(?:goose|migrate)\s+down|down(?:\s+migration)?\s*:?\s*-*$)", re.IGNORECASE
+)
 # What a comment says, not SQL.
 _ALLOW = re.compile(r"lint:\s*allow\b[ \t]*([\w-]*)[ \t,:]*(.*)", re.IGNORECASE)
 
@@ -98,79 +101,37 @@ def finding(
 # --- The folder ------------------------------------------------------------------------------------------------------
 
 
-class _Entry(msgspec.Struct):
-    tag: str
-    when: float = 0
-
-
-class _Journal(msgspec.Struct):
-    entries: list[_Entry]
+# What the reader of a run finds wrong, as a rule.
+_RULE_OF = {"missing": "missing-file", "backwards": "when-backwards"}
 
 
 def read_lint_folder(path: Path) -> LintFolder:
-    """What can be read of a folder of either generation; whatever is wrong is a finding, not an error."""
-    journal = path / "meta" / "_journal.json"
-    if journal.is_file():
-        return _read_v0(path, journal)
-    return _read_v1(path)
+    """What can be read of a folder of either generation; whatever is wrong is a finding, not an error.
 
-
-def _read_v0(path: Path, journal: Path) -> LintFolder:
-    text = journal.read_bytes()
-    try:
-        entries = msgspec.json.decode(text, type=_Journal).entries
-    except msgspec.DecodeError as error:
-        return LintFolder(path, (), (finding("broken-folder", journal, f"not a Drizzle journal: {error}"),))
-    files: list[LintFile] = []
-    problems: list[LintFinding] = []
-    seen: set[str] = set()
-    highest, holder = float("-inf"), ""
-    for entry in entries:
-        line = _line_of(text, entry.tag)
-        if entry.tag in seen:
-            problems.append(finding("broken-folder", journal, f"{entry.tag} is named twice", line=line))
-            continue
-        seen.add(entry.tag)
-        file = path / f"{entry.tag}.sql"
-        if entry.when <= highest:
-            why = f"the `when` of {entry.tag} ({entry.when:.0f}) is not after that of {holder} ({highest:.0f})"
-            problems.append(replace(finding("when-backwards", journal, why, line=line), migration=entry.tag))
-        else:
-            highest, holder = entry.when, entry.tag
-        if file.is_file():
-            files.append(LintFile(entry.tag, file))
-        else:
-            why = f"the journal names {entry.tag}, and there is no {file.name}"
-            problems.append(finding("missing-file", journal, why, line=line))
-    unlisted = [file for file in sorted(path.glob("*.sql")) if file.stem not in seen]
-    why = "the journal does not name it: no run will ever use it"
-    problems += [finding("unlisted-file", file, why) for file in unlisted]
-    return LintFolder(path, tuple(files), tuple(problems))
+    Raises:
+        FolderError: it is not there, or cannot be read.
+    """
+    folder, found = scan_folder(path)
+    journal = path.absolute() / "meta" / "_journal.json"
+    is_v0 = folder.generation == "v0"
+    lines = journal.read_bytes() if is_v0 and found else b""
+    problems = []
+    for one in found:
+        line = _line_of(lines, one.name) if is_v0 and one.name else 1
+        made = finding(_RULE_OF.get(one.kind, "broken-folder"), one.file, one.text, line=line)
+        # A date is about one file, in which a comment may allow it.
+        problems.append(replace(made, migration=one.name) if one.kind == "backwards" else made)
+    beside = "the journal does not name it" if is_v0 else "it lies beside the folders"
+    problems += [
+        finding("unlisted-file", folder.path / name, f"{beside}: no run will ever use it") for name in folder.unlisted
+    ]
+    files = tuple(LintFile(migration.name, Path(migration.path)) for migration in folder.migrations)
+    return LintFolder(path, files, tuple(problems))
 
 
 def _line_of(text: bytes, tag: str) -> int:
     at = text.find(b'"' + tag.encode() + b'"')
     return text.count(b"\n", 0, max(at, 0)) + 1
-
-
-def _read_v1(path: Path) -> LintFolder:
-    files: list[LintFile] = []
-    problems: list[LintFinding] = []
-    for inner in sorted(path.iterdir()) if path.is_dir() else ():
-        file = inner / "migration.sql"
-        is_stamped = inner.name[:_STAMP_DIGITS].isdigit() and len(inner.name) >= _STAMP_DIGITS
-        if inner.is_dir() and file.is_file() and is_stamped:
-            files.append(LintFile(inner.name, file))
-        elif inner.is_dir() and file.is_file():
-            why = "its folder's name does not begin with 14 digits: no run will use it"
-            problems.append(finding("unlisted-file", file, why))
-        elif inner.is_dir() and is_stamped:
-            problems.append(finding("missing-file", inner, f"{inner.name} has no migration.sql"))
-        elif inner.suffix == ".sql":
-            problems.append(finding("unlisted-file", inner, "it lies beside the folders: no run will use it"))
-    if not files and not problems:
-        problems.append(finding("broken-folder", path, "there are no migrations here"))
-    return LintFolder(path, tuple(files), tuple(problems))
 
 
 # --- The walk --------------------------------------------------------------------------------------------------------
@@ -180,7 +141,7 @@ def lint(
     folder: LintFolder,
     *,
     only: Iterable[Path] | None = None,
-    pending: frozenset[str] | None = None,
+    pending: Mapping[str, SqlFile | SqlSyntaxError] | None = None,
     known: Known | None = None,
 ) -> LintReport:
     """Hold a folder's files against the rules.
@@ -188,7 +149,8 @@ def lint(
     Args:
         folder: the files, in order.
         only: the files to report on; those before them are read for what they made. None: all of them.
-        pending: names of the pending files: they alone are read, as one release, on top of `known`.
+        pending: the pending files by their names, as they were read: they alone are looked at, as one release, on top
+            of `known`.
         known: what is there before the first file that is read.
     """
     report = LintReport()
@@ -204,52 +166,48 @@ def lint(
         if pending is not None and file.name not in pending:
             continue
         is_wanted = wanted is None or file.path.resolve() in wanted
-        raw = as_node_reads(file.path.read_bytes())
-        _text(str(file.path), raw, known, report if is_wanted else None, of_file.get(file.name, ()))
+        path = str(file.path)
+        read = read_sql(as_node_reads(file.path.read_bytes()), path) if pending is None else pending[file.name]
+        _text(path, read, known, report if is_wanted else None, of_file.get(file.name, ()))
         if pending is None:
             known.settle()
     report.findings.sort(key=lambda f: (f.file, f.line, f.column))
     return report
 
 
-def lint_file(path: Path, raw: bytes, known: Known | None = None) -> LintReport:
-    """Hold one file, with nothing before it, against the rules."""
-    report = LintReport()
-    _text(str(path), raw, known or Known(), report)
-    report.findings.sort(key=lambda f: (f.line, f.column))
-    return report
-
-
 def _text(
-    path: str, raw: bytes, known: Known, report: LintReport | None, of_folder: Sequence[LintFinding] = ()
+    path: str,
+    read: SqlFile | SqlSyntaxError,
+    known: Known,
+    report: LintReport | None,
+    of_folder: Sequence[LintFinding] = (),
 ) -> None:
     """One file; `of_folder` is what the journal's entry of it breaks, which any allow in the file can speak of."""
     if report is not None:
         report.files.append(path)
-    try:
-        parsed = statements(raw, path=path)
-    except SqlSyntaxError as error:
+    if isinstance(read, SqlSyntaxError):
         if report is not None:
-            report.findings.append(finding("syntax", path, error.reason, line=error.line, column=error.column))
+            report.findings.append(finding("syntax", path, read.reason, line=read.line, column=read.column))
             report.findings += of_folder
         return
     found: list[tuple[LintFinding, Statement | None]] = [(one, None) for one in of_folder]
-    for statement, hit in _hits(parsed, len(raw), known):
+    for statement, hit in _hits(read, known):
         if report is not None:
             found.append((_placed(path, statement, hit), statement))
     if report is None:
         return
-    if len(raw) <= _TOKENS_LIMIT_BYTES:
-        found += [(one, None) for one in _long_names(path, raw)]
-    _allow(path, raw, parsed, found, report)
+    found += [(one, None) for one in _down_sections(path, read)]
+    if len(read.raw) <= _TOKENS_LIMIT_BYTES:
+        found += [(one, None) for one in _long_names(path, read.raw)]
+    _allow(path, read, found, report)
 
 
-def _hits(parsed: Sequence[Statement], size: int, known: Known) -> Iterator[tuple[Statement, Hit]]:
+def _hits(file: SqlFile, known: Known) -> Iterator[tuple[Statement, Hit]]:
     at, holding = Statements(known), Holding()
-    mixed_told = False
+    mixed_told, parsed = False, file.statements
     ends_itself = any(s.transaction_control in {"commit", "rollback"} for s in parsed)
     inside = sum(s.transactional and s.transaction_control is None for s in parsed)
-    for statement, node, fields in trees(parsed, size):
+    for statement, node, fields in file.trees():
         control = statement.transaction_control
         impact = impact_of(node, fields, known, outside=not statement.transactional)
         for hit in check(at, node, fields, impact):
@@ -278,13 +236,27 @@ def _hits(parsed: Sequence[Statement], size: int, known: Known) -> Iterator[tupl
 
 def _placed(path: str, statement: Statement, hit: Hit) -> LintFinding:
     line, column = statement.line, statement.column
-    if hit.offset:
-        before = statement.text.encode()[: hit.offset].decode(errors="replace")
+    # A tree that was kept counts from where its part of the file begins.
+    offset = hit.offset - (statement.parsed.offset if statement.parsed else 0)
+    if offset > 0:
+        before = statement.text.encode()[:offset].decode(errors="replace")
         newlines = before.count("\n")
         line += newlines
         column = len(before) - before.rfind("\n") if newlines else column + len(before)
     made = finding(hit.rule, path, hit.why, line=line, column=column, level=hit.level)
     return replace(made, statement=statement.kind)
+
+
+def _down_sections(path: str, file: SqlFile) -> Iterator[LintFinding]:
+    """Comments by which another tool divides a file into what does and what undoes, with statements below them."""
+    if b"down" not in file.raw.lower():
+        return
+    last = max((statement.byte_offset for statement in file.statements), default=0)
+    for start, end in parser.comments(file.raw):
+        if start < last and _DOWN.match(file.raw[start:end]):
+            line, column = file.raw.count(b"\n", 0, start) + 1, start - file.raw.rfind(b"\n", 0, start)
+            why = "below here stands what undoes the migration, and a run executes it, too: it drops what it made"
+            yield finding("down-section", path, why, line=line, column=column)
 
 
 def _long_names(path: str, raw: bytes) -> Iterator[LintFinding]:
@@ -324,12 +296,11 @@ class _Allow:
 
 def _allow(
     path: str,
-    raw: bytes,
-    parsed: Sequence[Statement],
+    file: SqlFile,
     found: list[tuple[LintFinding, Statement | None]],
     report: LintReport,
 ) -> None:
-    allows = _allows(raw, parsed) if b"lint:" in raw else []
+    allows = _allows(file.raw, file.statements) if b"lint:" in file.raw else []
     for one, statement in found:
         line = statement.line if statement else one.line
         of_journal = one.file != path
@@ -390,8 +361,8 @@ async def lint_with_ledger(
         report = await asyncio.to_thread(lint, folder)
         scope = f"all files of {folder.path}"
     else:
-        known = await known_for(connection, [one], tolerant=True)
-        pending = frozenset(migration.name for migration in one.plan.pending)
+        pending = await asyncio.to_thread(_read_pending, one)
+        known = await known_for(connection, [file for file in pending.values() if isinstance(file, SqlFile)])
         report = await asyncio.to_thread(lint, folder, pending=pending, known=known)
         files = "file" if len(pending) == 1 else "files"
         scope = f"the {len(pending)} pending {files} of {folder.path}; --all looks at every one"
@@ -405,3 +376,7 @@ async def lint_with_ledger(
             report.findings.append(finding("never-runs", path, why))
     report.findings.sort(key=lambda f: (f.file, f.line, f.column))
     return report, scope
+
+
+def _read_pending(one: Survey) -> dict[str, SqlFile | SqlSyntaxError]:
+    return {migration.name: read_sql(migration.read(), migration.path) for migration in one.plan.pending}

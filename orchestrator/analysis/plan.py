@@ -8,22 +8,19 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Literal
 
-import msgspec
-
 from orchestrator.analysis import ast
 from orchestrator.analysis.catalog_reader import read_known
 from orchestrator.analysis.do_blocks import block_statements
 from orchestrator.analysis.follow import follow
 from orchestrator.analysis.impact import impact_of
 from orchestrator.analysis.locks import Holding, Impact
+from orchestrator.analysis.sql_file import SqlFile
 from orchestrator.migrator.run.errors import refuse_in_single_transaction
-from orchestrator.migrator.sql import parser
-from orchestrator.migrator.sql.statements import SqlSyntaxError, statements
 from orchestrator.migrator.state import readable_surveys
 from orchestrator.migrator.status import described_findings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from orchestrator.analysis.catalog import Known
     from orchestrator.analysis.locks import HeldLock, Touch
@@ -32,9 +29,6 @@ if TYPE_CHECKING:
     from orchestrator.migrator.sql.statements import Statement
     from orchestrator.migrator.state import Survey
 
-# Above this the trees of data statements are not read whole: only which table they write to.
-_HEAD_ONLY_BYTES = 1 << 20
-_DATA_NODES = frozenset({"InsertStmt", "UpdateStmt", "DeleteStmt"})
 _SHOWN_CHARACTERS = 200
 # From here on a table counts as large: what blocks it for as long as it is rewritten is no blink.
 LARGE_ROWS = 10_000
@@ -57,12 +51,12 @@ async def preview(
         MigrationError: `transaction` is all, and a statement cannot stand in one with others: so would it this.
     """
     surveys = await readable_surveys(connection, sources, policy=policy, ahead=ahead)
-    files = await asyncio.to_thread(_parse_pending, surveys)
+    files = await asyncio.to_thread(read_pending, surveys)
     if transaction == "all":
         for one in surveys:
             for migration in one.plan.pending:
-                refuse_in_single_transaction(migration, files[one.source.label, migration.name][1])
-    known = await _known_for(connection, files)
+                refuse_in_single_transaction(migration, files[one.source.label, migration.name].statements)
+    known = await known_for(connection, files.values())
     refused = [f for s in surveys for f in s.plan.refusals]
     return {
         "would_run": not refused and bool(files),
@@ -73,21 +67,17 @@ async def preview(
     }
 
 
-async def known_for(connection: Any, surveys: Sequence[Survey], *, tolerant: bool = False) -> Known:
-    """The catalogue, as far as the pending files speak of it; with `tolerant`, one that is not SQL is left out."""
-    return await _known_for(connection, await asyncio.to_thread(_parse_pending, surveys, tolerant=tolerant))
-
-
-async def _known_for(connection: Any, files: _Files) -> Known:
+async def known_for(connection: Any, files: Iterable[SqlFile]) -> Known:
+    """The catalogue, as far as the files speak of it."""
     named, functions = await asyncio.to_thread(_mentioned, files)
     return await read_known(connection, named, functions)
 
 
-def _mentioned(files: _Files) -> tuple[set[str], set[str]]:
+def _mentioned(files: Iterable[SqlFile]) -> tuple[set[str], set[str]]:
     named: set[str] = set()
     functions: set[str] = set()
-    for raw_size, parsed in files.values():
-        for _, node, fields in trees(parsed, raw_size):
+    for file in files:
+        for _, node, fields in file.trees():
             inner = block_statements(fields)[0] if node == "DoStmt" else ()
             for one_node, one in ((node, fields), *((i.node, i.fields) for i in inner)):
                 named |= {name.name for name in ast.mentioned(one_node, one)}
@@ -95,57 +85,29 @@ def _mentioned(files: _Files) -> tuple[set[str], set[str]]:
     return named, functions
 
 
-_Files = dict[tuple[str, str], tuple[int, tuple["Statement", ...]]]
+def read_pending(surveys: Sequence[Survey]) -> dict[tuple[str, str], SqlFile]:
+    """The pending files by source and name. Blocking; raises FolderError and SqlSyntaxError."""
+    return {
+        (one.source.label, migration.name): SqlFile(migration.read(), path=migration.path)
+        for one in surveys
+        for migration in one.plan.pending
+    }
 
 
-def _parse_pending(surveys: Sequence[Survey], *, tolerant: bool = False) -> _Files:
-    files: _Files = {}
-    for one in surveys:
-        for migration in one.plan.pending:
-            raw = migration.read()
-            try:
-                files[one.source.label, migration.name] = len(raw), statements(raw, path=migration.path)
-            except SqlSyntaxError:
-                if not tolerant:
-                    raise
-    return files
-
-
-class _Relation(msgspec.Struct):
-    relname: str
-    schemaname: str | None = None
-
-
-class _Head(msgspec.Struct):
-    relation: _Relation
-
-
-def trees(parsed: Sequence[Statement], raw_size: int) -> Iterator[tuple[Statement, str, ast.Tree]]:
-    """Each statement with its tree; of the data statements of a large file only the table."""
-    for statement in parsed:
-        (one,) = parser.parse(statement.text.encode())
-        if raw_size > _HEAD_ONLY_BYTES and one.node in _DATA_NODES:
-            head = msgspec.json.decode(one.body, type=_Head).relation
-            relation = {"relname": head.relname, **({"schemaname": head.schemaname} if head.schemaname else {})}
-            yield statement, one.node, {"relation": relation}
-        else:
-            yield statement, one.node, one.fields()
-
-
-def _source(one: Survey, files: _Files, known: Known) -> dict[str, Any]:
+def _source(one: Survey, files: Mapping[tuple[str, str], SqlFile], known: Known) -> dict[str, Any]:
     source = one.source
     pending = []
     for migration in one.plan.pending:
-        raw_size, parsed = files[source.label, migration.name]
+        file = files[source.label, migration.name]
         done = one.unfinished[migration.name].done if migration.name in one.unfinished else 0
         pending.append(
             {
                 "name": migration.name,
                 "file": migration.path,
                 "size_bytes": migration.size_bytes,
-                "transaction": "one" if _is_one_transaction(parsed) else "steps",
+                "transaction": "one" if file.is_one_transaction else "steps",
                 "statements_done": done,
-                **_statements(parsed, raw_size, known),
+                **_statements(file, known),
             }
         )
     return {
@@ -160,19 +122,15 @@ def _source(one: Survey, files: _Files, known: Known) -> dict[str, Any]:
     }
 
 
-def _is_one_transaction(parsed: Sequence[Statement]) -> bool:
-    return all(s.fits_a_transaction for s in parsed)
-
-
-def _statements(parsed: Sequence[Statement], raw_size: int, known: Known) -> dict[str, Any]:
+def _statements(file: SqlFile, known: Known) -> dict[str, Any]:
     """The statements of a file; neighbours that do the same to the same tables are one entry with a count."""
     shown: list[dict[str, Any]] = []
     held: list[HeldLock] = []
     holding = Holding()
-    steps = not _is_one_transaction(parsed)
+    steps = not file.is_one_transaction
     in_own = False  # after the file's own COMMIT each statement is a transaction
     last: tuple[str, Impact] | None = None
-    for statement, node, fields in trees(parsed, raw_size):
+    for statement, node, fields in file.trees():
         if statement.transaction_control in {"commit", "rollback"} or not statement.transactional:
             known.end_transaction()
             holding = Holding()

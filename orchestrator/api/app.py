@@ -187,7 +187,7 @@ class Gate:
         if isinstance(request.protocol, Connection) and request.protocol.is_reserved:
             return problem(503, "there are too many connections; try again", headers=_LATER, instance=request.path)
         if page.is_asked_for(request):
-            return page.index()
+            return page.index(request)
         refused = self._backend.safety.check(request)
         if refused is not None:
             if "Authorization" in request.headers and refused.status == HTTPStatus.UNAUTHORIZED:

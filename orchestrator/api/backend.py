@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -27,6 +28,8 @@ class Backend(msgspec.Struct):
 
     safety: Safety = msgspec.field(default_factory=Safety)
     pool: Any = None
+    # Fewer than the pool has connections.
+    writing: asyncio.Semaphore = msgspec.field(default_factory=lambda: asyncio.Semaphore(3))
     sources: Sequence[Source] = msgspec.field(default_factory=tuple)
     policy: Any = "drizzle"
     ahead: Any = "refuse"

@@ -1,7 +1,12 @@
 """Follow `job_events` as all replicas write it, once a process, for any number of clients. Reads the database.
 
 One connection, and only while somebody watches. NOTIFY is a hint; what counts is what a look finds, so a lost one (a
-pooler between, a reconnect) costs a second at most, never an event. `positions` says why none is lost or told twice.
+pooler between, a reconnect) costs a second at most, never an event. `event_cursor` says why none is lost or told twice.
+
+What is told is durable: a claim commits asynchronously, and an event that a crash of the server took back would leave
+its number to another one, which nobody would be told. And a gap in the numbers is waited for only as long as there is a
+transaction that could fill it: one that has written events of this database, which its lock on the table shows. What
+else is open on the server delays nothing.
 """
 
 from __future__ import annotations
@@ -33,9 +38,23 @@ _TIMEOUT_S = 10.0
 _AGAIN_S = 1.0
 # For how long the place is kept when the last client has gone: one that reconnects finds it.
 _LINGER_S = 30.0
-# A gap is given up when no transaction is left that could fill it, and not before this: numbers are drawn a moment
-# before their transaction shows in snapshots.
-_GAP_MIN_S = 5.0
+# Where there are more gaps than can be told, those that are this old are given up, and that is said.
+_GAP_MOST_S = 10.0
+
+# Whoever draws a number holds this lock before, and lets go of it after its transaction is over for all snapshots.
+_WRITERS = """
+SELECT l.virtualtransaction FROM pg_catalog.pg_locks l
+WHERE l.locktype = 'relation' AND l.mode = 'RowExclusiveLock' AND l.granted
+    AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database())
+    AND l.relation = 'orchestrator.job_events'::pg_catalog.regclass
+"""
+_PREPARED = "-1/"  # a transaction that was prepared has another name than it had before
+_UNFLUSHED = "SELECT pg_catalog.pg_current_wal_insert_lsn() > pg_catalog.pg_current_wal_flush_lsn()"
+# A commit that waits for the disk takes everything before it along.
+_FLUSH = (
+    "SET LOCAL synchronous_commit = local",
+    "SELECT pg_catalog.pg_logical_emit_message(true, 'orchestrator', 'events are told')",
+)
 
 # In frames (about half a kilobyte each): a client that is that far behind is told so and comes back.
 _UNREAD_MAX = 2000
@@ -44,10 +63,10 @@ _CLIENTS_MAX = 128
 
 @dataclass(slots=True)
 class _Gap:
-    """`ceiling`: the first transaction that began after the gap was seen, None until the next look has asked."""
+    """Since when it is open, and the transactions that could fill it when it was seen."""
 
     since: float
-    ceiling: int | None = None
+    writers: frozenset[str]
 
 
 class Tail:
@@ -63,6 +82,7 @@ class Tail:
         self._hint = asyncio.Event()
         self._looked = asyncio.Condition()
         self._begun = self._done = 0
+        self._is_new = True
 
     @property
     def position(self) -> Position | None:
@@ -124,6 +144,7 @@ class Tail:
                     )
                     await connection.add_listener(_CHANNEL, self._hinted)
                 is_lost = False
+                self._is_new = True
                 await self._follow(connection)
             except CONNECTION_ERRORS as error:
                 if not is_lost:
@@ -165,47 +186,83 @@ class Tail:
 
     async def _look(self, connection: Any) -> None:
         """Publish all that has become visible since the last look."""
+        if self._is_new and self._cursor is not None:
+            last, _ = await read_newest_position(connection, gaps_max=0)
+            if last < self._cursor.last:
+                # Another server goes on in its place, without the newest of what was told.
+                self._life.emit("events.log_went_back", level="warning", told=self._cursor.last, now=last)
+                self._cursor = None
+        self._is_new = False
         if self._cursor is None:
             last, gaps = await read_newest_position(connection, gaps_max=GAPS_MAX)
             self._cursor, self._open = Cursor(Position(last, gaps)), {}
         cursor = self._cursor
         while True:
-            oldest, ceiling = await self._horizon(connection) if cursor.gaps else (0, 0)
+            # Asked before the rows are read: what has ended by now is seen by then.
+            writing = await self._writers(connection) if cursor.gaps else frozenset()
             rows = await read_events(connection, after=cursor.last, gaps=cursor.gaps, limit=_PAGE)
+            if rows:
+                await self._make_durable(connection)
+            is_full = False
             for row in rows:
                 if not cursor.take(row.id):
-                    # One more gap cannot be told: what lies beyond waits until a transaction has ended.
-                    rows = []
+                    is_full = True
                     break
                 self.hub.publish(frame_of(row, cursor.token()))
-            self._judge(cursor, oldest, ceiling)
-            if len(rows) < _PAGE:
+            await self._judge(connection, cursor, writing)
+            # One more gap cannot be told: what lies beyond waits until there is room.
+            if (is_full and not self._give_up_old(cursor)) or (not is_full and len(rows) < _PAGE):
                 return
 
     @staticmethod
-    async def _horizon(connection: Any) -> tuple[int, int]:
-        """The oldest transaction that runs, and the next that will begin. Asked before the rows are."""
-        row = await connection.fetchrow(
-            "SELECT pg_snapshot_xmin(s)::text::bigint AS oldest, pg_snapshot_xmax(s)::text::bigint AS next"
-            " FROM pg_current_snapshot() s"
-        )
-        return row["oldest"], row["next"]
+    async def _writers(connection: Any) -> frozenset[str]:
+        """The transactions that have written events and are open, prepared ones included."""
+        return frozenset(row["virtualtransaction"] for row in await connection.fetch(_WRITERS))
 
-    def _judge(self, cursor: Cursor, oldest: int, ceiling: int) -> None:
-        """Give up the gaps that no transaction can fill any more, and note the new ones."""
+    @staticmethod
+    async def _make_durable(connection: Any) -> None:
+        """Wait until the server's disk has what was read."""
+        if await connection.fetchval(_UNFLUSHED):
+            async with connection.transaction():
+                for statement in _FLUSH:
+                    await connection.execute(statement)
+
+    async def _judge(self, connection: Any, cursor: Cursor, writing: frozenset[str]) -> None:
+        """Settle the gaps that no transaction can fill any more, and note who could fill the new ones."""
         now = time.monotonic()
         known, self._open = self._open, {}
+        new: list[tuple[int, int]] = []
+        has_prepared = any(name.startswith(_PREPARED) for name in writing)
         for gap in tuple(cursor.gaps):
             # A gap that was split is the rest of one that was there before.
             before = known.get(gap) or next((of for (a, b), of in known.items() if a <= gap[0] and gap[1] <= b), None)
             if before is None:
-                self._open[gap] = _Gap(now)
-            elif before.ceiling is None:
-                self._open[gap] = _Gap(before.since, ceiling or None)
-            elif oldest >= before.ceiling and now - before.since > _GAP_MIN_S:
-                cursor.settle(*gap)
-            else:
+                new.append(gap)
+            elif has_prepared or before.writers & writing:
                 self._open[gap] = before
+            else:
+                cursor.settle(*gap)
+        if new:
+            # Asked after the rows were read: who has ended before this is seen the next time.
+            writers = await self._writers(connection)
+            self._open.update({gap: _Gap(now, writers) for gap in new})
+
+    def _give_up_old(self, cursor: Cursor) -> bool:
+        """Make room for gaps: whoever keeps some open for this long must not keep everybody waiting. False: for now."""
+        now = time.monotonic()
+        old = [gap for gap, of in self._open.items() if now - of.since >= _GAP_MOST_S]
+        for gap in old:
+            cursor.settle(*gap)
+            del self._open[gap]
+        if old:
+            self._life.emit(
+                "events.gaps_given_up",
+                level="warning",
+                first=old[0][0],
+                last=old[-1][1],
+                hint="A transaction that has added jobs is open for long; what it added is not told on the stream.",
+            )
+        return bool(old)
 
 
 async def replay(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
@@ -33,13 +34,14 @@ from orchestrator.jobs.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
     from orchestrator.api.backend import Backend
 
 _ACQUIRE_TIMEOUT_S = 10.0
 # A statement that takes longer is cancelled, and its connection given back: a pool is small.
 _ANSWER_TIMEOUT_S = 30.0
+_LOCK_LIMIT = "SET lock_timeout = '2s'"
 _JSON_HEADERS = {"Cache-Control": "no-store"}
 
 
@@ -103,9 +105,30 @@ class Call:
     headers: Any
     body: Any
 
-    def connection(self) -> Any:
-        """A connection of the pool, as an async context manager."""
-        return self.backend.pool.acquire(timeout=_ACQUIRE_TIMEOUT_S)
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Any]:
+        """A connection of the pool.
+
+        One that may write waits for locks of others (an idempotency key that an open transaction holds, for one) for a
+        moment only, and there are never so many of those that none is left for who only reads.
+        """
+        if self.operation.method == "GET":
+            async with self.backend.pool.acquire(timeout=_ACQUIRE_TIMEOUT_S) as connection:
+                yield connection
+            return
+        try:
+            async with asyncio.timeout(_ACQUIRE_TIMEOUT_S):
+                await self.backend.writing.acquire()
+        except TimeoutError:
+            detail = "too many requests wait to change something; try again"
+            raise Refusal(503, detail, headers=_LATER) from None
+        try:
+            async with self.backend.pool.acquire(timeout=_ACQUIRE_TIMEOUT_S) as connection:
+                if not connection.is_shared:
+                    await connection.execute(_LOCK_LIMIT)  # until it is given back
+                yield connection
+        finally:
+            self.backend.writing.release()
 
     def changed(self, **facts: object) -> None:
         """Say what this request changed, for the audit trail: names and numbers, never payloads."""
@@ -126,6 +149,7 @@ async def perform(
     operation: Operation, request: web.Request, backend: Backend, match: Mapping[str, str]
 ) -> web.StreamResponse:
     """Read the request, call the operation, and turn what it refuses into a problem."""
+    limit: asyncio.Timeout | None = None
     try:
         call = Call(
             operation,
@@ -136,13 +160,15 @@ async def perform(
             headers=_headers(operation, request),
             body=await request_body.read(request, operation.body, invalid=operation.invalid),
         )
-        async with asyncio.timeout(None if operation.is_stream else _ANSWER_TIMEOUT_S):
+        async with asyncio.timeout(None if operation.is_stream else _ANSWER_TIMEOUT_S) as limit:
             return await operation.handle(call)
     except Refusal as refusal:
         return problem(refusal.status, refusal.detail, instance=request.path, **refusal.members)
     except JobError as error:
         return _job_problem(error, request)
     except (*CONNECTION_ERRORS, TimeoutError) as error:
+        if limit is not None and limit.expired():
+            return problem(503, "this took too long; ask for less", headers=_LATER, instance=request.path)
         return _database_problem(error, request)
 
 
@@ -152,6 +178,9 @@ def _database_problem(error: Exception, request: web.Request) -> web.Response:
         isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError)
     ):
         return problem(422, "the database cannot store one of these values", instance=request.path)
+    if isinstance(error, asyncpg.LockNotAvailableError):
+        detail = "another transaction holds what this would change; try again"
+        return problem(503, detail, headers=_LATER, instance=request.path)
     if isinstance(error, asyncpg.QueryCanceledError):
         return problem(503, "the database took too long; ask for less", headers=_LATER, instance=request.path)
     if isinstance(error, asyncpg.PostgresError) and not (error.sqlstate or "").startswith(_PASSING):
@@ -180,8 +209,8 @@ def _job_problem(error: JobError, request: web.Request) -> web.Response:
         case JobStateError():
             refusal = Refusal(409, error.message, state=error.state, sibling_id=error.sibling_id, **facts)
         case IdempotencyError():
-            # 422 in draft-ietf-httpapi-idempotency-key-header; the job that has the key is told.
-            refusal = Refusal(422, error.message, job_id=error.job_id, **facts)
+            # A conflict with what is there (RFC 9110, 15.5.10); the job that has the key is told.
+            refusal = Refusal(409, error.message, job_id=error.job_id, **facts)
         case _:
             refusal = Refusal(422, error.message, **facts)
     return problem(refusal.status, refusal.detail, **refusal.members)

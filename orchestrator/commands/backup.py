@@ -1,12 +1,12 @@
-"""`backup` and `restore`: a copy of the whole database, proven, and the way back to one."""
+"""`backup`: a copy of the whole database, proven."""
 
 from __future__ import annotations
 
-import sys
-
+from orchestrator.commands.console import say
 from orchestrator.commands.runner import failed_early, load, prepared, print_json, run, with_folder, with_json
 
 TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
+
 if TYPE_CHECKING:
     import argparse
     from collections.abc import AsyncIterator
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from orchestrator.lifecycle import Lifecycle
     from orchestrator.migrator.sources import Source
     from orchestrator.settings import Settings
-
-_WIDTH_OFF_A_TERMINAL = 200
 
 
 def backup(parser: argparse.ArgumentParser) -> None:
@@ -41,16 +39,6 @@ def backup(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_backup)
 
 
-def restore(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `restore`."""
-    with_json(parser)
-    parser.add_argument("file", metavar="FILE", nargs="?", help="the backup: a path, or a file's name in BACKUP_DIR")
-    parser.add_argument("--force", action="store_true", help="terminate the sessions that are on the database")
-    parser.add_argument("--yes", action="store_true", help="do not ask")
-    with_trust(parser)
-    parser.set_defaults(run=_restore)
-
-
 def with_trust(parser: argparse.ArgumentParser) -> None:
     """Add the options that say how far a backup is trusted."""
     parser.add_argument(
@@ -69,20 +57,16 @@ def with_own_rights(parser: argparse.ArgumentParser) -> None:
     )
 
 
-# ------------------------------------------------------------------------------------------------------------- backup
-
-
 def _backup(options: argparse.Namespace) -> int:
     if options.list:
         return _list(options)
-    result: dict[str, Any] = {}
 
-    async def work(settings: Settings, life: Lifecycle) -> None:
+    async def work(settings: Settings, life: Lifecycle) -> dict[str, Any]:
         from orchestrator.backup.vouching import read_records, vouched_for
-        from orchestrator.lifecycle import Phase
         from orchestrator.migrator.safety_backup import back_up
 
-        existing = None if not options.test else await _read(_resolved(options.test, settings))
+        result: dict[str, Any] = {}
+        existing = None if not options.test else await read_file(resolved(options.test, settings))
         directory = None if existing else _directory(options, settings)
         async with _session(settings, life) as (connection, dsn, sources):
             if directory is not None:
@@ -104,15 +88,16 @@ def _backup(options: argparse.Namespace) -> int:
             result["backup"] = existing.described()
             if options.test is not None:
                 result["test"] = await _test(existing, dsn, options, settings, life)
-        life.enter(Phase.STOPPED)
+        return result
 
-    code = run(options, work)
-    if result.get("backup") and (code == 0 or result.get("test")):
+    def show(result: dict[str, Any]) -> int:
         if options.json:
             print_json(result)
         else:
             _print_backup(result)
-    return 1 if code == 0 and result.get("test", {}).get("differences") else code
+        return int(bool(result.get("test", {}).get("differences")))
+
+    return run(options, work, show)
 
 
 async def _test(
@@ -174,7 +159,7 @@ def _no_directory() -> Exception:
     )
 
 
-def _resolved(given: str, settings: Settings) -> Path:
+def resolved(given: str, settings: Settings) -> Path:
     """The path as given; a bare name that is not here is looked for in BACKUP_DIR."""
     from pathlib import Path
 
@@ -184,7 +169,8 @@ def _resolved(given: str, settings: Settings) -> Path:
     return path.absolute()
 
 
-async def _read(path: Path) -> Backup:
+async def read_file(path: Path) -> Backup:
+    """The backup and what its manifest says of it; errors as in `read_backup`."""
     import asyncio
 
     from orchestrator.backup.manifest import read_backup
@@ -204,22 +190,15 @@ def _list(options: argparse.Namespace) -> int:
     if options.json:
         print_json({"backups": [one.described() for one in backups]})
         return 0
-    from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
 
-    from orchestrator.commands.console import size_words
+    from orchestrator.commands.console import results, size_words, table
 
-    console = Console(soft_wrap=True)
-    if not console.is_terminal:
-        console.width = _WIDTH_OFF_A_TERMINAL
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("taken (UTC)", "database", "size", "rows", "why", "newest migration", "file"):
-        table.add_column(column, overflow="fold", justify="right" if column in {"size", "rows"} else "left")
+    shown = table("taken (UTC)", "database", "size", "rows", "why", "newest migration", "file", right=("size", "rows"))
     for one in backups:
         manifest = one.manifest
         newest = next((s.newest_name or f"row {s.newest_id}" for s in manifest.ledgers[::-1] if s.rows), "-")
-        table.add_row(
+        shown.add_row(
             f"{manifest.taken_at:%Y-%m-%d %H:%M:%S}",
             escape(manifest.database),
             size_words(manifest.size_bytes),
@@ -228,7 +207,7 @@ def _list(options: argparse.Namespace) -> int:
             escape(newest),
             escape(one.path.name),
         )
-    console.print(table if backups else "No backups yet.")
+    results().print(shown if backups else "No backups yet.")
     return 0
 
 
@@ -237,93 +216,18 @@ def _print_backup(result: dict[str, Any]) -> None:
 
     made, test = result["backup"], result.get("test")
     rows = sum(made["tables"].values())
-    print(made["path"])
-    print(
+    say(made["path"])
+    say(
         f"  {size_words(made['size_bytes'])}, {len(made['tables'])} tables, {rows:,} rows, PostgreSQL"
         f" {made['server_version'].split()[0]}, taken {made['taken_at']} in {made['duration_s']:.1f} s"
     )
     for one in result.get("removed", ()):
-        print(f"  removed {one['path']}, taken {one['taken_at']}")
+        say(f"  removed {one['path']}, taken {one['taken_at']}")
     if test is not None and test["differences"]:
-        print("  restored into a scratch database, and it is not the same:")
+        say("  restored into a scratch database, and it is not the same:")
         for line in test["differences"]:
-            print(f"    {line}")
+            say(f"    {line}")
     elif test is not None:
-        print(f"  restored into a scratch database and compared in {test['duration_s']:.1f} s: the same")
+        say(f"  restored into a scratch database and compared in {test['duration_s']:.1f} s: the same")
     for one in test["left_out"] if test is not None else ():
-        print(f"  not tested, since only a superuser can make it: {one}")
-
-
-# ------------------------------------------------------------------------------------------------------------ restore
-
-
-def _restore(options: argparse.Namespace) -> int:
-    from orchestrator.backup.manifest import read_backup
-    from orchestrator.errors import ConfigurationError, OrchestratorError, Problem
-
-    try:
-        settings = load(options)
-        if options.file is None:
-            raise ConfigurationError(
-                [
-                    Problem(
-                        "the file", "is not given", "a backup, as `orchestrator backup --list` shows them", "app-….dump"
-                    )
-                ]
-            )
-        chosen = read_backup(_resolved(options.file, settings))
-        if not options.yes and not sys.stdin.isatty():
-            raise ConfigurationError(
-                [Problem("--yes", "is not given, and there is nobody to ask", "a terminal, or --yes", "--yes")]
-            )
-    except OrchestratorError as error:
-        return failed_early(error)
-    if not options.yes and not _agreed(chosen, settings):
-        print("Nothing was changed.", file=sys.stderr)
-        return 1
-    result: dict[str, Any] = {}
-
-    async def work(settings: Settings, life: Lifecycle) -> None:
-        from dataclasses import asdict
-
-        from orchestrator.backup.restore import Demand
-        from orchestrator.backup.restore import restore as restore_backup
-        from orchestrator.lifecycle import Phase
-        from orchestrator.migrator.safety_backup import manifest_reader
-
-        dsn = settings.migration_database
-        assert dsn is not None, "load() demands a database"  # noqa: S101
-        life.enter(Phase.CONNECTING)
-        demand = Demand(
-            manifest_reader(chosen.manifest),
-            force=options.force,
-            key=settings.backup_key,
-            unverified=options.unverified,
-            with_own_rights=options.with_own_rights,
-            connect_timeout_s=settings.db_connect_timeout_s,
-        )
-        restored = await restore_backup(chosen, dsn, demand, life.emit)
-        result.update(asdict(restored), backup=chosen.described())
-        life.enter(Phase.STOPPED)
-
-    code = run(options, work)
-    if code == 0 and options.json:
-        print_json(result)
-    elif code == 0:
-        print(f"{result['database']} now holds the backup of {chosen.manifest.taken_at:%Y-%m-%d %H:%M:%S}Z.")
-        if result["kept_as"]:
-            print(f"What was there is kept as {result['kept_as']}. To go back, while nobody is on either of them:")
-            for statement in result["go_back"]:
-                print(f"  {statement}")
-            print(f"To give up what was there: {result['drop']}")
-    return code
-
-
-def _agreed(chosen: Backup, settings: Settings) -> bool:
-    manifest = chosen.manifest
-    where = settings.migration_database.redacted() if settings.migration_database else ""
-    print(f"Backup:   {chosen.path}", file=sys.stderr)
-    print(f"          {manifest.database}, taken {manifest.taken_at:%Y-%m-%d %H:%M:%S}Z", file=sys.stderr)
-    print(f"Replaces: {where} (kept under another name)", file=sys.stderr)
-    print("Go on? [y/N] ", end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline().strip().lower() in {"y", "yes"}
+        say(f"  not tested, since only a superuser can make it: {one}")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from orchestrator.commands.console import say
 from orchestrator.commands.runner import failed_early, load, print_json, with_folder, with_json
 
 TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
+
 if TYPE_CHECKING:
     import argparse
 
@@ -24,7 +26,7 @@ def _config(options: argparse.Namespace) -> int:
     if options.markdown:
         from orchestrator.variables import markdown_table
 
-        print(markdown_table())
+        say(markdown_table())
         return 0
     try:
         settings = load(options)
@@ -34,7 +36,15 @@ def _config(options: argparse.Namespace) -> int:
         rows = [{"variable": n, "value": v, "source": s} for n, v, s in settings.describe()]
         print_json({"settings": rows, "suspects": settings.suspects})
     else:
-        from orchestrator.commands.console import print_settings
+        from rich.markup import escape
 
-        print_settings(settings.describe(), settings.suspects)
+        from orchestrator.commands.console import results, table
+
+        shown = table("variable", "value", "from")
+        for name, value, source in settings.describe():
+            shown.add_row(name, escape(value), escape(source))
+        console = results()
+        console.print(shown)
+        for found, meant in settings.suspects:
+            console.print(f"[yellow]{found} is set and means nothing here: did you mean {meant}?[/]")
     return 0

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from contextlib import asynccontextmanager
+from functools import partial
 
+from orchestrator.commands.console import say
 from orchestrator.commands.new import facts_of, folder_of, with_new_file
 from orchestrator.commands.runner import print_json, run, with_embedded, with_json
 
 TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
+
 if TYPE_CHECKING:
     import argparse
     from collections.abc import AsyncIterator, Sequence
@@ -47,28 +50,25 @@ def generate(parser: argparse.ArgumentParser) -> None:
 
 def _generate(options: argparse.Namespace) -> int:
     if options.name is None and not options.check:
-        print("orchestrator generate: a NAME is needed, or --check", file=sys.stderr)
+        say("orchestrator generate: a NAME is needed, or --check", file=sys.stderr)
         return 2
-    outcome: dict[str, Any] = {}
 
-    async def work(settings: Settings, life: Lifecycle) -> None:
-        outcome.update(await _work(options, settings, life))
+    def show(outcome: dict[str, Any]) -> int:
+        if options.json:
+            print_json(outcome["facts"])
+        else:
+            _print(options, outcome)
+        found: Generated = outcome["found"]
+        return 1 if (options.check and found.differs) or (found.unwritten and not found.files) else 0
 
-    code = run(options, work, default_level="warning")
-    if code != 0:
-        return code
-    if options.json:
-        print_json(outcome["facts"])
-    else:
-        _print(options, outcome)
-    found: Generated = outcome["found"]
-    return 1 if (options.check and found.differs) or (found.unwritten and not found.files) else 0
+    return run(options, partial(_work, options), show, default_level="warning")
 
 
 async def _work(options: argparse.Namespace, settings: Settings, life: Lifecycle) -> dict[str, Any]:
     import asyncio
     import time
 
+    from orchestrator.commands.console import can_ask
     from orchestrator.errors import ConfigurationError, Problem
     from orchestrator.tools.new_file import check_name, plan_migration, write_migrations
 
@@ -87,7 +87,7 @@ async def _work(options: argparse.Namespace, settings: Settings, life: Lifecycle
     from orchestrator.tools.generate import generate as compare
 
     answers = [*options.rename, *(["*"] if options.no_renames else [])]
-    asks = sys.stdin.isatty() and sys.stderr.isatty() and not options.check and not options.json
+    asks = can_ask() and not options.check and not options.json
     async with _server(settings, life, embedded=options.embedded) as server:
         found = await compare(
             server,
@@ -152,55 +152,41 @@ async def _server(settings: Settings, life: Lifecycle, *, embedded: bool) -> Asy
 
 async def _ask(candidates: Sequence[Rename]) -> Rename | None:
     """Ask on the terminal which one it was; an empty answer is: it is new."""
+    from orchestrator.commands.console import ask
+
     first = candidates[0]
-    where = f" of the table {first.table[1]}" if first.column else ""
-    print(
-        f"{'Column' if first.column else 'Table'} {first.new}{where} is in the code, and not in the migrations.",
-        file=sys.stderr,
-    )
-    print("  0  it is new", file=sys.stderr)
+    what, where = {
+        "table": ("Table", ""),
+        "schema": (f"Table {first.name[1]} in the schema", ""),
+        "column": ("Column", f" of the table {first.name[1]}"),
+        "value": ("Value", f" of the enum {first.name[1]}"),
+    }[first.kind]
+    say(f"{what} {first.new}{where} is in the code, and not in the migrations.", file=sys.stderr)
+    say("  0  it is new", file=sys.stderr)
     for number, one in enumerate(candidates, 1):
-        print(f"  {number}  it was {one.column or one.table[1]}, renamed", file=sys.stderr)
+        was = ".".join(one.name) if one.kind == "schema" else one.old or one.name[1]
+        say(f"  {number}  it was {was}, {'moved' if one.kind == 'schema' else 'renamed'}", file=sys.stderr)
     while True:
-        print(f"0 to {len(candidates)} [0]: ", end="", file=sys.stderr, flush=True)
-        answer = await _read_line()
-        if answer is None or not answer.strip():
+        answer = await ask(f"0 to {len(candidates)} [0]: ")
+        if not answer:
             return None
-        if answer.strip().isdigit() and int(answer) <= len(candidates):
+        if answer.isdigit() and int(answer) <= len(candidates):
             return candidates[int(answer) - 1] if int(answer) else None
-
-
-async def _read_line() -> str | None:
-    """A line from the terminal, None at its end; a thread that reads could not be cancelled by Ctrl-C."""
-    import asyncio
-
-    loop = asyncio.get_running_loop()
-    line: asyncio.Future[str] = loop.create_future()
-
-    def ready() -> None:
-        if not line.done():
-            line.set_result(sys.stdin.readline())
-
-    loop.add_reader(sys.stdin.fileno(), ready)
-    try:
-        return await line or None
-    finally:
-        loop.remove_reader(sys.stdin.fileno())
 
 
 def _print(options: argparse.Namespace, outcome: dict[str, Any]) -> None:
     found: Generated = outcome["found"]
     if not found.differs:
-        print("Code and migrations agree: nothing to write.")
+        say("Code and migrations agree: nothing to write.")
         return
     if options.check:
-        print("Code and migrations differ:")
+        say("Code and migrations differ:")
         for step in (*found.active, *found.withheld, *found.said):
-            print(f"  {'(drop) ' if step.drops else ''}{' '.join(step.sql.split())};")
+            say(f"  {'(drop) ' if step.drops else ''}{' '.join(step.sql.split())};")
     for made in outcome["made"]:
-        print(made.path)
+        say(made.path)
     for line in _remarks(found, written=bool(outcome["made"])):
-        print(line, file=sys.stderr)
+        say(line, file=sys.stderr)
 
 
 def _remarks(found: Generated, *, written: bool) -> list[str]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
+from orchestrator.commands.console import say
 from orchestrator.commands.runner import failed_early, load, print_json, run, with_folder, with_json
 
 TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
+
 if TYPE_CHECKING:
     import argparse
     from typing import Any
@@ -48,20 +51,12 @@ def _lint(options: argparse.Namespace) -> int:
     if settings.database is None or _is_broken(folders[0][0]):
         reports = [(_without_a_database(folder, only), _scope(folder, only)) for folder, only in folders]
         return _tell(options, reports)
-    found: list[LintReport] = []
-    scope: list[str] = []
-
-    async def ask(settings: Settings, life: Lifecycle) -> None:
-        report, words = await _with_ledger(settings, life, folders[0][0], every=options.all)
-        found.append(report)
-        scope.append(words)
-
-    code = run(options, ask, default_level="warning")
-    return code if code != 0 else _tell(options, [(found[0], scope[0])])
+    ask = partial(_with_ledger, folder=folders[0][0], every=options.all)
+    return run(options, ask, lambda found: _tell(options, [found]), default_level="warning")
 
 
 async def _with_ledger(
-    settings: Settings, life: Lifecycle, folder: LintFolder, *, every: bool
+    settings: Settings, life: Lifecycle, *, folder: LintFolder, every: bool
 ) -> tuple[LintReport, str]:
     """What is found with the database at hand, and in words what was looked at."""
     import asyncio
@@ -132,14 +127,14 @@ def _shown(file: str) -> str:
 def _tell(options: argparse.Namespace, reports: list[tuple[LintReport, str]]) -> int:
     findings = [f for report, _ in reports for f in report.findings]
     allowed = [f for report, _ in reports for f in report.allowed]
-    files = sum(len(report.files) for report, _ in reports)
+    looked_at = [file for report, _ in reports for file in report.files]
     fails = any(report.fails for report, _ in reports)
     if options.json:
         counts = {level: sum(f.level == level for f in findings) for level in _GITHUB}
         print_json(
             {
                 "scope": "; ".join(words for _, words in reports),
-                "files": [_shown(file) for report, _ in reports for file in report.files],
+                "files": [_shown(file) for file in looked_at],
                 "findings": [_described(f) for f in findings],
                 "allowed": [_described(f) for f in allowed],
                 "counts": counts,
@@ -148,9 +143,9 @@ def _tell(options: argparse.Namespace, reports: list[tuple[LintReport, str]]) ->
         )
     elif options.github:
         for one in findings:
-            print(github_line(one))
+            say(github_line(one))
     else:
-        _print(findings, allowed, files, "; ".join(words for _, words in reports), notes=options.notes)
+        _print(findings, allowed, looked_at, "; ".join(words for _, words in reports), notes=options.notes)
     return int(fails)
 
 
@@ -185,14 +180,15 @@ def _escaped(text: str, *, in_property: bool = False) -> str:
     return text.replace(":", "%3A").replace(",", "%2C") if in_property else text
 
 
-def _print(findings: list[LintFinding], allowed: list[LintFinding], files: int, scope: str, *, notes: bool) -> None:
+def _print(
+    findings: list[LintFinding], allowed: list[LintFinding], looked_at: list[str], scope: str, *, notes: bool
+) -> None:
     """Findings by file; what to write instead stands once for each rule, at the end."""
-    from rich.console import Console
     from rich.markup import escape
 
-    from orchestrator.commands.console import counted
+    from orchestrator.commands.console import counted, results
 
-    console = Console(soft_wrap=True, highlight=False)
+    console = results()
     shown = [f for f in findings if notes or f.level != "note"]
     last = ""
     for one in shown:
@@ -211,4 +207,6 @@ def _print(findings: list[LintFinding], allowed: list[LintFinding], files: int, 
     hidden = "" if notes or not counts["note"] else " (--notes shows them)"
     told = ", ".join(counted(counts[level], level) for level in ("error", "warning", "note")) + hidden
     kept = f", {len(allowed)} allowed" if allowed else ""
-    console.print(f"\n{counted(files, 'file')} looked at ({escape(scope)}): {told}{kept}.")
+    others = len({f.file for f in findings} - set(looked_at))
+    beyond = f", and {counted(others, 'other')} by the journal or the ledger alone" if others else ""
+    console.print(f"\n{counted(len(looked_at), 'file')} looked at ({escape(scope)}){beyond}: {told}{kept}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import groupby
 
 from orchestrator.commands.runner import print_json, run, with_folder, with_json
@@ -30,24 +31,20 @@ def with_plan_options(parser: argparse.ArgumentParser) -> None:
 
 def show_plan(options: argparse.Namespace) -> int:
     """Print the plan; the exit code is that of `status --exit-code`."""
-    found: dict[str, Any] = {}
 
-    async def gather(settings: Settings, life: Lifecycle) -> None:
-        embedded = getattr(options, "embedded", False)
-        found.update(await _gather(settings, life, embedded=embedded))
-
-    code = run(options, gather, default_level="warning")
-    if code != 0:
-        return code
-    if options.json:
-        print_json(found)
-    else:
-        _print(found)
-    if options.exit_code:
+    def show(found: dict[str, Any]) -> int:
+        if options.json:
+            print_json(found)
+        else:
+            _print(found)
+        if not options.exit_code:
+            return 0
         from orchestrator.errors import EXIT_MIGRATION
 
         return EXIT_MIGRATION if found["refused"] else int(found["pending"] > 0)
-    return 0
+
+    gather = partial(_gather, embedded=getattr(options, "embedded", False))
+    return run(options, gather, show, default_level="warning")
 
 
 async def _gather(settings: Settings, life: Lifecycle, *, embedded: bool) -> dict[str, Any]:
@@ -77,11 +74,9 @@ async def _gather(settings: Settings, life: Lifecycle, *, embedded: bool) -> dic
 
 
 def _print(found: dict[str, Any]) -> None:
-    from rich.console import Console
+    from orchestrator.commands.console import counted, results
 
-    from orchestrator.commands.console import counted
-
-    console = Console(soft_wrap=True)
+    console = results()
     for source in found["sources"]:
         _print_source(console, source)
     hurting = [p["name"] for s in found["sources"] for p in s["pending"] if p["hurts"]]
@@ -92,11 +87,11 @@ def _print(found: dict[str, Any]) -> None:
     else:
         statements = sum(s["count"] for f in found["sources"] for p in f["pending"] for s in p["statements"])
         amount = f"{counted(found['pending'], 'migration')}, {counted(statements, 'statement')}"
-        console.print(f"\n{amount} would run.", highlight=False)
+        console.print(f"\n{amount} would run.")
         if found["transaction"] == "all":
             console.print("[yellow]MIGRATION_TRANSACTION=all[/]: every lock above stays until the last one is done.")
         if hurting:
-            console.print(f"[bold red]Running code would wait[/] in: {', '.join(hurting)}", highlight=False)
+            console.print(f"[bold red]Running code would wait[/] in: {', '.join(hurting)}")
         else:
             console.print("[green]None of them holds running code up for longer than a blink.[/]")
 
@@ -110,7 +105,6 @@ def _print_source(console: Any, source: dict[str, Any]) -> None:
     console.print(
         f"[bold]Migrations of the {source['source']}[/]: {source['applied']} applied, {len(pending)} pending;"
         f" ledger {escape(source['ledger'])}{made}",
-        highlight=False,
     )
     for migration in pending:
         _print_migration(console, migration)
@@ -123,7 +117,7 @@ def _print_migration(console: Any, migration: dict[str, Any]) -> None:
     from rich.table import Table
 
     how = "one transaction" if migration["transaction"] == "one" else "statement by statement, no one transaction"
-    console.print(f"\n  [bold cyan]{escape(migration['name'])}[/]  [dim]{how}[/]", highlight=False)
+    console.print(f"\n  [bold cyan]{escape(migration['name'])}[/]  [dim]{how}[/]")
     if migration["statements_done"]:
         console.print(f"  an interrupted run did the first {migration['statements_done']} statements already")
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=True, show_edge=False)
@@ -148,7 +142,6 @@ def _print_migration(console: Any, migration: dict[str, Any]) -> None:
         console.print(
             f"  [bold red]held[/]: the lock on {escape(held['table'])} that statement {held['taken_by']} takes stays"
             f" until statement {held['until']}: {held['blocks']} wait for: {escape(held['work'])}",
-            highlight=False,
         )
 
 
@@ -160,6 +153,8 @@ def _is_in_use(statement: dict[str, Any]) -> bool:
 
 def _folded(statements: list[dict[str, Any]]) -> list[str]:
     """One row for neighbours that touch nothing in use."""
+    from rich.markup import escape
+
     kinds: dict[str, int] = {}
     for statement in statements:
         kinds[statement["kind"]] = kinds.get(statement["kind"], 0) + statement["count"]
@@ -167,7 +162,7 @@ def _folded(statements: list[dict[str, Any]]) -> list[str]:
     lines = str(first) if first == last else f"{first}-{last}"
     words = ", ".join(kind if count == 1 else f"{kind} ({count} times)" for kind, count in kinds.items())
     new = sorted({t["table"] for s in statements for t in s["touches"]})
-    does = f"on what is new here: {', '.join(new)}" if new else "touches no table in use"
+    does = f"on what is new here: {escape(', '.join(new))}" if new else "touches no table in use"
     return [lines, words, "-", "", "", "", does]
 
 

@@ -34,10 +34,8 @@ def _rehearse(options: argparse.Namespace) -> int:
 
         problem = Problem("--from-files", "has no rows to copy", "one of --with-data, --from-files", "--with-data")
         return failed_early(ConfigurationError([problem]))
-    found: list[RehearsalReport] = []
 
-    async def work(settings: Settings, life: Lifecycle) -> None:
-        from orchestrator.lifecycle import Phase
+    async def work(settings: Settings, life: Lifecycle) -> RehearsalReport:
         from orchestrator.migrator.run.options import Options
         from orchestrator.tools.rehearse import Rehearsal
         from orchestrator.tools.rehearse import rehearse as try_it
@@ -53,30 +51,28 @@ def _rehearse(options: argparse.Namespace) -> int:
             connect_timeout_s=settings.db_connect_timeout_s,
             wait_timeout_s=settings.command_wait_s,
         )
-        found.append(await try_it(dsn, sources, how, life.emit))
-        life.enter(Phase.STOPPED)
+        return await try_it(dsn, sources, how, life.emit)
 
-    code = run(options, work, default_level="warning")
-    if code != 0 or not found:
-        return code
-    report = found[0]
-    if options.json:
-        import msgspec
+    def show(report: RehearsalReport) -> int:
+        if options.json:
+            import msgspec
 
-        print_json({"well": report.is_well, **msgspec.to_builtins(report)})
-    else:
-        _print(report)
-    if report.failed is not None:
-        from orchestrator.errors import EXIT_MIGRATION
+            print_json({"well": report.is_well, **msgspec.to_builtins(report)})
+        else:
+            _print(report)
+        if report.failed is not None:
+            from orchestrator.errors import EXIT_MIGRATION
 
-        return EXIT_MIGRATION
-    return 0 if report.is_well else 1
+            return EXIT_MIGRATION
+        return 0 if report.is_well else 1
+
+    return run(options, work, show, default_level="warning")
 
 
 def _print(report: RehearsalReport) -> None:
-    from rich.console import Console
+    from orchestrator.commands.console import results
 
-    console = Console(soft_wrap=True, highlight=False)
+    console = results()
 
     def say(text: str, style: str = "") -> None:
         console.print(text, markup=False, style=style)

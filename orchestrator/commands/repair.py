@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 from orchestrator.commands.runner import prepared, print_json, run, with_folder, with_json
 from orchestrator.commands.verify import print_differences, print_edit, scratch_server, with_scratch
 
@@ -50,10 +48,8 @@ def repair(parser: argparse.ArgumentParser) -> None:
 
 
 def _repair(options: argparse.Namespace) -> int:
-    found: list[tuple[Proposal, bool]] = []
-
-    async def work(settings: Settings, life: Lifecycle) -> None:
-        from orchestrator.lifecycle import Phase
+    async def work(settings: Settings, life: Lifecycle) -> tuple[Proposal, bool]:
+        from orchestrator.commands.console import confirmed
         from orchestrator.tools.repair import Wish
         from orchestrator.tools.repair import repair as mend
         from orchestrator.tools.verify import Scope
@@ -77,58 +73,27 @@ def _repair(options: argparse.Namespace) -> int:
         async def confirm(proposal: Proposal) -> bool:
             if not options.json:
                 _print(proposal)
-            if options.yes:
-                return True
-            return await _asked(f"Change {proposal.ledger} so? [y/N] ")
+            return await confirmed(f"Change {proposal.ledger} so?", yes=options.yes)
 
-        found.append(await mend(dsn, sources, wish, life, confirm))
-        life.enter(Phase.STOPPED)
+        return await mend(dsn, sources, wish, life, confirm)
 
-    code = run(options, work, default_level="warning")
-    if code != 0 or not found:
-        return code
-    proposal, done = found[0]
-    refused = bool(proposal.differences) and not proposal.forced
-    if options.json:
-        import msgspec
+    def show(made: tuple[Proposal, bool]) -> int:
+        proposal, done = made
+        if options.json:
+            import msgspec
 
-        print_json({"done": done, **msgspec.to_builtins(proposal)})
-    else:
-        _print_end(proposal, done=done, refused=refused)
-    return 0 if done or proposal.is_empty else 1
+            print_json({"done": done, **msgspec.to_builtins(proposal)})
+        else:
+            _print_end(proposal, done=done, refused=bool(proposal.differences) and not proposal.forced)
+        return 0 if done or proposal.is_empty else 1
 
-
-async def _asked(question: str) -> bool:
-    """Whether the person at the terminal says yes; reading can be cancelled.
-
-    Raises:
-        NotConfirmedError: there is no terminal.
-    """
-    import asyncio
-
-    from orchestrator.tools.repair import NotConfirmedError
-
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        raise NotConfirmedError(
-            "there is no terminal to ask on, and --yes was not given; nothing was changed",
-            remedy="Look at what it would change, then run it again with --yes.",
-        )
-    sys.stderr.write(question)
-    sys.stderr.flush()
-    loop = asyncio.get_running_loop()
-    readable = asyncio.Event()
-    loop.add_reader(sys.stdin.fileno(), readable.set)  # a terminal is readable when a whole line is there
-    try:
-        await readable.wait()
-    finally:
-        loop.remove_reader(sys.stdin.fileno())
-    return sys.stdin.readline().strip().lower() in {"y", "yes"}
+    return run(options, work, show, default_level="warning")
 
 
 def _print(proposal: Proposal) -> None:
-    from rich.console import Console
+    from orchestrator.commands.console import results
 
-    console = Console(soft_wrap=True, highlight=False)
+    console = results()
     console.print(f"[bold]repair {proposal.action}[/] of the ledger {proposal.ledger}:")
     for edit in proposal.edits:
         print_edit(console, edit)
@@ -143,37 +108,39 @@ def _print(proposal: Proposal) -> None:
 
 def _print_rows(console: Any, title: str, rows: Sequence[Row]) -> None:
     from rich.markup import escape
-    from rich.table import Table
+
+    from orchestrator.commands.console import table
 
     if not rows:
         console.print(f"  {title}: no row")
         return
-    table = Table(box=None, padding=(0, 2, 0, 2), title=f"  {title}", title_justify="left")
-    for column in ("id", "hash", "created_at", "name", "file"):
-        table.add_column(column, overflow="fold")  # a name that is cut can be given to no command
+    shown = table("id", "hash", "created_at", "name", "file", title=f"  {title}", indent=2)
     for row in rows:
-        table.add_row(
+        shown.add_row(
             "new" if row.id is None else str(row.id),
-            f"{row.hash[:_SHOWN_HASH]}…",
+            escape(f"{row.hash[:_SHOWN_HASH]}…"),
             str(row.created_at),
             escape(row.name or "-"),
             escape(row.file or "-"),
         )
-    console.print(table)
+    console.print(shown)
 
 
 def _print_end(proposal: Proposal, *, done: bool, refused: bool) -> None:
-    from rich.console import Console
+    from rich.markup import escape
 
-    console = Console(soft_wrap=True, highlight=False)
+    from orchestrator.commands.console import results
+
+    console = results()
     if done:
         console.print("[green]Done.[/] The table orchestrator.repairs tells who did it, and the rows before and after.")
     elif proposal.is_empty:
         console.print("Nothing to change.")
     elif refused:
         print_differences(console, proposal.differences)
+        last = escape(proposal.names[-1]) if proposal.names else "-"
         console.print(
-            f"[red]Refused:[/] the database is not what the files up to {proposal.names[-1] if proposal.names else '-'}"
+            f"[red]Refused:[/] the database is not what the files up to {last}"
             " make. Mend it, choose another --to, leave schemas out, or --force it."
         )
     else:

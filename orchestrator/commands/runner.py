@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 
 from orchestrator import __version__
+from orchestrator.commands.console import say
 
 TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
+
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Coroutine
-    from typing import Any
+    from typing import Any, TypeVar
 
     from orchestrator.dsn import Dsn
     from orchestrator.errors import OrchestratorError
     from orchestrator.lifecycle import Lifecycle
     from orchestrator.migrator.sources import Source
     from orchestrator.settings import Settings
+    from orchestrator.signals import Deadline
+
+    T = TypeVar("T")
 
 _OVERRIDES = {
     "host": "HOST",
@@ -49,7 +55,7 @@ def print_json(value: object) -> None:
     """Print a result for machines, indented."""
     import msgspec
 
-    print(msgspec.json.format(msgspec.json.encode(value, enc_hook=str)).decode())
+    say(msgspec.json.format(msgspec.json.encode(value, enc_hook=str)).decode())
 
 
 async def prepared(settings: Settings, life: Lifecycle) -> tuple[list[Source], Dsn]:
@@ -89,14 +95,18 @@ def load(options: argparse.Namespace, *, needs_database: bool = True) -> Setting
     )
 
 
-def run(
+def run(  # noqa: PLR0915 the edge of every command is one story
     options: argparse.Namespace,
-    work: Callable[[Settings, Lifecycle], Coroutine[Any, Any, object]],
+    work: Callable[[Settings, Lifecycle], Coroutine[Any, Any, T]],
+    show: Callable[[T], int] | None = None,
     *,
     stopped_is_ok: bool = False,
     default_level: str | None = None,
 ) -> int:
-    """Load the settings, run `work` under signals and logs, and turn how it ended into an exit code."""
+    """Load the settings, run `work` under signals and logs, and turn how it ended into an exit code.
+
+    Where `work` came to its end, `show` gets what it made: it prints that, and says the exit code.
+    """
     from orchestrator.errors import OrchestratorError
 
     try:
@@ -108,6 +118,7 @@ def run(
 
     from orchestrator import logs, signals
     from orchestrator.lifecycle import Lifecycle, Phase
+    from orchestrator.threads import DaemonThreads
 
     secrets = (*settings.secrets, os.environ.get("PGPASSWORD", ""))
     life = Lifecycle(
@@ -120,7 +131,7 @@ def run(
     stream: Any = sys.stderr
     end_progress: Callable[[], None] = _nothing
     if on_terminal:
-        from orchestrator.commands.console import CurrentStderr, show_progress
+        from orchestrator.commands.progress import CurrentStderr, show_progress
 
         stream, end_progress = CurrentStderr(), show_progress(life)
     level = settings.log_level if default_level is None or settings.log_level == "debug" else default_level
@@ -138,21 +149,29 @@ def run(
             "settings.suspected", level="warning", variable=found, hint=f"it means nothing here; did you mean {meant}?"
         )
 
+    made: list[T] = []
+
     async def guarded() -> int:
+        # What hangs in a thread (a name server that is silent) holds up no exit.
+        asyncio.get_running_loop().set_default_executor(DaemonThreads())
+
         def stopping(signum: int) -> None:
             if life.phase not in {Phase.FAILED, Phase.STOPPED}:
                 life.enter(Phase.STOPPING, signal=signum)
-            # Whatever hangs, the process ends in time.
-            asyncio.get_running_loop().call_later(settings.shutdown_timeout_s, _force, life)
 
-        with signals.stop_on_signals(stopping) as stop:
+        def told() -> None:
+            life.emit("service.asked", signal=int(signal.SIGUSR1), uptime_s=round(life.uptime_s, 3))
+
+        deadline = _deadline(settings, stopped_is_ok=stopped_is_ok)
+        with signals.stop_on_signals(stopping, deadline, told) as stop:
             try:
-                await work(settings, life)
+                made.append(await work(settings, life))
             except Exception:
                 if life.phase not in {Phase.STOPPED, Phase.STOPPING, Phase.FAILED}:
                     life.enter(Phase.FAILED)
                 raise
         if stop.signal is None:
+            life.enter(Phase.STOPPED)
             return 0
         if life.phase is Phase.STOPPING:
             life.enter(Phase.STOPPED)
@@ -160,7 +179,7 @@ def run(
         return 0 if stopped_is_ok else signals.exit_code(stop.signal)
 
     try:
-        return asyncio.run(guarded())
+        code = asyncio.run(guarded())
     except OrchestratorError as error:
         end_progress()
         _explain(error, life)
@@ -178,15 +197,28 @@ def run(
         return 1
     finally:
         end_progress()
+    return show(made[0]) if show is not None and code == 0 and made else code
+
+
+# Written by a thread that waits for nobody: as JSON, which a person can read as well.
+_FORCED = (
+    b'{"level":"error","event":"service.stop_forced",'
+    b'"hint":"The stop took longer than SHUTDOWN_TIMEOUT; the process was ended."}\n'
+)
+
+
+def _deadline(settings: Settings, *, stopped_is_ok: bool) -> Deadline:
+    """What ends the process when its stop takes too long. Without any time to stop in, that is what was asked for."""
+    from orchestrator import signals
+
+    at_once = 0 if stopped_is_ok else signals.exit_code(signal.SIGTERM)
+    if settings.shutdown_timeout_s == 0:
+        return signals.Deadline(0, code=at_once, line=b"")
+    return signals.Deadline(settings.shutdown_timeout_s, code=1, line=_FORCED)
 
 
 def _nothing() -> None:
     """End nothing: there is no progress bar off a terminal."""
-
-
-def _force(life: Lifecycle) -> None:
-    life.emit("service.stop_forced", level="error", hint="The stop took longer than SHUTDOWN_TIMEOUT; ended at once.")
-    os._exit(1)
 
 
 def _explain(error: OrchestratorError, life: Lifecycle) -> None:

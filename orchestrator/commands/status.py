@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from orchestrator.commands.runner import print_json, run, with_folder, with_json
 
 TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
@@ -11,6 +13,8 @@ if TYPE_CHECKING:
 
     from orchestrator.lifecycle import Lifecycle
     from orchestrator.settings import Settings
+
+_SHOWN_APPLIED = 10
 
 
 def status(parser: argparse.ArgumentParser) -> None:
@@ -23,27 +27,20 @@ def status(parser: argparse.ArgumentParser) -> None:
 
 
 def _status(options: argparse.Namespace) -> int:
-    found: dict[str, Any] = {}
-
-    async def gather(settings: Settings, life: Lifecycle) -> None:
-        found.update(await _gather(settings, life, with_diff=options.diff))
-
-    code = run(options, gather, default_level="warning")
-    if code != 0:
-        return code
-    if options.json:
-        print_json(found)
-    else:
-        from orchestrator.commands.console import print_status
-
-        print_status(found)
-    if options.exit_code:
-        from orchestrator.errors import EXIT_MIGRATION
-
+    def show(found: dict[str, Any]) -> int:
+        if options.json:
+            print_json(found)
+        else:
+            _print(found)
+        if not options.exit_code:
+            return 0
         if any(f["refused"] for s in found["sources"] for f in s["findings"]):
+            from orchestrator.errors import EXIT_MIGRATION
+
             return EXIT_MIGRATION
         return 1 if any(s["pending"] for s in found["sources"]) else 0
-    return 0
+
+    return run(options, partial(_gather, with_diff=options.diff), show, default_level="warning")
 
 
 async def _gather(settings: Settings, life: Lifecycle, *, with_diff: bool) -> dict[str, Any]:
@@ -74,3 +71,74 @@ async def _gather(settings: Settings, life: Lifecycle, *, with_diff: bool) -> di
             "extensions": await extensions_status(connection, settings.extensions),
             "tables": await tables_status(connection),
         }
+
+
+def _print(status: dict[str, Any]) -> None:
+    """Print what was found, as tables."""
+    from rich.markup import escape
+
+    from orchestrator.commands.console import results, size_words, table
+
+    console = results()
+    server = status["server"]
+    role = "standby" if server["standby"] else "primary"
+    console.print(
+        f"[bold]{escape(server['address'])}[/]  PostgreSQL {escape(server['server_version'])} ({role}),"
+        f" {size_words(server['size_bytes'])}"
+    )
+    if status.get("running"):
+        _print_running(console, status["running"])
+    for source in status["sources"]:
+        _print_source(console, source)
+    if status["extensions"]:
+        shown = table("extension", "installed", "available", "", title="Extensions")
+        for e in status["extensions"]:
+            note = f"[red]missing:[/] {escape(e['sql'])}" if e["wanted"] and e["sql"] else ""
+            cells = (e["name"], e["installed_version"] or "-", e["available_version"] or "-")
+            shown.add_row(*map(escape, cells), note)
+        console.print(shown)
+    shown = table("table", "rows (estimate)", "size", right=("rows (estimate)", "size"), title="Tables")
+    for t in status["tables"]:
+        rows = "-" if t["estimated_rows"] is None else f"{t['estimated_rows']:,}"
+        shown.add_row(escape(f"{t['schema']}.{t['name']}"), rows, size_words(t["size_bytes"]))
+    console.print(shown if status["tables"] else "No tables yet.")
+
+
+def _print_running(console: Any, running: dict[str, Any]) -> None:
+    from rich.markup import escape
+
+    told = [f"pid {running['pid']}, {running['application_name']!r}", f"for {running['session_age_s']} s"]
+    if running["percent"] is not None:
+        told.append(f"{running['stage'] or ''} {running['percent']:.0f} %".strip())
+    if running["wait_event"]:
+        told.append(f"waits: {running['wait_event']}")
+    told += [f"blocked by pid {one['pid']} ({one.get('state')})" for one in running["blockers"]]
+    console.print(f"[yellow]A migration runs now[/]: {escape(', '.join(told))}")
+    if running["query"]:
+        console.print(f"  {escape(running['query'])}")
+
+
+def _print_source(console: Any, source: dict[str, Any]) -> None:
+    from rich.markup import escape
+
+    from orchestrator.commands.console import counted, print_findings, table
+
+    applied, pending = source["applied"], source["pending"]
+    console.print(
+        f"\n[bold]Migrations of the {source['source']}[/]: {escape(source['folder'])} (drizzle {source['generation']}),"
+        f" ledger {escape(source['ledger'])}{'' if source['ledger_exists'] else ' (not made yet)'}"
+    )
+    colour = "green" if not pending else "yellow"
+    console.print(f"  [{colour}]{len(applied)} applied, {len(pending)} pending[/], {counted(source['total'], 'file')}")
+    shown = table("state", "migration", "dated (UTC)", "took", indent=2)
+    if len(applied) > _SHOWN_APPLIED:
+        shown.add_row("…", f"{len(applied) - _SHOWN_APPLIED} earlier ones (all of them: --json)", "", "")
+    for row in applied[-_SHOWN_APPLIED:]:
+        took = "" if row["duration_s"] is None else f"{row['duration_s']:.3f} s"
+        name = row["name"] or f"row {row['id']}, hash {row['hash'][:12]}…"
+        shown.add_row("[green]applied[/]", escape(name), (row["dated"] or "").replace("+00:00", ""), took)
+    for row in pending:
+        shown.add_row("[yellow]pending[/]", escape(row["name"]), (row["dated"] or "").replace("+00:00", ""), "")
+    if applied or pending:
+        console.print(shown)
+    print_findings(console, source)

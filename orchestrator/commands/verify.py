@@ -54,36 +54,29 @@ def scratch_server(options: argparse.Namespace, dsn: Dsn) -> Dsn:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    found: list[Verdict] = []
-
-    async def work(settings: Settings, life: Lifecycle) -> None:
-        from orchestrator.lifecycle import Phase
+    async def work(settings: Settings, life: Lifecycle) -> Verdict:
         from orchestrator.tools.verify import Scope
         from orchestrator.tools.verify import verify as compare
 
         sources, dsn = await prepared(settings, life)
-        found.append(
-            await compare(
-                dsn,
-                sources,
-                on=scratch_server(options, dsn),
-                extensions=settings.extensions,
-                scope=Scope(tuple(options.schemas), tuple(options.exclude_schema), options.privileges),
-                connect_timeout_s=settings.db_connect_timeout_s,
-                wait_timeout_s=settings.command_wait_s,
-            )
+        return await compare(
+            dsn,
+            sources,
+            on=scratch_server(options, dsn),
+            extensions=settings.extensions,
+            scope=Scope(tuple(options.schemas), tuple(options.exclude_schema), options.privileges),
+            connect_timeout_s=settings.db_connect_timeout_s,
+            wait_timeout_s=settings.command_wait_s,
         )
-        life.enter(Phase.STOPPED)
 
-    code = run(options, work, default_level="warning")
-    if code != 0 or not found:
-        return code
-    verdict = found[0]
-    if options.json:
-        print_json(described(verdict))
-    else:
-        _print(verdict)
-    return 0 if verdict.is_equal else 1
+    def show(verdict: Verdict) -> int:
+        if options.json:
+            print_json(described(verdict))
+        else:
+            _print(verdict)
+        return 0 if verdict.is_equal else 1
+
+    return run(options, work, show, default_level="warning")
 
 
 def described(verdict: Verdict) -> dict[str, Any]:
@@ -96,9 +89,9 @@ def described(verdict: Verdict) -> dict[str, Any]:
 
 
 def _print(verdict: Verdict) -> None:
-    from rich.console import Console
+    from orchestrator.commands.console import results
 
-    console = Console(soft_wrap=True, highlight=False)
+    console = results()
     for one in verdict.ledger:
         console.print(f"[yellow]{one.kind.replace('_', ' '):<12}[/]", end="")
         console.print(f"{one.name} ({one.source}): {one.text}", markup=False)

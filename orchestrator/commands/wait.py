@@ -36,4 +36,3 @@ async def _connect(settings: Settings, life: Lifecycle) -> None:
         application_name="orchestrator wait",
     ):
         pass
-    life.enter(Phase.STOPPED)

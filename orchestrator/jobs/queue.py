@@ -22,12 +22,8 @@ if TYPE_CHECKING:
 State = Literal["scheduled", "queued", "running", "succeeded", "failed", "cancelled"]
 # What a client can wait for: hints, never the only way to learn of something.
 JOBS_CHANNEL = "orchestrator_jobs"
-EVENTS_CHANNEL = "orchestrator_events"
 CANCEL_CHANNEL = "orchestrator_cancel"
 SCHEDULES_CHANNEL = "orchestrator_schedules"
-
-UNFINISHED: tuple[State, ...] = ("scheduled", "queued", "running")
-FINISHED: tuple[State, ...] = ("succeeded", "failed", "cancelled")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +97,11 @@ async def enqueue_many(connection: Any, jobs: Sequence[NewJob], *, registry: Reg
     rows = [_row(job, known) for job in jobs]
     answers: list[Enqueued | None] = [None] * len(rows)
     left = list(range(len(rows)))
+    statement = _INSERT_KEYED if any(job.dedupe_key or job.idempotency_key for job in jobs) else _INSERT
     for _ in range(_TRIES):
         if not left:
             break
-        record = await connection.fetchrow(_INSERT, *map(list, zip(*(rows[n] for n in left), strict=True)))
+        record = await connection.fetchrow(statement, *map(list, zip(*(rows[n] for n in left), strict=True)))
         made = dict(zip(record["made"] or (), record["states"] or (), strict=True))
         conflicts = []
         for n, job_id in zip(left, record["ids"], strict=True):
@@ -179,6 +176,7 @@ WITH given AS MATERIALIZED (
         payload::pg_catalog.jsonb, coalesce(due, pg_catalog.now()), max_attempts, timeout_s, dedupe_key,
         idempotency_key, schedule
     FROM given
+    /* keys */
     ON CONFLICT DO NOTHING
     RETURNING id, name, queue, state
 ), told AS (
@@ -194,14 +192,29 @@ SELECT (SELECT pg_catalog.array_agg(id ORDER BY n) FROM given) AS ids, pg_catalo
 FROM made
 """
 
+# Where there are keys: one may have been answered by a job that has another; and whoever adds the same ones waits for
+# them in the same order.
+_INSERT_KEYED = _INSERT.replace(
+    "/* keys */",
+    """WHERE idempotency_key IS NULL OR NOT EXISTS (
+        SELECT FROM orchestrator.idempotency_keys k WHERE k.key OPERATOR(pg_catalog.=) given.idempotency_key
+    )
+    ORDER BY name, dedupe_key, idempotency_key, n""",
+)
+
 _UNFINISHED = "state OPERATOR(pg_catalog.=) ANY (ARRAY['scheduled', 'queued', 'running'])"
 _RUNNING = "state OPERATOR(pg_catalog.=) 'running'"
 
 _EXISTING = f"""
-SELECT id, state, same FROM (
+SELECT id, state, same, rank FROM (
     SELECT id, state, name OPERATOR(pg_catalog.=) $1
         AND payload OPERATOR(pg_catalog.=) $4::pg_catalog.text::pg_catalog.jsonb AS same, 1 AS rank
     FROM orchestrator.jobs WHERE idempotency_key OPERATOR(pg_catalog.=) $3
+    UNION ALL
+    SELECT j.id, j.state, k.name OPERATOR(pg_catalog.=) $1
+        AND k.payload OPERATOR(pg_catalog.=) $4::pg_catalog.text::pg_catalog.jsonb, 1
+    FROM orchestrator.idempotency_keys k JOIN orchestrator.jobs j ON j.id OPERATOR(pg_catalog.=) k.job_id
+    WHERE k.key OPERATOR(pg_catalog.=) $3
     UNION ALL
     SELECT id, state, true, 2
     FROM orchestrator.jobs
@@ -210,12 +223,22 @@ SELECT id, state, same FROM (
 """  # noqa: S608 constants
 
 
+_BY_DEDUPE_KEY = 2
+_KEEP_KEY = """
+INSERT INTO orchestrator.idempotency_keys (key, job_id, name, payload)
+VALUES ($1, $2, $3, $4::pg_catalog.text::pg_catalog.jsonb) ON CONFLICT DO NOTHING
+"""
+
+
 async def _existing(connection: Any, job: NewJob, row: tuple[Any, ...]) -> Enqueued | None:
     record = await connection.fetchrow(_EXISTING, job.name, job.dedupe_key, job.idempotency_key, row[3])
     if record is None:
         return None
     if not record["same"]:
         raise IdempotencyError(record["id"], job.idempotency_key or "")
+    if record["rank"] == _BY_DEDUPE_KEY and job.idempotency_key is not None:
+        # The job has another key, or none; the request is answered by it from now on, also when it is finished.
+        await connection.execute(_KEEP_KEY, job.idempotency_key, record["id"], job.name, row[3])
     return Enqueued(record["id"], record["state"], created=False)
 
 
@@ -224,7 +247,10 @@ WITH changed AS (
     UPDATE orchestrator.jobs
     SET state = CASE WHEN {_RUNNING} THEN 'running' ELSE 'cancelled' END, cancel_requested = ({_RUNNING}),
         finished_at = CASE WHEN {_RUNNING} THEN NULL ELSE pg_catalog.now() END
-    WHERE id OPERATOR(pg_catalog.=) ANY ($1::bigint[]) AND {_UNFINISHED}
+    WHERE id OPERATOR(pg_catalog.=) ANY (ARRAY(
+        SELECT id FROM orchestrator.jobs WHERE id OPERATOR(pg_catalog.=) ANY ($1::bigint[]) AND {_UNFINISHED}
+        ORDER BY id FOR NO KEY UPDATE
+    )) AND {_UNFINISHED}
     RETURNING id, attempt, name, queue, state
 ), told AS (
     INSERT INTO orchestrator.job_events (job_id, attempt, name, queue, state, facts)
@@ -253,14 +279,15 @@ async def cancel(connection: Any, job_id: int) -> State:
     return state
 
 
-async def cancel_named(connection: Any, name: str) -> dict[int, State]:
-    """Cancel everything unfinished of one handler, as `cancel` does; the ids with the state that each is in now."""
-    records = await connection.fetch(
-        f"SELECT id FROM orchestrator.jobs WHERE name OPERATOR(pg_catalog.=) $1 AND {_UNFINISHED}",  # noqa: S608
-        name,
-    )
-    changed = await connection.fetch(_CANCEL, [record["id"] for record in records])
-    return {record["id"]: record["state"] for record in changed}
+CANCEL_BATCH = 1000
+
+
+async def cancel_many(connection: Any, job_ids: Sequence[int]) -> dict[int, State]:
+    """Cancel those that are unfinished, as `cancel` does, in one statement; the ids with the state that each is in now.
+
+    For up to about `CANCEL_BATCH` of them: a statement locks all that it changes.
+    """
+    return {record["id"]: record["state"] for record in await connection.fetch(_CANCEL, list(job_ids))}
 
 
 _RETRY = """

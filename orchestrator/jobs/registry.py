@@ -33,6 +33,7 @@ Function = TypeVar("Function", bound=Callable[..., Coroutine[Any, Any, Any]])
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:\-]{0,99}")
 _BUILTIN = "orchestrator.jobs.builtin"
 _PARAMETERS = 2
+_WAIT_MOST_S = 10 * 366 * 86400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,14 @@ class Backoff:
     factor: float = 2.0
     most_s: float = 3600.0
     jitter: float = 0.1
+
+    def problem(self) -> str | None:
+        """What is wrong with it; None where it can be used."""
+        for name, most in (("first_s", _WAIT_MOST_S), ("factor", 1e6), ("most_s", _WAIT_MOST_S), ("jitter", 1.0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
+                return f"{name}={value!r}, and a number from 0 to {most:g} is needed"
+        return None
 
     def wait_s(self, attempt: int, chance: float) -> float:
         """Seconds until the next attempt after `attempt` (1 for the first) failed; `chance` is in [0, 1)."""
@@ -211,6 +220,10 @@ def job(
                 raise refuse(f"has {what}={value!r}", f"Give a whole number, {least} or more.")
         if timeout_s is not None and not timeout_s > 0:
             raise refuse(f"has timeout_s={timeout_s!r}", "Give seconds above 0, or None for no limit.")
+        waits = backoff if isinstance(backoff, Backoff) else Backoff(1.0 if backoff is None else backoff)
+        wrong = waits.problem()
+        if wrong is not None:
+            raise refuse(f"has a back-off with {wrong}", "Give seconds, or a Backoff whose members are numbers.")
         payload_type = _payload_type(function, refuse)
         try:
             decoder = msgspec.json.Decoder(payload_type)
@@ -230,7 +243,7 @@ def job(
                 concurrency=concurrency,
                 schedule=schedule,
                 timezone=timezone,
-                backoff=backoff if isinstance(backoff, Backoff) else Backoff(1.0 if backoff is None else backoff),
+                backoff=waits,
                 function=function,
                 decoder=decoder,
                 place=place,
@@ -294,14 +307,14 @@ def _check_schedule(
 def load(modules: Sequence[str]) -> Registry:
     """Import the built-in handlers, then each of `modules`, and return all handlers. Blocking.
 
-    The working directory stands first on the path, as for `python -m`.
+    Where there are modules to import, the working directory is looked in as well, after everything that is installed.
 
     Raises:
         HandlerError: a module cannot be imported, or declares what is unusable; module, line and cause are named.
     """
     here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
+    if modules and here not in sys.path:
+        sys.path.append(here)
     builtin = [_BUILTIN] if importlib.util.find_spec(_BUILTIN) is not None else []
     for module in [*builtin, *modules]:
         _import(module)

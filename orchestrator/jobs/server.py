@@ -23,8 +23,8 @@ from orchestrator.jobs.firing import Firing
 from orchestrator.jobs.lease import Lease
 from orchestrator.jobs.maintenance import Maintenance
 from orchestrator.jobs.parameters import WorkerParameters
-from orchestrator.jobs.threads import DaemonThreads
 from orchestrator.jobs.worker import StopTimes, Worker
+from orchestrator.threads import HandlersLoop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 _LOOK_EVERY_S = 1.0
 _BLOCKED_AFTER_S = 2.0
 _SAY_EVERY_S = 30.0
+_POOL_FULL_AFTER_S = 10.0
 _FRAMES_SHOWN = 5
 
 
@@ -68,9 +69,9 @@ class JobServer:
         self.worker_id = f"{socket.gethostname()[:60]}-{secrets.token_hex(6)}"
         self.registry, self.concurrency, self.lease_s = registry, concurrency, lease_s
         self._life = life
+        self._threads_said_at = float("-inf")
         self._main = asyncio.get_running_loop()
-        self._loop = asyncio.new_event_loop()
-        self._loop.set_default_executor(DaemonThreads())
+        self._loop = HandlersLoop(self._threads_exhausted)
         self._loop.set_exception_handler(self._stray)
         parameters = WorkerParameters(
             dsn,
@@ -179,6 +180,18 @@ class JobServer:
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(function, *arguments)
 
+    def _threads_exhausted(self, waiting: int) -> None:
+        """In the handlers' thread: a call finds no thread that is free."""
+        now = time.monotonic()
+        if now - self._threads_said_at > _SAY_EVERY_S:
+            self._threads_said_at = now
+            self._emit_from_afar(
+                "jobs.threads_exhausted",
+                level="warning",
+                waiting=waiting,
+                hint="Handlers keep all threads of asyncio.to_thread busy; what is beyond them waits for its turn.",
+            )
+
     def _lease_changed(self) -> None:
         """In the lease's thread: it is held, or jobs were taken over."""
         self._tell(self._worker.compare_soon)
@@ -200,9 +213,21 @@ class JobServer:
         """Say it when a handler blocks the loop of them all, and where it stands."""
         said_at = 0.0
         blocked = False
+        pool_full_since: float | None = None
         while True:
             self._tell(self._tick)
             await asyncio.sleep(_LOOK_EVERY_S)
+            now = time.monotonic()
+            pool_full_since = (pool_full_since or now) if self._worker.is_pool_exhausted else None
+            if pool_full_since is not None and now - pool_full_since > _POOL_FULL_AFTER_S:
+                pool_full_since = now + _SAY_EVERY_S
+                self._life.emit(
+                    "jobs.pool_exhausted",
+                    level="warning",
+                    jobs=sorted({one.name for one in self.running}),
+                    hint="All connections of ctx.pool have been in use for long. A handler that acquires a second one"
+                    " while it holds the first can wait for ever: pass the connection on instead.",
+                )
             silent_s = time.monotonic() - self._ticked_at
             if silent_s > _BLOCKED_AFTER_S and not self._ended.done():
                 blocked = True

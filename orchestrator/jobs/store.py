@@ -226,6 +226,9 @@ async def read_job(connection: Any, job_id: int) -> Job | None:
     return Job(**fields)
 
 
+_PARTS = ("j.finished_at IS NOT NULL", *(f"j.state = '{state}'" for state in ("scheduled", "queued", "running")))
+
+
 async def read_jobs(connection: Any, which: JobFilter, *, before: int | None, limit: int) -> JobPage:
     """A page of `limit` jobs, the newest first; `before` is the last page's `next_cursor`."""
     conditions, arguments = [], []
@@ -242,9 +245,16 @@ async def read_jobs(connection: Any, which: JobFilter, *, before: int | None, li
         if value is not None:
             arguments.append(value)
             conditions.append(f"j.{column} {comparison} ${len(arguments)}")
-    where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
+    # What has ended and what has not are found by indexes of their own, and merged: each is a page at most.
+    is_narrow = which.state is None and any((which.name, which.queue, which.schedule))
+    parts = _PARTS if is_narrow else ("true",)
+    selects = [
+        f"(SELECT {_SUMMARY} FROM orchestrator.jobs j WHERE {' AND '.join([part, *conditions])}"  # noqa: S608 columns and operators are constants, values are parameters
+        f" ORDER BY j.id DESC LIMIT ${len(arguments) + 1})"
+        for part in parts
+    ]
     rows = await connection.fetch(
-        f"SELECT {_SUMMARY} FROM orchestrator.jobs j {where} ORDER BY j.id DESC LIMIT ${len(arguments) + 1}",  # noqa: S608 columns and operators are constants, values are parameters
+        f"SELECT * FROM ({' UNION ALL '.join(selects)}) found ORDER BY id DESC LIMIT ${len(arguments) + 1}",  # noqa: S608 as above
         *arguments,
         limit + 1,
     )

@@ -98,6 +98,12 @@ class Worker:
         """Compare what runs here with what is claimed, at once: the lease says that something may have changed."""
         self._claimer.compare_soon()
 
+    @property
+    def is_pool_exhausted(self) -> bool:
+        """Whether the handlers' pool is at its largest and all of it is in use; from any thread."""
+        pool = self._pool
+        return pool is not None and pool.get_size() == pool.get_max_size() and pool.get_idle_size() == 0
+
     def _make_room(self) -> None:
         self._claimer.room_made()
 
@@ -111,6 +117,7 @@ class Worker:
             max_size=_POOL_SIZE,
             connect_timeout_s=self._given.connect_timeout_s,
             application_name="orchestrator jobs",
+            silence_s=self._given.lease_s / 3,
         )
         for run in list(self.runs.values()):
             if run.task is not None and run.task.done():  # cancelled with all of this loop, before it began

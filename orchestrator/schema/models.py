@@ -74,7 +74,7 @@ class MetadataError(OrchestratorError):
 def load_metadata(schema: str) -> MetaData:
     """The MetaData that `module:name` names: one, or what has one as `.metadata` (a declarative Base, a registry).
 
-    The working directory is looked in as well, as `python -m` does.
+    The working directory is looked in as well, after everything that is installed.
 
     Raises:
         SchemaError: with the file and line at which the import failed.
@@ -82,7 +82,7 @@ def load_metadata(schema: str) -> MetaData:
     module_name, _, attribute = schema.partition(":")
     here = os.getcwd()  # noqa: PTH109 sys.path holds strings
     if here not in sys.path and "" not in sys.path:
-        sys.path.insert(0, here)
+        sys.path.append(here)
     module = _import(module_name, schema)
     found: Any = module
     for part in attribute.split("."):
@@ -91,7 +91,7 @@ def load_metadata(schema: str) -> MetaData:
             suggestion = f"; is {module_name}:{names[0]} meant?" if names else ""
             raise SchemaError(
                 f"SCHEMA={schema}: {module_name} has no {attribute!r}{suggestion}",
-                remedy="Name a MetaData, a declarative Base or a registry: SCHEMA=my_app.models:Base",
+                remedy="ObjectName a MetaData, a declarative Base or a registry: SCHEMA=my_app.models:Base",
                 facts={"schema": schema, "file": getattr(module, "__file__", None)},
             )
         found = getattr(found, part)
@@ -99,7 +99,14 @@ def load_metadata(schema: str) -> MetaData:
     if metadata is None:
         raise SchemaError(
             f"SCHEMA={schema} is a {type(found).__name__}, and neither a MetaData nor anything that has one",
-            remedy="Name a MetaData, a declarative Base or a registry: SCHEMA=my_app.models:Base",
+            remedy="ObjectName a MetaData, a declarative Base or a registry: SCHEMA=my_app.models:Base",
+            facts={"schema": schema, "file": getattr(module, "__file__", None)},
+        )
+    if not metadata.tables:
+        raise SchemaError(
+            f"SCHEMA={schema} has no tables: compared with it, every table of the folder would be dropped",
+            remedy="The modules that declare the tables are probably not imported by the module that SCHEMA names:"
+            " import them there, or name a module that does.",
             facts={"schema": schema, "file": getattr(module, "__file__", None)},
         )
     return _without_public(metadata)
@@ -149,6 +156,17 @@ def schemas_of(metadata: MetaData) -> frozenset[str]:
     return frozenset(table.schema or _PUBLIC for table in metadata.tables.values()) or frozenset({_PUBLIC})
 
 
+def _schemas_of_types(metadata: MetaData) -> set[str]:
+    """The schemas that columns' types are in: enums and domains may be where no table is."""
+    found = set()
+    for table in metadata.tables.values():
+        for column in table.columns:
+            inner = getattr(column.type, "item_type", column.type)
+            if schema := getattr(inner, "schema", None):
+                found.add(schema)
+    return found
+
+
 def tables_of(metadata: MetaData) -> frozenset[ObjectName]:
     """Schema and name of every table."""
     return frozenset((table.schema or _PUBLIC, table.name) for table in metadata.tables.values())
@@ -184,7 +202,7 @@ async def create_all(dsn: Dsn, metadata: MetaData, *, path: str) -> None:
     """
     connection = await connect_once(dsn, timeout_s=5, application_name="orchestrator generate")
     try:
-        for schema in sorted(schemas_of(metadata)):
+        for schema in sorted(schemas_of(metadata) | _schemas_of_types(metadata)):
             await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {identifier(schema)}")
     finally:
         await close(connection)
@@ -250,14 +268,13 @@ def _write_missing(connection: Connection, metadata: MetaData, without: Collecti
     with _quiet():
         found = produce_migrations(context, metadata).upgrade_ops
     tables: dict[ObjectName, str] = {}
-    # A generated column whose expression changes is made anew.
+    # A column that is computed, or was, may be made anew.
     columns = {
         ((table.schema or _PUBLIC, table.name), column.name): _write(
             ops.AddColumnOp.from_column_and_tablename(table.schema, table.name, column)
         )
         for table in metadata.tables.values()
         for column in table.columns
-        if column.computed is not None
     }
     # An index that is there and differs is written from the code, too: as it is declared, it reads best.
     indexes = {

@@ -6,12 +6,14 @@ own definitions.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from orchestrator.database.quoting import identifier, literal
+from orchestrator.schema.conversions import is_text, loses
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -19,30 +21,33 @@ if TYPE_CHECKING:
     from orchestrator.schema.tables import Catalogue, Column, Constraint, Enum, Index, ObjectName, Sequence, Table
 
 # Where a statement stands in the file: each rank needs only what comes before it.
-_SCHEMA, _TYPE, _SEQUENCE, _RENAME, _DROP_KEY, _DROP_CONSTRAINT, _ENUM, _TABLE, _ANEW = range(9)
-_ALTER, _COLUMN, _CONSTRAINT, _INDEX, _KEY, _REST, _DROP_COLUMN, _DROP_TABLE, _DROP_SEQUENCE, _DROP_TYPE = range(9, 19)
+_SCHEMA, _TYPE, _DROP_IDENTITY, _SEQUENCE, _RENAME, _DROP_KEY, _DROP_CONSTRAINT, _DROP_NAMESAKE = range(8)
+_RENAME_AGAIN, _ENUM, _TABLE, _ANEW, _ALTER, _COLUMN, _CONSTRAINT, _INDEX, _KEY, _REST, _PLACE = range(8, 19)
+_DROP_COLUMN, _DROP_TABLE, _DROP_SEQUENCE, _DROP_TYPE = range(19, 23)
 
 _COULD_BE_RENAMED = 0.5
 _PUBLIC = "public"
 _T = TypeVar("_T")
 
-Target = tuple[Literal["table", "column"], "ObjectName", str]
+Target = tuple[Literal["table", "column", "enum"], "ObjectName", str]
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
     """One statement, without its semicolon; empty where there is nothing that could be run, and `note` says why.
 
-    `drops` is True for what takes something away for good. `otherwise` is tried where the server knows no direct cast
-    (42846). `target` is the table or column that is made or dropped.
+    `drops` is True for what takes something away for good. `otherwise` is tried where the server knows no such cast
+    (42804, 42846). `target` is the table or column that is made or dropped. `changed_rows` is a query for the number of
+    rows whose value the step changes.
     """
 
     rank: int
     sql: str
     note: str = ""
     drops: bool = False
-    otherwise: str = ""
+    otherwise: Step | None = None
     target: Target | None = None
+    changed_rows: str = ""
     adds_enum_value: bool = False
 
 
@@ -58,31 +63,47 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class Rename:
-    """A table, or with `column` one of its columns, that may have got another name. `table` is the present name."""
+    """A table, one of its columns, or an enum's value that may have got another name, or a table another schema.
 
-    table: ObjectName
+    `name` is the present name of the table or enum; `old` the column or value, empty for a table; `new` what it is
+    called now, for `schema` the schema that the table is in now.
+    """
+
+    kind: Literal["table", "schema", "column", "value"]
+    name: ObjectName
     new: str
-    column: str = ""
+    old: str = ""
 
     @property
     def sql(self) -> str:
         """The statement that renames."""
-        if self.column:
-            return f"ALTER TABLE {named(self.table)} RENAME COLUMN {identifier(self.column)} TO {identifier(self.new)}"
-        return f"ALTER TABLE {named(self.table)} RENAME TO {identifier(self.new)}"
+        match self.kind:
+            case "column":
+                return f"ALTER TABLE {named(self.name)} RENAME COLUMN {identifier(self.old)} TO {identifier(self.new)}"
+            case "value":
+                return f"ALTER TYPE {named(self.name)} RENAME VALUE {literal(self.old)} TO {literal(self.new)}"
+            case "schema":
+                return f"ALTER TABLE {named(self.name)} SET SCHEMA {identifier(self.new)}"
+        return f"ALTER TABLE {named(self.name)} RENAME TO {identifier(self.new)}"
 
     @property
     def spelled(self) -> str:
-        """As `--rename` has it: users=people, users.name=full_name, app.users.name=full_name."""
-        parts = [*self.table, self.column] if self.column else [*self.table]
-        return f"{'.'.join(parts[1:] if self.table[0] == _PUBLIC else parts)}={self.new}"
+        """As `--rename` has it: users=people, app.users=crm.users, users.name=full_name, mood.ok=fine."""
+        parts = [*self.name, self.old] if self.old else [*self.name]
+        new = f"{self.new}.{self.name[1]}" if self.kind == "schema" else self.new
+        return f"{'.'.join(parts[1:] if self.name[0] == _PUBLIC else parts)}={new}"
 
     @property
-    def targets(self) -> tuple[Target, Target]:
-        """What is dropped and what is added if it was no rename."""
-        if self.column:
-            return ("column", self.table, self.column), ("column", self.table, self.new)
-        return ("table", self.table, ""), ("table", (self.table[0], self.new), "")
+    def targets(self) -> tuple[Target, ...]:
+        """What is dropped and what is added if it was no rename; for a value also the enum that is made anew."""
+        match self.kind:
+            case "column":
+                return ("column", self.name, self.old), ("column", self.name, self.new)
+            case "value":
+                return ("enum", self.name, self.old), ("enum", self.name, self.new), ("enum", self.name, "")
+            case "schema":
+                return ("table", self.name, ""), ("table", (self.new, self.name[1]), "")
+        return ("table", self.name, ""), ("table", (self.name[0], self.new), "")
 
 
 def named(name: ObjectName) -> str:
@@ -91,21 +112,36 @@ def named(name: ObjectName) -> str:
 
 
 def suspected_renames(before: Catalogue, wanted: Catalogue) -> list[list[Rename]]:
-    """What was dropped and added and looks alike: for each new table or column, the old ones that it may be."""
+    """What was dropped and added and looks alike: for each new name, the old ones that it may be."""
     found = []
     gone = {name: table for name, table in before.tables.items() if name not in wanted.tables}
     for name, table in wanted.tables.items():
         if name not in before.tables:
-            alike = [Rename(old, name[1]) for old, was in gone.items() if old[0] == name[0] and _is_alike(was, table)]
-            found += [alike] if alike else []
+            alike = [old for old, was in gone.items() if _is_alike(was, table)]
+            found.append([Rename("schema", old, name[0]) for old in alike if old[1] == name[1]])
+            found.append([Rename("table", old, name[1]) for old in alike if old[0] == name[0]])
             continue
         was = before.tables[name]
         lost = {c: column for c, column in was.columns.items() if c not in table.columns}
         for new, column in table.columns.items():
             if new not in was.columns:
-                same = [Rename(name, new, c) for c, old in lost.items() if old.type == column.type]
-                found += [same] if same else []
-    return found
+                found.append([Rename("column", name, new, c) for c, old in lost.items() if old.type == column.type])
+    for name, enum in wanted.enums.items():
+        values = before.enums[name].values if name in before.enums else ()
+        missing = [value for value in values if value not in enum.values]
+        found += [[Rename("value", name, new, old) for old in missing] for new in enum.values if new not in values]
+    return [group for group in found if group]
+
+
+def moved_enums(before: Catalogue, wanted: Catalogue) -> list[tuple[ObjectName, str]]:
+    """Enums with the same name and values in another schema, and that schema: nothing is lost where they move."""
+    return [
+        (old, new[0])
+        for new, enum in wanted.enums.items()
+        if new not in before.enums
+        for old, was in before.enums.items()
+        if old not in wanted.enums and old[1] == new[1] and was.values == enum.values
+    ][:1]
 
 
 def _is_alike(one: Table, other: Table) -> bool:
@@ -215,9 +251,9 @@ def _enum_made_anew(name: ObjectName, was: Enum, enum: Enum, before: Catalogue, 
         *after,
     ]
     for line in lines:
-        yield Step(_ENUM, line, note, drops=True)
+        yield Step(_ENUM, line, note, drops=True, target=("enum", name, ""))
         note = ""
-    yield Step(_DROP_TYPE, f"DROP TYPE {named(old)}", drops=True)
+    yield Step(_DROP_TYPE, f"DROP TYPE {named(old)}", drops=True, target=("enum", name, ""))
 
 
 def _sequences(before: Catalogue, wanted: Catalogue) -> Iterator[Step]:
@@ -241,17 +277,49 @@ def _sequences(before: Catalogue, wanted: Catalogue) -> Iterator[Step]:
         yield Step(_SEQUENCE, f"CREATE SEQUENCE {named(name)} {sequence.definition}")
         if sequence.owned_by:
             yield _owner(name, sequence)
+            yield _place(literal(named(name)), *sequence.owned_by)
         yield from _comment(f"SEQUENCE {named(name)}", None, sequence.comment)
     for name, sequence in before.sequences.items():
         if name in wanted.sequences or name in taken:
             continue
         if sequence.owned_by and not _has_column(wanted, *sequence.owned_by):
             continue  # it goes with its column
-        yield Step(_DROP_SEQUENCE, f"DROP SEQUENCE {named(name)}", "loses where it stands", drops=True)
+        goes_on = _is_carried_over(sequence, wanted)
+        if goes_on and sequence.owned_by:
+            yield Step(
+                _SEQUENCE, f"ALTER SEQUENCE {named(name)} OWNED BY NONE"
+            )  # or it would be found for the identity's
+            place = f"SELECT pg_catalog.setval({_sequence_of(*sequence.owned_by)}, last_value, is_called)"
+            yield Step(_PLACE, f"{place} FROM {named(name)}", "the identity goes on where the sequence stands")
+        note = "" if goes_on else "loses where it stands"
+        yield Step(_DROP_SEQUENCE, f"DROP SEQUENCE {named(name)}", note, drops=not goes_on)
 
 
 def _is_the_same_serial(name: ObjectName, old: Sequence, new: Sequence, wanted: Catalogue) -> bool:
     return old.owned_by is not None and old.owned_by == new.owned_by and name not in wanted.sequences
+
+
+def _is_carried_over(sequence: Sequence, wanted: Catalogue) -> bool:
+    """Whether a serial's sequence is left for the one of an identity, which is set to its place."""
+    if sequence.owned_by is None:
+        return False
+    table, column = sequence.owned_by
+    return wanted.tables[table].columns[column].identity is not None
+
+
+def _sequence_of(table: ObjectName, column: str) -> str:
+    return f"pg_catalog.pg_get_serial_sequence({literal(named(table))}, {literal(column)})"
+
+
+def _place(sequence: str, table: ObjectName, column: str) -> Step:
+    """Set a sequence behind the rows that are there: a new one begins at its start, and the next INSERT would fail."""
+    quoted = identifier(column)
+    return Step(
+        _PLACE,
+        f"SELECT pg_catalog.setval({sequence}, coalesce(max({quoted}), 1), max({quoted}) IS NOT NULL)"  # noqa: S608
+        f" FROM {named(table)}",
+        "the new sequence goes on behind the rows",
+    )
 
 
 def _owner(name: ObjectName, sequence: Sequence) -> Step:
@@ -272,25 +340,43 @@ def _comment(what: str, was: str | None, comment: str | None) -> Iterator[Step]:
 
 
 def _tables(before: Catalogue, wanted: Catalogue, written: Written) -> Iterator[Step]:
+    gone = {name: table for name, table in before.tables.items() if name not in wanted.tables}
+    taken = _names(before.tables)
     for name, table in wanted.tables.items():
         was = before.tables.get(name)
         if was is None:
             yield Step(_TABLE, written.tables[name], target=("table", name, ""))
-            made = _Made(name, _empty_like(table), table, written)
+            made = _Made(name, _empty_like(table), table, written, taken)
             yield from made.after_create()
         else:
-            yield from _Made(name, was, table, written).altered()
+            yield from _Made(name, was, table, written, taken).altered()
     yield from _keys_in_the_way(before, wanted)
-    gone = {name: table for name, table in before.tables.items() if name not in wanted.tables}
+    # A table that goes makes room for the names that others get; all of them go then, as one may stand on another.
+    rank = _DROP_NAMESAKE if _names(gone) & (_names(wanted.tables) - _names(_kept(before, wanted))) else _DROP_TABLE
     for name in _droppable_order(gone):
-        yield Step(
-            _DROP_TABLE, f"DROP TABLE {named(name)}", "loses the table's rows", drops=True, target=("table", name, "")
-        )
+        yield Step(rank, f"DROP TABLE {named(name)}", "loses the table's rows", drops=True, target=("table", name, ""))
     if _is_cyclic(gone):
         for name, table in gone.items():
             for key, constraint in table.constraints.items():
                 if constraint.kind == "foreign key" and constraint.references in gone:
                     yield Step(_DROP_KEY, _drop_constraint(name, key), drops=True)
+
+
+def _kept(before: Catalogue, wanted: Catalogue) -> dict[ObjectName, Table]:
+    return {name: table for name, table in before.tables.items() if name in wanted.tables}
+
+
+def _names(tables: Mapping[ObjectName, Table]) -> frozenset[ObjectName]:
+    """The names that tables, their indexes, and the constraints with an index take in their schemas."""
+    return frozenset(
+        (schema, name)
+        for (schema, table_name), table in tables.items()
+        for name in (
+            table_name,
+            *table.indexes,
+            *(name for name, one in table.constraints.items() if one.kind not in {"check", "foreign key"}),
+        )
+    )
 
 
 def _empty_like(table: Table) -> Table:
@@ -355,10 +441,11 @@ def _keys_in_the_way(before: Catalogue, wanted: Catalogue) -> Iterator[Step]:
     remade: dict[ObjectName, list[frozenset[str]]] = {}
     for name, was_table in before.tables.items():
         now_table = wanted.tables.get(name)
-        for key, constraint in was_table.constraints.items():
+        for constraint in was_table.constraints.values():
             if constraint.kind in {"primary key", "unique"} and now_table is not None:
-                stays = now_table.constraints.get(key)
-                if stays is None or stays.definition != constraint.definition:
+                # Under another name it is the same one: it is renamed.
+                stays = {(c.kind, c.definition) for c in now_table.constraints.values()}
+                if (constraint.kind, constraint.definition) not in stays:
                     remade.setdefault(name, []).append(frozenset(constraint.columns))
     for name, table in before.tables.items():
         now = wanted.tables.get(name)
@@ -382,6 +469,7 @@ class _Made:
     was: Table
     now: Table
     written: Written
+    taken: frozenset[ObjectName]  # names of relations, before
 
     @property
     def sql(self) -> str:
@@ -431,14 +519,15 @@ class _Made:
     def _constraints(self) -> Iterator[Step]:
         renamed = _same_under_another_name(self.was.constraints, self.now.constraints, lambda c: (c.kind, c.definition))
         for old, new in renamed.items():
-            yield Step(_RENAME, f"{self.sql} RENAME CONSTRAINT {identifier(old)} TO {identifier(new)}")
+            is_taken = new in self.was.constraints or (self.name[0], new) in self.taken
+            yield from _renamed(lambda one: f"{self.sql} RENAME CONSTRAINT {identifier(one)}", old, new, again=is_taken)
         for name, constraint in self.now.constraints.items():
             was = self.was.constraints.get(name)
             if was is not None and (was.kind, was.definition) == (constraint.kind, constraint.definition):
                 if not was.validated and constraint.validated:
                     yield Step(_REST, f"{self.sql} VALIDATE CONSTRAINT {identifier(name)}")
             elif name not in renamed.values():
-                if was is not None:
+                if was is not None and name not in renamed:
                     yield self._dropped(name, was, drops=False)
                 declared = self.written.checks.get((self.name, name)) if constraint.kind == "check" else None
                 yield Step(_CONSTRAINT, declared) if declared else _add_constraint(self.name, name, constraint)
@@ -455,11 +544,14 @@ class _Made:
     def _indexes(self) -> Iterator[Step]:
         renamed = _same_under_another_name(self.was.indexes, self.now.indexes, _index_body)
         for old, new in renamed.items():
-            yield Step(_RENAME, f"ALTER INDEX {named((self.name[0], old))} RENAME TO {identifier(new)}")
+            is_taken = (self.name[0], new) in self.taken
+            yield from _renamed(
+                lambda one: f"ALTER INDEX {named((self.name[0], one))} RENAME", old, new, again=is_taken
+            )
         for name, index in self.now.indexes.items():
             was = self.was.indexes.get(name)
             if name not in renamed.values() and (was is None or was.definition != index.definition or not was.valid):
-                if was is not None:
+                if was is not None and name not in renamed:
                     yield Step(_DROP_CONSTRAINT, f"DROP INDEX {named((self.name[0], name))}")
                     was = None
                 yield Step(_INDEX, self.written.indexes.get((self.name, name), index.definition))
@@ -470,6 +562,23 @@ class _Made:
                 yield Step(_DROP_CONSTRAINT, f"DROP INDEX {named((self.name[0], name))}", drops=drops)
 
     def _options(self) -> Iterator[Step]:
+        if self.was.unlogged != self.now.unlogged:
+            yield Step(_REST, f"{self.sql} SET {'UNLOGGED' if self.now.unlogged else 'LOGGED'}", "rewrites the table")
+        if self.was.partitioned_by != self.now.partitioned_by:
+            how = [
+                f"partitioned by {one.partitioned_by}" if one.partitioned_by else "not partitioned"
+                for one in (self.was, self.now)
+            ]
+            yield Step(
+                _REST,
+                "",
+                f"the table {named(self.name)} is {how[0]}, in the code {how[1]}: Postgres cannot change that;"
+                " create another table, copy the rows, and rename both by hand",
+            )
+        if self.was.access_method != self.now.access_method:
+            yield Step(
+                _REST, f"{self.sql} SET ACCESS METHOD {identifier(self.now.access_method)}", "rewrites the table"
+            )
         if not self.now.options:
             return  # what the code says nothing of is left as a migration has set it
         changed = {k: v for k, v in self.now.options.items() if self.was.options.get(k) != v}
@@ -486,18 +595,28 @@ class _Made:
             yield from _comment(on, was.comment if was else None, column.comment)
 
 
+def _renamed(statement: Callable[[str], str], old: str, new: str, *, again: bool) -> Iterator[Step]:
+    """Rename, with `again` by way of a free name: the new one is not free before what has it is renamed or dropped."""
+    if not again:
+        yield Step(_RENAME, f"{statement(old)} TO {identifier(new)}")
+        return
+    free = f"orchestrator_{hashlib.sha256(f'{statement(old)} {new}'.encode()).hexdigest()[:16]}"
+    yield Step(_RENAME, f"{statement(old)} TO {identifier(free)}")
+    yield Step(_RENAME_AGAIN, f"{statement(free)} TO {identifier(new)}")
+
+
 def _same_under_another_name(
     was: Mapping[str, _T], now: Mapping[str, _T], body: Callable[[_T], object]
 ) -> dict[str, str]:
-    """Old name → new name of what has only that changed."""
+    """Old name → new name of what has only that changed; two may have changed their names with each other."""
+    stay = {name for name, one in now.items() if name in was and body(was[name]) == body(one)}
     renamed: dict[str, str] = {}
     for new, one in now.items():
-        if new in was:
-            continue
-        for old, other in was.items():
-            if old not in now and old not in renamed and body(one) == body(other):
+        if new not in stay:
+            same = (old for old, other in was.items() if old not in stay | renamed.keys() and body(one) == body(other))
+            old = next(same, None)
+            if old is not None:
                 renamed[old] = new
-                break
     return renamed
 
 
@@ -529,7 +648,7 @@ class _Altered:
                 yield from self._made_anew()
                 return
         if was.identity and not now.identity:
-            yield Step(_ALTER, f"{self.sql} DROP IDENTITY")
+            yield Step(_DROP_IDENTITY, f"{self.sql} DROP IDENTITY")  # its sequence may have the name of the next one
         default = was.default
         if (was.type, was.collation) != (now.type, now.collation):
             if default is not None and _base(was) != _base(now):
@@ -543,14 +662,16 @@ class _Altered:
         if now.not_null and not was.not_null:
             yield Step(_ALTER, f"{self.sql} SET NOT NULL", "fails where a row has NULL there")
         if now.identity and now.identity != was.identity:
-            yield self._identity()
+            yield from self._identity()
         if was.not_null and not now.not_null:
             yield Step(_ALTER, f"{self.sql} DROP NOT NULL")
 
     def _made_anew(self) -> Iterator[Step]:
         """Postgres turns no column into a generated one, and (before 17) changes no expression."""
-        derived = self.was.generated is not None
-        note = "" if derived else "loses the column's data: it is computed from now on"
+        derived = self.was.generated is not None and self.now.generated is not None
+        note = "" if derived else "loses the column's data: "
+        if not derived:
+            note += "it is computed from now on" if self.now.generated else "it was computed until now"
         yield Step(_ANEW, f"{self.table.sql} DROP COLUMN {identifier(self.name)}", note, drops=not derived)
         yield self.table._added(self.name, self.now, drops=not derived)  # noqa: SLF001 the same file
 
@@ -558,27 +679,43 @@ class _Altered:
         now, quoted = self.now, identifier(self.name)
         collate = f" COLLATE {now.collation}" if now.collation else ""
         sql = f"{self.sql} SET DATA TYPE {now.type}{collate}"
-        if _base(self.was) == _base(now):
-            return Step(_ALTER, sql)
-        return Step(
+        lost = loses(self.was.type, now.type)
+        table = ".".join(map(identifier, self.table.name))
+        there_and_back = f"{quoted}::{now.type}::{self.was.type}"
+        changed_rows = f"SELECT count(*) FROM {table} WHERE {quoted} IS DISTINCT FROM {there_and_back}"  # noqa: S608 quoted
+        by_text = Step(
+            _ALTER, f"{sql} USING {quoted}::text::{now.type}", "rewrites the table; fails where a value is refused"
+        )
+        # Only the explicit cast is known: it reads a text, which is refused where it cannot be read, or it makes fit.
+        explicit = Step(
             _ALTER,
             f"{sql} USING {quoted}::{now.type}",
-            "rewrites the table; fails where a value cannot be converted",
-            otherwise=f"{sql} USING {quoted}::text::{now.type}",
+            "rewrites the table; fails where a value is refused"
+            if is_text(self.was.type)
+            else "rewrites the table, and may change values: the server does this conversion only when told to",
+            drops=not is_text(self.was.type),
+            otherwise=by_text,
+            changed_rows=changed_rows,
         )
+        if lost:
+            note = f"loses {lost}"
+        elif _base(self.was) == _base(now):
+            note = ""
+        else:
+            note = "rewrites the table; fails where a value does not fit"
+        return Step(_ALTER, sql, note, drops=bool(lost), otherwise=explicit, changed_rows=changed_rows if lost else "")
 
-    def _identity(self) -> Step:
+    def _identity(self) -> Iterator[Step]:
         identity = self.now.identity
         assert identity is not None  # noqa: S101 asked before
         kind = "ALWAYS" if identity.always else "BY DEFAULT"
         if self.was.identity is None:
-            return Step(
-                _ALTER,
-                f"{self.sql} ADD GENERATED {kind} AS IDENTITY ({identity.options})",
-                "it counts from its start: where the table has rows, set it behind them (setval)",
-            )
+            yield Step(_ALTER, f"{self.sql} ADD GENERATED {kind} AS IDENTITY ({identity.options})")
+            if "nextval(" not in (self.was.default or ""):  # a serial's sequence is there to be asked: see _sequences
+                yield _place(_sequence_of(self.table.name, self.name), self.table.name, self.name)
+            return
         options = re.sub(r"(START|INCREMENT|MINVALUE|MAXVALUE|CACHE|(?:NO )?CYCLE)\b", r"SET \1", identity.options)
-        return Step(_ALTER, f"{self.sql} SET GENERATED {kind} {options}")
+        yield Step(_ALTER, f"{self.sql} SET GENERATED {kind} {options}")
 
 
 def _base(column: Column) -> str:

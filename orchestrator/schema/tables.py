@@ -76,13 +76,16 @@ class Index:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table with all that hangs on it."""
+    """A table with all that hangs on it; tables are in the order in which they were created."""
 
     columns: Mapping[str, Column]
     constraints: Mapping[str, Constraint] = field(default_factory=dict)
     indexes: Mapping[str, Index] = field(default_factory=dict)
     options: Mapping[str, str] = field(default_factory=dict)
     comment: str | None = None
+    unlogged: bool = False
+    partitioned_by: str | None = None
+    access_method: str = "heap"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +125,13 @@ _IN_SCHEMAS = "n.nspname = ANY ($1::text[])"
 
 _TABLES = f"""
 SELECT c.oid, n.nspname::text AS schema, c.relname::text AS name, c.reloptions::text[] AS options,
+ c.relpersistence = 'u' AS unlogged, pg_catalog.pg_get_partkeydef(c.oid) AS partitioned_by,
+ (SELECT m.amname::text FROM pg_catalog.pg_am m WHERE m.oid = c.relam) AS access_method,
  pg_catalog.obj_description(c.oid, 'pg_class') AS comment
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND {_IN_SCHEMAS}
  AND {_NOT_OF_AN_EXTENSION.format(catalogue="pg_catalog.pg_class", alias="c")}
-ORDER BY n.nspname, c.relname"""  # noqa: S608 constants
+ORDER BY c.oid"""  # noqa: S608 constants
 
 _COLUMNS = """
 SELECT a.attrelid AS table_oid, a.attname::text AS name, pg_catalog.format_type(a.atttypid, a.atttypmod) AS type,
@@ -259,6 +264,9 @@ async def read_catalogue(
             indexes[row["oid"]],
             dict(option.partition("=")[::2] for option in row["options"] or ()),
             row["comment"],
+            row["unlogged"],
+            row["partitioned_by"],
+            row["access_method"] or "heap",
         )
         for row in rows
     }

@@ -7,6 +7,7 @@ them: what is written is known to work, and to lead there.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ from orchestrator.database.quoting import identifier, literal
 from orchestrator.database.scratch import scratch_database, server_errors_explained
 from orchestrator.errors import MigrationError
 from orchestrator.migrator.sql.statements import BREAKPOINT
-from orchestrator.schema.table_sql import Rename, Step, Target, named, steps, suspected_renames
+from orchestrator.schema.table_sql import Rename, Step, Target, moved_enums, named, steps, suspected_renames
 from orchestrator.schema.tables import Catalogue, read_catalogue, schemas_with_types
 from orchestrator.tools.replay import replay
 
@@ -36,10 +37,12 @@ if TYPE_CHECKING:
     Ask = Callable[[Sequence[Rename]], Awaitable[Rename | None]]
 
 _PASSES = 3
+_COUNT_TIMEOUT_MS = 10_000
 _SETTLED = "orchestrator_settled"
 # An enum's value cannot be used in the transaction that adds it.
 _UNSAFE_NEW_VALUE = "55P04"
-_CANNOT_COERCE = "42846"
+# datatype_mismatch: there is no assignment cast; cannot_coerce: there is no cast at all.
+_NO_SUCH_CAST = frozenset({"42804", "42846"})
 
 
 class GenerateError(MigrationError):
@@ -101,7 +104,7 @@ async def generate(
         theirs = await enter(scratch_database(server, purpose="generate", connect_timeout_s=connect_timeout_s))
         await replay(ours, sources, extensions=extensions, connect_timeout_s=connect_timeout_s)
         with server_errors_explained(server, doing="comparing code and migrations"):
-            both = await enter(_connected(ours, theirs, metadata, ledgers(sources)))
+            both = await enter(_connected(server, ours, theirs, metadata, ledgers(sources)))
             return await both.generate(ask, set(renames), allow_drops=allow_drops, said=await _commented(sources))
 
 
@@ -120,7 +123,7 @@ async def _commented(sources: Sequence[Source]) -> frozenset[str]:
 
 @asynccontextmanager
 async def _connected(
-    ours: Dsn, theirs: Dsn, metadata: MetaData, without: frozenset[ObjectName]
+    live: Dsn, ours: Dsn, theirs: Dsn, metadata: MetaData, without: frozenset[ObjectName]
 ) -> AsyncIterator[_Both]:
     """Make the metadata real in `theirs`, and be connected to both."""
     from orchestrator.schema.models import create_all, schemas_of, tables_of
@@ -139,13 +142,14 @@ async def _connected(
         wanted = await read_catalogue(connections[1], places, path=path)
         # What listeners of the metadata make beside its tables is not its own.
         wanted = replace(wanted, tables={name: table for name, table in wanted.tables.items() if name in tables})
-        yield _Both(ours, connections[0], connections[1], metadata, schemas, path, without - tables, wanted)
+        yield _Both(live, ours, connections[0], connections[1], metadata, schemas, path, without - tables, wanted)
 
 
 @dataclass(slots=True)
 class _Both:
-    """The two databases and what is known of them."""
+    """The two databases and what is known of them; `live` is the one that the migration is for."""
 
+    live: Dsn
     ours: Dsn
     connection: Any
     their_connection: Any
@@ -180,26 +184,24 @@ class _Both:
         self, ask: Ask | None, renames: set[str], *, allow_drops: bool, said: frozenset[str]
     ) -> Generated:
         before, unasked = await self._renamed(ask, renames)
-        todo = await self._todo(before)
+        todo = await self._castable(await self._todo(before))
         in_doubt = frozenset(target for group in unasked for one in group for target in one.targets)
         active, withheld, own_file = await self._tried(todo, in_doubt, allow_drops=allow_drops)
         notes: list[str] = []
-        done = await self._applied(todo, notes, lenient=not allow_drops)
-        active = [done.get(step, step) for step in active]
-        withheld = [done.get(step, step) for step in withheld]
+        await self._applied(todo, notes, lenient=not allow_drops)
         for last in (*[False] * (_PASSES - 2), True):
             before = await self.before()
-            more = [step for step in await self._todo(before) if step.sql]
+            more = await self._castable([step for step in await self._todo(before) if step.sql])
             if not more:
                 break
             if last:
                 notes += [f"after all of it this would still be to do: {step.sql}" for step in more]
                 break
-            done = await self._applied(more, notes, lenient=not allow_drops)
-            active += [done.get(s, s) for s in more if not s.drops or allow_drops]
-            withheld += [done.get(s, s) for s in more if s.drops and not allow_drops]
+            await self._applied(more, notes, lenient=not allow_drops)
+            active += [s for s in more if not s.drops or allow_drops]
+            withheld += [s for s in more if s.drops and not allow_drops]
         notes += [step.note for step in todo if not step.sql]
-        active = [*self.answered, *active]
+        active, withheld = await self._counted([*self.answered, *active]), await self._counted(withheld)
         doubted = tuple(tuple(group) for group in unasked)
         known = [step for step in withheld if set(_commented_out(step)) <= said]
         fresh = [step for step in withheld if step not in known]
@@ -221,6 +223,11 @@ class _Both:
         new: set[Target] = set()
         while True:
             before = await self.before()
+            moved = moved_enums(before, self.wanted)
+            if moved:
+                for (schema, name), to in moved:
+                    await self._answered(f"ALTER TYPE {named((schema, name))} SET SCHEMA {identifier(to)}", before, to)
+                continue
             groups = suspected_renames(before, self.wanted)
             chosen: Rename | None = None
             open_groups = []
@@ -239,15 +246,24 @@ class _Both:
                 new.add(added)
             if chosen is None:
                 break
-            await self._run(chosen.sql)
-            self.answered.append(Step(-1, chosen.sql))
+            await self._answered(chosen.sql, before, chosen.new if chosen.kind == "schema" else None)
         if unused:
             raise GenerateError(
-                f"--rename {' '.join(sorted(unused))}: no such table or column was dropped with another one added",
-                remedy="Write it as table=new_table or table.column=new_column; --check shows what differs.",
+                f"--rename {' '.join(sorted(unused))}: nothing of that name was dropped with something like it added",
+                remedy="Write it as table=new_table, table.column=new_column, type.value=new_value or schema.table="
+                "other.table; --check shows what differs.",
                 facts={"renames": sorted(unused)},
             )
         return before, open_groups
+
+    async def _answered(self, sql: str, before: Catalogue, schema: str | None) -> None:
+        """Do a rename, and the schema before it that something moves to."""
+        if schema is not None and schema not in before.schemas:
+            sql_before = f"CREATE SCHEMA IF NOT EXISTS {identifier(schema)}"
+            await self._run(sql_before)
+            self.answered.append(Step(-1, sql_before))
+        await self._run(sql)
+        self.answered.append(Step(-1, sql))
 
     async def _run(self, sql: str) -> None:
         await self.connection.execute(sql)
@@ -286,9 +302,11 @@ class _Both:
                     continue
                 if (step.drops and not allow_drops) or step.target in in_doubt:
                     withheld.append(step)
-                elif " CONCURRENTLY " in step.sql:
-                    active.append(step)
-                elif await self._runs(step) or not withheld:
+                    continue
+                failed = await self._error(step)
+                if failed == _UNSAFE_NEW_VALUE:
+                    raise asyncpg.UnsafeNewEnumValueUsageError
+                if failed is None or not withheld:
                     active.append(step)  # one that fails by itself fails again below, and then says why
                 else:
                     withheld.append(replace(step, note=step.note or "needs what is commented out above"))
@@ -296,45 +314,72 @@ class _Both:
             await transaction.rollback()
         return active, withheld
 
-    async def _runs(self, step: Step) -> bool:
-        for sql in filter(None, (step.sql, step.otherwise)):
-            try:
-                async with self.connection.transaction():
-                    await self._run(sql)
-            except asyncpg.UnsafeNewEnumValueUsageError:
-                raise
-            except asyncpg.PostgresError:
-                continue
-            return True
-        return False
+    async def _castable(self, todo: Sequence[Step]) -> list[Step]:
+        """The steps, each change of a type with the first cast that the server knows for it."""
+        if not any(step.otherwise for step in todo):
+            return list(todo)
+        found = []
+        transaction = self.connection.transaction()
+        await transaction.start()
+        try:
+            for step in todo:
+                way: Step = step
+                while await self._error(way) in _NO_SUCH_CAST and way.otherwise is not None:
+                    way = way.otherwise
+                found.append(replace(way, otherwise=None))
+        finally:
+            await transaction.rollback()
+        return found
 
-    async def _applied(self, todo: Sequence[Step], notes: list[str], *, lenient: bool) -> dict[Step, Step]:
-        """Run everything, drops too; returns the steps that had to be written in another way.
+    async def _error(self, step: Step) -> str | None:
+        """Run it if it can run in a transaction; the SQLSTATE of what went wrong, which is undone."""
+        if not step.sql or " CONCURRENTLY " in step.sql:
+            return None
+        try:
+            async with self.connection.transaction():
+                await self._run(step.sql)
+        except asyncpg.PostgresError as error:
+            return str(error.sqlstate)
+        return None
+
+    async def _applied(self, todo: Sequence[Step], notes: list[str], *, lenient: bool) -> None:
+        """Run everything, drops too.
 
         Raises:
             GenerateError: the server refuses one; of a drop that is commented out anyway it is noted instead.
         """
-        done: dict[Step, Step] = {}
         for step in todo:
             if not step.sql or (step.adds_enum_value and await self._has_value(step)):
                 continue
             try:
                 await self._run(step.sql)
             except asyncpg.PostgresError as error:
-                if step.otherwise and error.sqlstate == _CANNOT_COERCE:
-                    await self._run_or_explain(step.otherwise)
-                    done[step] = replace(step, sql=step.otherwise, otherwise="")
-                elif step.drops and lenient:
-                    notes.append(f"the server refuses {step.sql!r} as things stand: {error}")
-                else:
+                if not (step.drops and lenient):
                     raise _refused(step.sql, error) from error
-        return done
+                notes.append(f"the server refuses {step.sql!r} as things stand: {error}")
 
-    async def _run_or_explain(self, sql: str) -> None:
+    async def _counted(self, done: Sequence[Step]) -> list[Step]:
+        """The steps, each that may change values with the number of rows in the live database whose value it changes.
+
+        Where there is no such table yet, or the server cannot compare or convert, nothing is said.
+        """
+        if not any(step.changed_rows for step in done):
+            return list(done)
+        counted = []
+        live = await connect_once(self.live, timeout_s=5, application_name="orchestrator generate")
         try:
-            await self._run(sql)
-        except asyncpg.PostgresError as error:
-            raise _refused(sql, error) from error
+            await live.execute(f"SET default_transaction_read_only = on; SET statement_timeout = {_COUNT_TIMEOUT_MS}")
+            await live.execute("SELECT pg_catalog.set_config('search_path', $1, false)", self.path)
+            for step in done:
+                note = step.note
+                if step.changed_rows:
+                    with contextlib.suppress(asyncpg.PostgresError):
+                        rows = await live.fetchval(step.changed_rows)
+                        note = f"{note}: {rows:,} row{'' if rows == 1 else 's'} would change now"
+                counted.append(replace(step, note=note))
+        finally:
+            await close(live)
+        return counted
 
     async def _has_value(self, step: Step) -> bool:
         """Whether the trial added it already."""

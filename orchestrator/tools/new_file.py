@@ -14,7 +14,7 @@ import re
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 from orchestrator.errors import EXIT_CONFIG, OrchestratorError
 from orchestrator.migrator.folder import FolderError, Generation, ms_to_stamp, read_folder
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from typing import ClassVar
 
 Prefix = Literal["index", "timestamp", "supabase", "unix", "none"]
-PREFIXES: tuple[str, ...] = get_args(Prefix)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _NAME_LENGTH_MAX = 100
@@ -93,7 +92,7 @@ def plan_migration(
             facts={"folder": str(path), "generation": folder.generation},
         )
     taken = [migration.name for migration in folder.migrations] if folder else []
-    taken += [Path(unlisted).stem for unlisted in folder.unlisted] if folder else []
+    taken += [Path(one.removesuffix("/migration.sql")).stem for one in folder.unlisted] if folder else []
     for other in taken:
         if _title(other).lower() == name.lower():
             raise NewMigrationError(

@@ -60,12 +60,6 @@ class RepairRefusedError(OrchestratorError):
     exit_code = EXIT_MIGRATION
 
 
-class NotConfirmedError(OrchestratorError):
-    """Nobody is there to be asked; nothing was changed."""
-
-    exit_code = EXIT_CONFIG
-
-
 class Row(msgspec.Struct, frozen=True):
     """A ledger row as people see it; `id` None for one that is not written yet."""
 

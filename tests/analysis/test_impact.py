@@ -335,6 +335,7 @@ REFRESH MATERIALIZED VIEW CONCURRENTLY summed
 REFRESH MATERIALIZED VIEW summed WITH NO DATA
 REINDEX TABLE lonely
 REINDEX INDEX child_n
+REINDEX (CONCURRENTLY on, CONCURRENTLY off) TABLE lonely
 CLUSTER lonely USING lonely_pkey
 ANALYZE lonely
 INSERT INTO loose VALUES (100, 1)
@@ -368,6 +369,10 @@ OUTSIDE = {
     "CREATE INDEX CONCURRENTLY made ON lonely (a)": (SUX, "lonely"),
     "DROP INDEX CONCURRENTLY child_n": (SUX, "child"),
     "REINDEX TABLE CONCURRENTLY lonely": (SUX, "lonely"),
+    # Of an option that is given twice the last one counts.
+    "REINDEX (CONCURRENTLY false, CONCURRENTLY on) TABLE lonely": (SUX, "lonely"),
+    "VACUUM (FULL off, FULL on) lonely": (AX, "lonely"),
+    "VACUUM (FULL on, FULL off) lonely": (SUX, "lonely"),
     "VACUUM lonely": (SUX, "lonely"),
     "VACUUM FULL lonely": (AX, "lonely"),
     "ALTER TABLE parts DETACH PARTITION parts_1 CONCURRENTLY": (SUX, "parts"),

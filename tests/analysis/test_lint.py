@@ -11,9 +11,19 @@ from typing import NamedTuple
 
 import pytest
 
-from orchestrator.analysis.lint import Level, LintFinding, finding, lint, lint_file, read_lint_folder
+from orchestrator.analysis.lint import (
+    Level,
+    LintFile,
+    LintFinding,
+    LintFolder,
+    LintReport,
+    finding,
+    lint,
+    read_lint_folder,
+)
 from orchestrator.analysis.lint_rules import RULES, SQUAWK, UNLIKE_SQUAWK
 from orchestrator.analysis.locks import Lock
+from orchestrator.analysis.sql_file import read_sql
 from orchestrator.commands.lint import github_line
 
 BEFORE = """
@@ -73,6 +83,7 @@ CASES = {
     "some rows are changed": Case("UPDATE t SET a = 1 WHERE a IS NULL; DELETE FROM t WHERE a = 2;"),
     # what fails
     "no SQL": Case("CREATE TABEL x ();", "syntax"),
+    "what undoes it, below it": Case("SELECT 1;\n-- migrate:down\nSELECT 2;", "down-section"),
     "a required column": Case("ALTER TABLE t ADD COLUMN x int NOT NULL;", "required-column"),
     "an enum value used in a cast": Case("ALTER TYPE mood ADD VALUE 'meh';\nSELECT 'meh'::mood;", "enum-value-used"),
     "an enum value used in a table of that type": Case(
@@ -222,6 +233,13 @@ def known_before():
     return made
 
 
+def lint_text(text: str, known) -> LintReport:
+    """One file, with nothing before it but what is known, against the rules."""
+    path = Path("x.sql")
+    folder = LintFolder(path.parent, (LintFile("x", path),))
+    return lint(folder, pending={"x": read_sql(text.encode(), str(path))}, known=known)
+
+
 def rules(findings: list[LintFinding], *levels: Level) -> list[str]:
     return [f.rule for f in findings if f.level in levels]
 
@@ -229,7 +247,7 @@ def rules(findings: list[LintFinding], *levels: Level) -> list[str]:
 @pytest.mark.parametrize("name", CASES)
 def test_each_case_breaks_the_rules_it_says(name, known_before):
     case = CASES[name]
-    found = lint_file(Path("x.sql"), case.sql.encode(), known_before()).findings
+    found = lint_text(case.sql, known_before()).findings
     assert rules(found, Level.ERROR, Level.WARNING) == case.rules.split()
     assert rules(found, Level.NOTE) == case.notes.split()
 
@@ -285,7 +303,7 @@ def test_whatever_squawk_finds_in_the_cases_we_find_or_say_why_not(squawk, tmp_p
     lacking = set()
     for name, rule in sorted(set(theirs)):
         assert rule in SQUAWK or rule in UNLIKE_SQUAWK, f"squawk has a rule that we do not know: {rule}"
-        ours = {f.rule for f in lint_file(Path("x.sql"), CASES[name].sql.encode(), known_before()).findings}
+        ours = {f.rule for f in lint_text(CASES[name].sql, known_before()).findings}
         is_new = name == NEW_TABLE  # squawk goes by the file without its transaction, we by what is in use
         if rule in SQUAWK and SQUAWK[rule] not in ours and not is_new and (name, rule) not in SQUAWK_IS_WRONG:
             lacking.add((name, rule))
@@ -296,7 +314,7 @@ def test_whatever_squawk_finds_in_the_cases_we_find_or_say_why_not(squawk, tmp_p
 
 
 def allowed(text: str, known) -> tuple[list[str], list[tuple[str, str]]]:
-    report = lint_file(Path("x.sql"), text.encode(), known)
+    report = lint_text(text, known)
     return [f.rule for f in report.findings], [(f.rule, f.allowed) for f in report.allowed]
 
 
@@ -335,9 +353,15 @@ def test_an_allow_that_allows_nothing_is_a_finding(text, left, known_before):
     assert allowed(text, known_before())[0] == left
 
 
+def test_what_hurts_in_a_do_block_is_told_where_the_block_begins(known_before):
+    text = "SELECT 1;\n\nDO $$ BEGIN\n  ALTER TABLE t ADD COLUMN x uuid DEFAULT gen_random_uuid();\nEND $$;\n"
+    (found,) = lint_text(text, known_before()).findings
+    assert (found.line, found.column, found.rule) == (3, 1, "rewrites-table")
+
+
 def test_a_line_and_a_column_lead_to_the_part_that_hurts(known_before):
     text = "-- é\nALTER TABLE t\n  ADD COLUMN ok int,\n  ADD COLUMN x uuid DEFAULT gen_random_uuid();\n"
-    (found,) = lint_file(Path("x.sql"), text.encode(), known_before()).findings
+    (found,) = lint_text(text, known_before()).findings
     assert (found.line, found.column, found.rule) == (4, 14, "rewrites-table")
 
 
@@ -386,9 +410,8 @@ def test_what_is_wrong_with_the_folder_is_found_with_its_line(tmp_path):
     report = lint(read_lint_folder(folder))
     assert {f.rule for f in report.findings} == {"missing-file", "unlisted-file"}
     assert [f.rule for f in report.allowed] == ["when-backwards"]
-    assert "when-backwards" not in {
-        f.rule for f in lint(read_lint_folder(folder), pending=frozenset({"0000_a"})).findings
-    }
+    pending = {"0000_a": read_sql(b"SELECT 1", "0000_a.sql")}
+    assert "when-backwards" not in {f.rule for f in lint(read_lint_folder(folder), pending=pending).findings}
 
 
 def test_a_journal_that_is_none_and_an_empty_folder_are_findings(tmp_path):
@@ -509,6 +532,9 @@ async def test_with_a_database_the_pending_files_are_judged_on_the_live_catalogu
         ("0004_e", "index-not-concurrent", 2),
         ("0005_f", "never-runs", 1),
     ]
+    told = await orchestrator("lint", env=env)
+    assert "3 files looked at (the 3 pending files" in told.stdout
+    assert "and 2 others by the journal or the ledger alone" in told.stdout
     every = json.loads((await orchestrator("lint", "--all", "--json", env=env)).stdout)
     assert len(every["files"]) == 6
     assert {f["rule"] for f in every["findings"]} >= {"changed-after-apply", "syntax"}

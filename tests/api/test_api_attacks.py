@@ -220,3 +220,81 @@ async def test_an_answer_is_not_larger_than_what_was_sent(attacked):
             if status == b"202":
                 shown = await ask(run.port, head("GET", "/api/jobs/1", Connection="close"))
                 assert 900_000 < len(shown) < 1_100_000
+
+
+async def silent(port):
+    """Connections on which nothing comes, as fast as they are taken in."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    with contextlib.suppress(ConnectionError, TimeoutError):
+        async with asyncio.timeout(0.5):
+            await reader.read()
+    writer.transport.abort()
+
+
+async def slow_heads(port):
+    """A head that comes byte by byte."""
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    with contextlib.suppress(ConnectionError):
+        for byte in head("GET", X="y" * 40):
+            writer.write(bytes([byte]))
+            await writer.drain()
+            await asyncio.sleep(0.01)
+    writer.transport.abort()
+
+
+async def strangers(port):
+    """Requests without a token, one after the other."""
+    await ask(port, head("GET", "/api/jobs") * 30 + head("GET", "/api/jobs", Connection="close"))
+
+
+async def pages(port):
+    """The page's files, again and again."""
+    await ask(port, head("GET", "/page/page.css") * 20 + head("GET", "/page/page.css", Connection="close"))
+
+
+async def watchers(port):
+    """Event streams that are opened and dropped."""
+    await ask(port, head("GET", "/health/events"), read_s=0.2)
+
+
+async def no_http(port):
+    """Bytes that are no request."""
+    await ask(port, b"\x16\x03\x01" + bytes(range(256)) * 40)
+
+
+async def long_heads(port):
+    """Heads of as many headers as there may be."""
+    await ask(port, head("GET", "/health", **{f"X{n}": "y" * 200 for n in range(95)}, Connection="close"))
+
+
+async def bodies(port):
+    """Bodies of a megabyte that nobody reads."""
+    body = bytes(1 << 20)
+    await ask(port, head(Content_Length=len(body), Content_Type="application/json"), body, read_s=2)
+
+
+async def endless(port):
+    """A chunked body without an end."""
+    chunk = b"10000\r\n" + bytes(65536) + b"\r\n"
+    await ask(port, head(Transfer_Encoding="chunked", Content_Type="application/json"), *[chunk] * 40, read_s=2)
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [silent, slow_heads, strangers, pages, watchers, no_http, long_heads, bodies, endless],
+    ids=lambda attack: attack.__name__,
+)
+async def test_the_probes_are_answered_while_strangers_do_what_they_can(attacked, attack):
+    async with attacked(API_TOKEN=TOKEN) as run:
+        until = time.monotonic() + 2.0
+
+        async def again():
+            while time.monotonic() < until:
+                with contextlib.suppress(ConnectionError):
+                    await attack(run.port)
+
+        with Prober(run.port) as prober:
+            await asyncio.gather(*(again() for _ in range(24)))
+        prober.check()
+    told = [event for event in run.events if event["level"] in {"warning", "error"}]
+    assert len(told) < 10, told

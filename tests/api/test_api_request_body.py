@@ -46,17 +46,17 @@ HOSTILE = {
 def test_four_times_the_length_takes_four_times_as_long_and_a_megabyte_less_than_a_second(made, kind):
     def took_s(text):
         best = 9.0
-        for _ in range(2):
-            began = time.perf_counter()
+        for _ in range(3):
+            began = time.thread_time()
             with contextlib.suppress(Refusal):
                 decode(text, kind)
-            best = min(best, time.perf_counter() - began)
+            best = min(best, time.thread_time() - began)
         return best
 
     short_s, long_s = took_s(HOSTILE[made](1 << 18)), took_s(HOSTILE[made](1 << 20))
     assert long_s < 1.5, f"{long_s:.2f} s for a megabyte"
     # Quadratic is 16. A short time is all noise.
-    assert long_s < 0.15 or long_s / short_s < 11, (short_s, long_s)
+    assert long_s < 0.3 or long_s / short_s < 11, (short_s, long_s)
 
 
 def test_what_is_told_of_a_name_is_short_however_long_the_name_is():
@@ -101,6 +101,22 @@ def test_numbers_count_as_what_they_are_when_written_out():
         with pytest.raises(Refusal) as refused:
             decode(text, Any)
         assert refused.value.status == 413, text[:30]
+
+
+class Counted(msgspec.Struct, forbid_unknown_fields=True):
+    count: int
+    share: float = 0.0
+    payload: msgspec.Raw = msgspec.Raw(b"{}")
+
+
+def test_a_whole_number_is_an_integer_however_it_is_written_and_nothing_else_becomes_one():
+    for text in (b'{"count": 2}', b'{"count": 2.0}', b'{"count": 2e0, "share": 0.5}', b'{"count": 0.2e1, "share": 1}'):
+        assert decode(text, Counted).count == 2
+    assert bytes(decode(b'{"count": 2, "payload": {"x": 1.0}}', Counted).payload) == b'{"x": 1.0}'
+    for text in (b'{"count": 2.5}', b'{"count": "2"}', b'{"count": 2.0, "share": "1"}', b'{"count": 1e300}'):
+        with pytest.raises(Refusal) as refused:
+            decode(text, Counted)
+        assert refused.value.status == 422
 
 
 values = st.recursive(

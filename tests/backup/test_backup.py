@@ -514,11 +514,12 @@ async def test_a_restore_asks_and_without_a_terminal_wants_yes(
             *(sys.executable, "-m", "orchestrator", "restore", made["path"]),
             stdin=theirs,
             stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
+            stderr=theirs,
             env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **env},
         )
         os.write(ours, b"n\n")
-        printed, _ = await asked.communicate()
+        await asked.communicate()
+        printed = os.read(ours, 65536)
     finally:
         os.close(ours)
         os.close(theirs)

@@ -15,6 +15,8 @@ import asyncpg
 sys.path.insert(0, str(Path(__file__).parents[2]))
 URL = os.environ["DATABASE_URL"]
 CONCURRENCY = 20
+NAMES = int(os.environ.get("NAMES", "1"))  # handlers among which the jobs are spread
+OLD_SNAPSHOT = "OLD_SNAPSHOT" in os.environ  # a session holds one, so that dead rows stay
 PAUSE_S = 0.03
 ALONE_S = 1.0
 
@@ -33,13 +35,14 @@ class Ours:
         self.started: asyncio.Future[float] | None = None
         self.done = 0
 
-        @job("noop")
         async def noop(ctx, payload):
             self.done += 1
             if self.started is not None:
                 self.started.set_result(time.perf_counter())
                 self.started = None
 
+        for number in range(NAMES):
+            job("noop" + (str(number) if number else ""))(noop)
         self.until, self.times = asyncio.Event(), StopTimes.of(5.0)
         parameters = WorkerParameters(
             dsn.parse(URL),
@@ -66,7 +69,9 @@ class Ours:
     async def batch(self, connection, count):
         from orchestrator.jobs.queue import NewJob, enqueue_many
 
-        await enqueue_many(connection, [NewJob("noop", {"n": n}) for n in range(count)])
+        await enqueue_many(
+            connection, [NewJob("noop" + (str(n % NAMES) if n % NAMES else ""), {"n": n}) for n in range(count)]
+        )
 
     async def work(self):
         self.lease.start()
@@ -76,7 +81,7 @@ class Ours:
     def stop(self):
         self.until.set()
 
-    left = "SELECT count(*) FROM orchestrator.jobs WHERE state IN ('queued', 'running') AND name = 'noop'"
+    left = "SELECT count(*) FROM orchestrator.jobs WHERE state IN ('queued', 'running') AND name LIKE 'noop%'"
 
 
 class PgQueuer:
@@ -153,8 +158,11 @@ async def batch(side, connection, count):
 
 
 async def work(side, connection, count):
-    await side.batch(connection, count)
     other = await asyncpg.connect(URL)
+    if OLD_SNAPSHOT:
+        holder = await asyncpg.connect(URL)
+        await holder.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1")
+    await side.batch(connection, count)
     began = time.perf_counter()
     task = asyncio.create_task(side.work())
     while side.done < count:  # noqa: ASYNC110 nothing of the side's own is added to what it does
@@ -170,8 +178,11 @@ async def work(side, connection, count):
 
 async def claims(side, connection, count):
     """As `work`, to the end of the measured jobs: what stands behind them is worked on as well, and not counted."""
-    await side.batch(connection, count)
     other = await asyncpg.connect(URL)
+    if OLD_SNAPSHOT:
+        holder = await asyncpg.connect(URL)
+        await holder.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1")
+    await side.batch(connection, count)
     began = time.perf_counter()
     task = asyncio.create_task(side.work())
     while side.done < count:  # noqa: ASYNC110 nothing of the side's own is added to what it does

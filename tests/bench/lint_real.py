@@ -28,8 +28,8 @@ from orchestrator.analysis.impact import impact_of  # noqa: E402 the checkout's 
 from orchestrator.analysis.lint import LintFinding, lint, read_lint_folder  # noqa: E402
 from orchestrator.analysis.lint_rules import SQUAWK, UNLIKE_SQUAWK  # noqa: E402
 from orchestrator.analysis.locks import Lock  # noqa: E402
-from orchestrator.analysis.plan import trees  # noqa: E402
-from orchestrator.migrator.sql.statements import SqlSyntaxError, Statement, statements  # noqa: E402
+from orchestrator.analysis.sql_file import SqlFile  # noqa: E402
+from orchestrator.migrator.sql.statements import SqlSyntaxError, Statement  # noqa: E402
 
 # What we answer by another rule than the one that usually stands for squawk's.
 ANSWERED = {"constraint-missing-not-valid": {"unique-builds-index", "validate-in-same-transaction"}}
@@ -51,10 +51,10 @@ def spans(folder: Path) -> dict[str, list[tuple[int, int, bool, str]]]:
         raw = file.path.read_bytes()
         lines = []
         try:
-            parsed = statements(raw, path=str(file.path))
+            read = SqlFile(raw, path=str(file.path))
         except SqlSyntaxError:
             continue
-        for statement, node, fields in trees(parsed, len(raw)):
+        for statement, node, fields in read.trees():
             touches = impact_of(node, fields, known).touches
             in_use = any(not t.fresh and t.lock > Lock.ROW_SHARE for t in touches)
             if node == "AlterTableStmt":

@@ -107,14 +107,6 @@ CREATE SCHEMA "app";
 --> statement-breakpoint
 CREATE TYPE "mood" AS ENUM ('ok', 'it''s');
 --> statement-breakpoint
-CREATE TABLE "app"."teams" (
-	"id" BIGINT GENERATED ALWAYS AS IDENTITY,
-	"lead" INTEGER NOT NULL,
-	"twice" BIGINT GENERATED ALWAYS AS (id * 2) STORED,
-	"mood" "mood",
-	PRIMARY KEY ("id")
-);
---> statement-breakpoint
 CREATE TABLE "users" (
 	"id" SERIAL NOT NULL,
 	"mood" "mood" DEFAULT 'ok' NOT NULL,
@@ -124,11 +116,19 @@ CREATE TABLE "users" (
 	UNIQUE ("team", "age")
 );
 --> statement-breakpoint
+CREATE TABLE "app"."teams" (
+	"id" BIGINT GENERATED ALWAYS AS IDENTITY,
+	"lead" INTEGER NOT NULL,
+	"twice" BIGINT GENERATED ALWAYS AS (id * 2) STORED,
+	"mood" "mood",
+	PRIMARY KEY ("id")
+);
+--> statement-breakpoint
 CREATE INDEX "ix_app_teams_lead" ON "app"."teams" ("lead");
 --> statement-breakpoint
-ALTER TABLE "app"."teams" ADD CONSTRAINT "teams_lead_fkey" FOREIGN KEY (lead) REFERENCES users(id);
---> statement-breakpoint
 ALTER TABLE "users" ADD CONSTRAINT "users_team_fkey" FOREIGN KEY (team) REFERENCES app.teams(id) ON DELETE SET NULL;
+--> statement-breakpoint
+ALTER TABLE "app"."teams" ADD CONSTRAINT "teams_lead_fkey" FOREIGN KEY (lead) REFERENCES users(id);
 --> statement-breakpoint
 COMMENT ON TABLE "users" IS 'It''s 100% a table';
 """
@@ -371,7 +371,7 @@ async def test_what_may_be_a_rename_is_not_run_until_somebody_says(project):
     ]
     new = await project.generate(after, renames=["*"], allow_drops=True)
     assert 'DROP COLUMN "name"' in new.files[0][1]
-    with pytest.raises(GenerateError, match="no such table or column"):
+    with pytest.raises(GenerateError, match="nothing of that name was dropped"):
         await project.generate(after, renames=["users.nam=title"])
 
 

@@ -57,34 +57,36 @@ def is_asked_for(request: web.Request) -> bool:
 
 
 @cache
-def _file(name: str) -> tuple[bytes, str]:
+def _file(name: str) -> tuple[bytes, bytes, str]:
+    """The file, the same compressed (once: strangers may ask for it again and again), and its tag."""
     # Late: `/health` answers sooner, and most processes are never looked at.
+    import gzip
     import hashlib
     from importlib import resources
 
     body = (resources.files(__name__) / name).read_bytes()
-    return body, f'"{hashlib.sha256(body).hexdigest()[:20]}"'
+    return body, gzip.compress(body, mtime=0), f'"{hashlib.sha256(body).hexdigest()[:20]}"'
 
 
-def _answer(name: str, request: web.Request | None = None) -> web.Response:
-    body, tag = _file(name)
+def _answer(name: str, request: web.Request) -> web.Response:
+    body, compressed, tag = _file(name)
     headers = {
         "Content-Security-Policy": _POLICY,
         "Referrer-Policy": "no-referrer",
         "Cache-Control": "no-cache",  # asked again each time, and 304 where it is the same
         "ETag": tag,
-        "Vary": "Accept",
+        "Vary": "Accept, Accept-Encoding",
     }
-    if request is not None and request.headers.get("If-None-Match") == tag:
+    if request.headers.get("If-None-Match") == tag:
         return web.Response(status=304, headers=headers)
-    response = web.Response(body=body, content_type=_TYPES[name.rpartition(".")[2]], charset="utf-8", headers=headers)
-    response.enable_compression()
-    return response
+    if "gzip" in request.headers.get("Accept-Encoding", "").lower():
+        body, headers["Content-Encoding"] = compressed, "gzip"
+    return web.Response(body=body, content_type=_TYPES[name.rpartition(".")[2]], charset="utf-8", headers=headers)
 
 
-def index() -> web.Response:
+def index(request: web.Request) -> web.Response:
     """The page itself."""
-    return _answer("page.html")
+    return _answer("page.html", request)
 
 
 def files() -> Mapping[str, Handler]:

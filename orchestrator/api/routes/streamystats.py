@@ -8,6 +8,7 @@ StreamyStats' own tables (servers, sessions) is empty here.
 from __future__ import annotations
 
 import re
+import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -17,7 +18,7 @@ from orchestrator.api.operations import Answer, Call, Operation, json_answer
 from orchestrator.api.problems import Refusal
 from orchestrator.api.routes.jobs import HandlerName, Name  # noqa: TC001 msgspec reads the annotations
 from orchestrator.jobs import queue, schedules
-from orchestrator.jobs.errors import JobStateError, PayloadError, UnknownHandlerError
+from orchestrator.jobs.errors import PayloadError, UnknownHandlerError
 from orchestrator.jobs.store import (
     PAGE_MAX,
     Id,
@@ -41,7 +42,7 @@ _RESULTS_LOOKED_AT = 100
 _MANY_QUEUED = 100
 _MANY_FAILED = 5
 _MANY_FAILED_NAMES = 10
-_CANCEL_ROUND = 1000
+_CANCEL_MOST_S = 20.0
 
 
 def camel(name: str) -> str:
@@ -298,23 +299,22 @@ async def cancel_by_type(call: Call) -> web.Response:
     handlers = {} if call.backend.registry is None else call.backend.registry.handlers
     if given.jobType not in handlers:
         raise Refusal(400, "Invalid job type", validTypes=list(handlers))
-    cancelled, last = 0, 0
+    cancelled, last, left = 0, 0, ""
+    until = time.monotonic() + _CANCEL_MOST_S
     async with call.connection() as connection:
         while ids := await read_unfinished_ids(
-            connection, given.jobType, server_id=given.serverId, after=last, limit=_CANCEL_ROUND
+            connection, given.jobType, server_id=given.serverId, after=last, limit=queue.CANCEL_BATCH
         ):
-            for job_id in ids:
-                try:
-                    await queue.cancel(connection, job_id)
-                except JobStateError:
-                    continue  # it has ended meanwhile
-                cancelled += 1
+            if time.monotonic() > until:
+                left = " There are more: send it again."
+                break
+            cancelled += len(await queue.cancel_many(connection, ids))
             last = ids[-1]
     call.changed(name=given.jobType, cancelled=cancelled)
     return json_answer(
         CancelledByType(
             success=True,
-            message=f'Jobs of type "{given.jobType}" cancelled successfully. {cancelled} jobs cancelled.',
+            message=f'Jobs of type "{given.jobType}" cancelled successfully. {cancelled} jobs cancelled.{left}',
             cancelledCount=cancelled,
             jobType=given.jobType,
             serverId=given.serverId,
@@ -356,7 +356,7 @@ async def scheduler_trigger(call: Call) -> web.Response:
                 payload = {**msgspec.json.decode(msgspec.json.encode(row.payload)), "serverId": given.serverId}
                 made = await queue.enqueue(connection, row.job, payload, registry=registry)
         except (UnknownHandlerError, PayloadError) as error:
-            raise Refusal(400, error.message) from None
+            raise Refusal(409, error.message) from None
     call.changed(schedule=name, job=made.id)
     return json_answer(Triggered(success=True, message=f"Schedule triggered: {name}", jobId=str(made.id)))
 
@@ -461,7 +461,11 @@ OPERATIONS = (
         _TAG,
         {200: Answer(Triggered, "Its job is in the queue.")},
         body=TriggerSchedule,
-        refusals={**_UNUSABLE, 404: "There is no such schedule."},
+        refusals={
+            **_UNUSABLE,
+            404: "There is no such schedule.",
+            409: "Its job, or the payload with that serverId, is not one of this process.",
+        },
         invalid=400,
     ),
     Operation(

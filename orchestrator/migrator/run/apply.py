@@ -27,12 +27,12 @@ from orchestrator.migrator.run.errors import (
     refused_history,
     refuses_transaction,
 )
-from orchestrator.migrator.run.lock_retry import Patience
+from orchestrator.migrator.run.execution import Execution
 from orchestrator.migrator.run.losses import Losses, ended
 from orchestrator.migrator.run.progress import watched
 from orchestrator.migrator.run.report import announce, count
 from orchestrator.migrator.run.session import Session, joined
-from orchestrator.migrator.run.transactional import KEPT_PARSED_BYTES, FileRun
+from orchestrator.migrator.run.transactional import KEPT_PARSED_BYTES, FileRun, parsed_bytes
 from orchestrator.migrator.state import survey
 
 if TYPE_CHECKING:
@@ -151,8 +151,9 @@ class Run:
     """One run on one session: what was applied, and how each kind of file is applied."""
 
     def __init__(self, session: Session, options: Options, life: Lifecycle, watch: Watch, losses: Losses) -> None:
-        self.session, self.options, self._life, self.watch, self._losses = session, options, life, watch, losses
-        self._connection: Any = session.connection
+        self._at_work = Execution(session, options, life, watch)
+        self._session, self._connection = session, session.connection
+        self._options, self._life, self._losses = options, life, losses
         self.applied: list[AppliedMigration] = []
         self._items = {(item.source, item.name): item for item in life.migrations.items}
         self._said_session = False
@@ -160,13 +161,12 @@ class Run:
         self._prepared: tuple[str, str] = ("", "")
         self._untold: list[tuple[Source, Migration, float]] = []
         self._running: tuple[str, Migration] | None = None
-        self._lost: tuple[Statement | str, float] | None = None
         self._open: list[str] = []
 
     async def source(self, one: Survey, parsed: dict[tuple[str, str], tuple[Statement, ...]]) -> None:
         """Bring one source up to date."""
         source, plan, table = one.source, one.plan, one.source.table
-        await self.session.ours()
+        await self._session.ours()
         if not one.ledger.exists:
             await self._guarded_ledger(lambda: create_ledger(self._connection, table, source.folder), table.key)
         elif plan.names is not None:
@@ -175,17 +175,17 @@ class Run:
             self._life.emit("ledger.upgraded", source=source.label, ledger=table.key, rows=len(names))
         if not plan.pending:
             return
-        await self.session.ours()
+        await self._session.ours()
         keeps = source.label != "service"
         self._running = table.key, plan.pending[0]
         await self._losses.begin(self._connection, table.key, plan.pending[0], keeps=keeps)
         self._open += [table.key] if keeps else []
         has_name = one.ledger.has_name if one.ledger.exists else source.folder.generation == "v1"
-        file = FileRun(self, source, has_name=has_name or plan.names is not None)
+        file = FileRun(self._at_work, source, has_name=has_name or plan.names is not None)
         if plan.resumable:
             await self._connection.execute(records.begin_unfinished(table.key, [m.name for m in plan.resumable]))
         last = plan.pending[-1]
-        if self.options.transaction == "all":
+        if self._options.transaction == "all":
             for migration in plan.pending:
                 self._losses.judge(table.key, migration)
             await self._in_one_transaction(file, plan.pending, parsed)
@@ -234,6 +234,7 @@ class Run:
             return "".join([opening, *(file.small(m, parsed[key, m.name], is_last=m is last) for m in migrations)])
 
         if self._newest_record is None:
+            await self._session.ours()
             self._newest_record = await records.newest_record(self._connection)
         name, text = self._prepared
         if name != message[0].name:
@@ -254,7 +255,7 @@ class Run:
         finally:
             await self._ended(sending)
         durations: dict[str, float] = {}
-        await self.session.ours()
+        await self._session.ours()
         for record, name, duration_s in await records.newer_records(self._connection, key, self._newest_record):
             self._newest_record, durations[name] = record, duration_s
         left = []
@@ -268,11 +269,11 @@ class Run:
 
     async def _send_together(self, text: str, message: Sequence[Migration]) -> None:
         try:
-            await self.execute(text, f"{len(message)} small migrations in one message")
+            await self._at_work.execute(text, f"{len(message)} small migrations in one message")
         except asyncpg.PostgresError as error:
             if is_connection_loss(error):
                 raise
-            if self.is_in_transaction:
+            if self._at_work.is_in_transaction:
                 await self._connection.execute("ROLLBACK")
             self._life.emit("migrations.taken_apart", level="debug", migrations=len(message), sqlstate=error.sqlstate)
 
@@ -291,12 +292,12 @@ class Run:
             self._done(source, migration, duration_s)
 
     async def _guarded_ledger(self, work: Callable[[], Awaitable[None]], key: str) -> None:
-        patience = self.patience((), ledger=key)
+        patience = self._at_work.patience((), ledger=key)
         while True:
             try:
                 async with self._connection.transaction():
-                    await self._connection.execute(self.local_lock_timeout)
-                    self.watch.begin("ALTER TABLE")
+                    await self._connection.execute(self._at_work.local_lock_timeout)
+                    self._at_work.watch.begin("ALTER TABLE")
                     await work()
             except asyncpg.PostgresError as error:
                 if is_connection_loss(error):
@@ -309,10 +310,10 @@ class Run:
                     facts={"ledger": key, "sqlstate": error.sqlstate},
                 )
                 refused.__cause__ = error
-                self.watch.end()
+                self._at_work.watch.end()
                 await patience.again(refused)
             else:
-                self.watch.end()
+                self._at_work.watch.end()
                 return
 
     async def _one(
@@ -321,9 +322,9 @@ class Run:
         if self._losses.is_careful(file.source.table.key):
             is_last = True  # for it is to be on the disk before the next one begins
             await self._losses.before(self._connection, file.source.table.key, migration)
-        raw = await asyncio.to_thread(migration.read) if migration.size_bytes > KEPT_PARSED_BYTES else migration.read()
         if parsed is None:
             parsed = await asyncio.to_thread(_parse, migration)
+        raw = parsed_bytes(migration, parsed)
         began = self._begin(file.source, migration, parsed)
         interrupted = one.unfinished.get(migration.name)
         # What was begun in steps goes on in steps, also where the grammar sees no reason for them.
@@ -355,18 +356,18 @@ class Run:
     ) -> None:
         """Drizzle's single transaction: all or nothing; success is said after the commit."""
         every: list[Statement] = []
-        patience = self.patience(every, migration=pending[-1].name, ledger=file.source.table.key)
+        patience = self._at_work.patience(every, migration=pending[-1].name, ledger=file.source.table.key)
         while True:
             durations: list[tuple[Migration, float]] = []
             try:
                 await self._connection.execute(joined((*file.fresh, "BEGIN")))
                 for migration in pending:
-                    raw = migration.read()
                     statements = parsed.get((file.source.table.key, migration.name))
                     if statements is None:
                         statements = await asyncio.to_thread(_parse, migration)
+                    raw = parsed_bytes(migration, statements)
                     every += [s for s in statements if not s.leaves_nothing][:1]
-                    opening = (*(file.fresh_inside if durations else ()), self.local_lock_timeout)
+                    opening = (*(file.fresh_inside if durations else ()), self._at_work.local_lock_timeout)
                     began = self._begin(file.source, migration, statements)
                     await file.statements_and_row(migration, raw, statements, began, resumed=True, opening=opening)
                     durations.append((migration, time.monotonic() - began))
@@ -413,7 +414,7 @@ class Run:
             return
         with contextlib.suppress(*CONNECTION_ERRORS):
             async with asyncio.timeout(_LEAVE_TIMEOUT_S):
-                await self.session.ours()
+                await self._session.ours()
                 if self._open:
                     await self._connection.execute(ended(self._open))
 
@@ -421,50 +422,8 @@ class Run:
         """The connection is gone: remember what ran."""
         if self._running is None:
             return
-        what, elapsed_s = self._lost or (None, 0.0)
+        what, elapsed_s = self._at_work.lost or (None, 0.0)
         is_known = what is not None and (not isinstance(what, str) or what == "COMMIT")
-        said = self.session.replies.sqlstate if self.session.replies is not None else None
+        said = self._session.replies.sqlstate if self._session.replies is not None else None
         sqlstate = said or getattr(error, "sqlstate", None)
         self._losses.add(*self._running, what if is_known else None, elapsed_s, sqlstate)
-
-    def patience(self, statements: Sequence[Statement], **facts: object) -> Patience:
-        """For one piece of work, of these statements, that may have to be tried again; `facts` name it."""
-        return Patience(self._life, self.watch, facts, retry_for_s=self.options.ddl_retry_for_s, statements=statements)
-
-    @property
-    def local_lock_timeout(self) -> str:
-        """SQL that lets the present transaction wait for locks as long as it may, and no longer."""
-        return f"SET LOCAL lock_timeout = {self.options.ddl_lock_timeout_ms}"
-
-    @property
-    def lock_timeout(self) -> str:
-        """The same for the session."""
-        return f"SET lock_timeout = {self.options.ddl_lock_timeout_ms}"
-
-    def at(self, number: int) -> None:
-        """Remember which statement runs now."""
-        self._life.migrations.statement = number
-
-    async def execute(self, text: str, what: Statement | str = "") -> str:
-        """Run `text`, which is `what` to those who watch, as one simple query; return the last command's tag."""
-        self.watch.begin(what)
-        if self.session.replies is not None:
-            self.session.replies.completed, self.session.replies.sqlstate = 0, None
-        try:
-            tag: str = await self._connection.execute(text)
-        except CONNECTION_ERRORS:
-            self._lost = what, self.watch.elapsed_s or 0.0
-            raise
-        finally:
-            self.watch.end()
-        return tag
-
-    @property
-    def is_in_transaction(self) -> bool:
-        """What the server said last about the transaction."""
-        return bool(self._connection.is_in_transaction())
-
-    @property
-    def connection(self) -> Any:
-        """The session."""
-        return self._connection

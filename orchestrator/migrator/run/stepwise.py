@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from orchestrator.migrator.folder import Migration
-    from orchestrator.migrator.run.apply import Run
+    from orchestrator.migrator.run.execution import Execution
     from orchestrator.migrator.sql.statements import Statement
 
 
@@ -58,7 +58,7 @@ class Steps:
 
     def __init__(
         self,
-        run: Run,
+        run: Execution,
         *,
         ledger_key: str,
         migration: Migration,

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from orchestrator.migrator.folder import Migration
-    from orchestrator.migrator.run.apply import Run
+    from orchestrator.migrator.run.execution import Execution
     from orchestrator.migrator.sources import Source
     from orchestrator.migrator.sql.statements import Statement
 
@@ -43,10 +43,15 @@ _BATCH_BYTES = 1 << 18
 _BATCHED_KINDS = frozenset({"INSERT", "UPDATE", "DELETE"})
 
 
+def parsed_bytes(migration: Migration, statements: Sequence[Statement]) -> bytes:
+    """The file as it was parsed, without reading it again; one that has no statement is read."""
+    return statements[0].raw if statements else migration.read()
+
+
 class FileRun:
     """How one file is applied, into one ledger."""
 
-    def __init__(self, run: Run, source: Source, *, has_name: bool) -> None:
+    def __init__(self, run: Execution, source: Source, *, has_name: bool) -> None:
         self._run, self.source, self._has_name = run, source, has_name
         self._is_single = run.options.transaction == "all"
 
@@ -98,6 +103,7 @@ class FileRun:
         row = insert_statement(
             self.source.table, self.source.folder, migration, has_name=self._has_name, condition=PROOF
         )
+        raw = parsed_bytes(migration, statements)
         parts = [
             joined((*self._begin(is_last=is_last), f"SET LOCAL statement_timeout = {limit_ms}")),
             *(f"{statement.text}\n;\n" for statement in statements),
@@ -105,7 +111,7 @@ class FileRun:
             joined(
                 (
                     SET_OUR_PATH,
-                    records.record_statement(self.source.table.key, migration, duration=DURATION, raw=migration.read()),
+                    records.record_statement(self.source.table.key, migration, duration=DURATION, raw=raw),
                     row,
                     "COMMIT",
                 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 import re
+import unicodedata
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
@@ -15,6 +16,8 @@ import msgspec
 from orchestrator.errors import MigrationError
 from orchestrator.migrator.sql import parser
 from orchestrator.migrator.sql.effects import leaves_nothing
+from orchestrator.migrator.sql.options import has_option, is_on
+from orchestrator.redaction import HIDDEN, MASK, masked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -56,6 +59,7 @@ class Statement(msgspec.Struct, frozen=True, gc=False):
     `transaction_control` says what it does to the transaction around it; PREPARE TRANSACTION ends it like a commit.
     `changes_session` is True for what outlives the transaction in the session's settings; into a DO block nobody sees.
     `leaves_nothing` is True for what a roll back undoes to the last (`effects`).
+    `parsed` is its tree, where `statements` was asked to keep the trees.
     """
 
     raw: bytes
@@ -70,6 +74,7 @@ class Statement(msgspec.Struct, frozen=True, gc=False):
     changes_session: bool
     concurrent_index: ConcurrentIndex | None
     leaves_nothing: bool
+    parsed: parser.Parsed | None = None
 
     def __repr__(self) -> str:
         return f"<{self.kind}, statement {self.index} at line {self.line}>"
@@ -111,11 +116,12 @@ class SqlSyntaxError(MigrationError):
         )
 
 
-def statements(raw: bytes, *, path: str) -> tuple[Statement, ...]:
+def statements(raw: bytes, *, path: str, keep_trees: bool = False) -> tuple[Statement, ...]:
     """The statements of a migration file, in order; comments and empty chunks yield none.
 
     The file is cut into Drizzle's chunks first, and each chunk must be whole statements. Needs a few MB beside the
-    result, for a file of any size with statements of ordinary size. Releases the GIL while it parses.
+    result, for a file of any size with statements of ordinary size; with `keep_trees` ten times the file's size.
+    Releases the GIL while it parses.
 
     Raises:
         SqlSyntaxError: for the first error; also for COPY FROM STDIN, whose data cannot come from a file.
@@ -124,7 +130,7 @@ def statements(raw: bytes, *, path: str) -> tuple[Statement, ...]:
     found: list[Statement] = []
     at, line, column = 0, 1, 1
     for window_offset, classified in _windows(raw, path, _classify_window):
-        for offset, end, kind in classified:
+        for offset, end, kind, parsed in classified:
             here = window_offset + offset
             # Lines and columns are counted on from the last statement: each byte is looked at once.
             newlines = raw.count(b"\n", at, here)
@@ -149,6 +155,7 @@ def statements(raw: bytes, *, path: str) -> tuple[Statement, ...]:
                     changes_session=kind.changes_session,
                     concurrent_index=kind.concurrent_index,
                     leaves_nothing=kind.leaves_nothing,
+                    parsed=parsed if keep_trees else None,
                 )
             )
     return tuple(found)
@@ -169,18 +176,29 @@ def locate(statement: Statement, position: int | None) -> tuple[int, int]:
 
 
 def excerpt(raw: bytes, line: int, column: int) -> str:
-    """That line of the file, at most 120 characters of it, and below it a caret under `column`."""
+    """That line of the file, at most 120 characters of it without secrets, and below it a caret under `column`."""
     start = 0
     for _ in range(line - 1):
         start = raw.find(b"\n", start) + 1
     end = raw.find(b"\n", start)
-    text = raw[start : len(raw) if end < 0 else end].decode(errors="replace").rstrip("\r")
+    end = len(raw) if end < 0 else end
+    # What names a secret may stand on a line before it.
+    before = raw[max(0, start - _LOOKED_BACK_BYTES) : start].decode(errors="replace")
+    text = masked(before + raw[start:end].decode(errors="replace"))[len(before) :].rstrip("\r")
     text = "".join(c if c == "\t" or c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
     column = min(column, len(text) + 1)
     first = max(0, min(column - 1 - _WIDTH_LIMIT // 2, len(text) - _WIDTH_LIMIT))
-    shown = text[first : first + _WIDTH_LIMIT]
+    left, right = text[first : column - 1], text[column - 1 : first + _WIDTH_LIMIT]
+    if left.endswith(MASK):
+        right = right.lstrip(MASK)
+    left = _MASKED.sub(HIDDEN, left)
     # Tabs stay tabs, so that the caret stands right at any tab width.
-    return f"{shown}\n{''.join(c if c == chr(9) else ' ' for c in shown[: column - 1 - first])}^"
+    shown = f"{left}{_MASKED.sub(HIDDEN, right)}"
+    return f"{shown}\n{''.join(c if c == chr(9) else ' ' for c in left)}^"
+
+
+_LOOKED_BACK_BYTES = 2000
+_MASKED = re.compile(rf"{MASK}++")
 
 
 def same_meaning_hash(raw: bytes, *, path: str) -> str:
@@ -272,21 +290,22 @@ class _Kind(msgspec.Struct, frozen=True):
 _DATA = {word.encode(): _Kind(word) for word in ("INSERT", "UPDATE", "DELETE")}
 
 
-def _classify_window(window: bytes) -> list[tuple[int, int, _Kind]]:
-    """(offset, end, kind) of each statement of `window`."""
+def _classify_window(window: bytes) -> list[tuple[int, int, _Kind, parser.Parsed | None]]:
+    """(offset, end, kind, tree) of each statement of `window`; plain data in what is long has no tree."""
     sets_config = b"set_config" in window.lower()
+    found: list[tuple[int, int, _Kind, parser.Parsed | None]]
     if len(window) <= _WINDOW_BYTES:
-        found = [(one.offset, one.end, _classify(one, sets_config=sets_config)) for one in parser.parse(window)]
+        found = [(one.offset, one.end, _classify(one, sets_config=sets_config), one) for one in parser.parse(window)]
     else:
         # JSON trees would halve the speed: in what is more than a window long, only what is not plain data gets one.
         found = []
         for offset, end in parser.split(window):
-            kind = None if sets_config else _DATA.get(window[offset : offset + 6].upper())
+            kind, one = None if sets_config else _DATA.get(window[offset : offset + 6].upper()), None
             if kind is None:
                 (one,) = parser.parse(window[offset:end])
                 kind = _classify(one, sets_config=sets_config)
-            found.append((offset, end, kind))
-    return [(offset, _trimmed(window, end), kind) for offset, end, kind in found]
+            found.append((offset, end, kind, one))
+    return [(offset, _trimmed(window, end), kind, one) for offset, end, kind, one in found]
 
 
 def _trimmed(window: bytes, end: int) -> int:
@@ -383,33 +402,6 @@ def _object_words(object_type: str) -> str:
     return _OBJECT_WORDS.get(object_type) or object_type.removeprefix("OBJECT_").replace("_", " ")
 
 
-def _option(options: list[dict[str, Any]] | None, name: str, *, default: bool) -> bool:
-    """A boolean option as defGetBoolean reads it: without a value it is on, and the last one given counts."""
-    value = default
-    for option in options or ():
-        element = option.get("DefElem", {})
-        if element.get("defname") == name:
-            value = "arg" not in element or _is_on(element["arg"])
-    return value
-
-
-def _is_on(argument: dict[str, Any]) -> bool:
-    if "Integer" in argument:
-        return bool(argument["Integer"].get("ival", 0))
-    if "Boolean" in argument:
-        return bool(argument["Boolean"].get("boolval", False))
-    if "TypeName" in argument:
-        # A bare word that is no keyword (`off`) is read as the name of a type.
-        word = argument["TypeName"]["names"][-1]["String"].get("sval", "")
-    else:
-        word = argument.get("String", {}).get("sval", "")
-    return str(word).lower() not in {"false", "off", "0"}
-
-
-def _has_option(options: list[dict[str, Any]] | None, *names: str) -> bool:
-    return any(option.get("DefElem", {}).get("defname") in names for option in options or ())
-
-
 def _last_names(parts: list[dict[str, Any]]) -> tuple[str | None, str]:
     names = [str(part["String"].get("sval", "")) for part in parts]
     return (names[-2] if len(names) > 1 else None), names[-1]
@@ -444,7 +436,7 @@ def _drop(fields: dict[str, Any]) -> _Kind:
 
 def _reindex(fields: dict[str, Any]) -> _Kind:
     what = fields["kind"].removeprefix("REINDEX_OBJECT_")
-    if not _option(fields.get("params"), "concurrently", default=False):
+    if not is_on(fields.get("params"), "concurrently"):
         # These three commit after each table; of a partitioned table or index only the catalogue knows.
         return _Kind("REINDEX", transactional=what not in {"SCHEMA", "DATABASE", "SYSTEM"})
     relation = fields.get("relation", {})
@@ -467,16 +459,16 @@ def _alter_table(fields: dict[str, Any]) -> _Kind:
 
 def _create_subscription(fields: dict[str, Any]) -> _Kind:
     options = fields.get("options")
-    connects = _option(options, "connect", default=True)
-    return _Kind("CREATE SUBSCRIPTION", transactional=not _option(options, "create_slot", default=connects))
+    connects = is_on(options, "connect", default=True)
+    return _Kind("CREATE SUBSCRIPTION", transactional=not is_on(options, "create_slot", default=connects))
 
 
 def _alter_subscription(fields: dict[str, Any]) -> _Kind:
     options, kind = fields.get("options"), fields["kind"].removeprefix("ALTER_SUBSCRIPTION_")
     if kind in {"SET_PUBLICATION", "ADD_PUBLICATION", "DROP_PUBLICATION"}:
-        outside = _option(options, "refresh", default=True)
+        outside = is_on(options, "refresh", default=True)
     else:
-        outside = kind.startswith("REFRESH") or _has_option(options, "failover", "two_phase")
+        outside = kind.startswith("REFRESH") or has_option(options, "failover", "two_phase")
     return _Kind("ALTER SUBSCRIPTION", transactional=not outside)
 
 
@@ -537,7 +529,7 @@ def _copy(fields: dict[str, Any]) -> _Kind:
 
 
 _BY_NODE: dict[str, Callable[[dict[str, Any]], _Kind]] = {
-    "AlterDatabaseStmt": lambda f: _Kind("ALTER DATABASE", not _has_option(f.get("options"), "tablespace")),
+    "AlterDatabaseStmt": lambda f: _Kind("ALTER DATABASE", not has_option(f.get("options"), "tablespace")),
     "AlterDomainStmt": lambda _: _Kind("ALTER DOMAIN"),
     "AlterFunctionStmt": lambda f: _Kind(f"ALTER {_object_words(f['objtype'])}"),
     "AlterObjectDependsStmt": lambda f: _Kind(f"ALTER {_object_words(f['objectType'])}"),
@@ -675,6 +667,17 @@ def _copy_before(window: bytes, error_offset: int) -> int | None:
     return None
 
 
+_FOREIGN_CHARACTERS = {
+    b"\\": "A backslash command is for psql alone: take it out (pg_dump writes some: \\connect, \\restrict).",
+    b"`": "Backticks are MySQL's: Postgres quotes names with \".",
+}
+_CONFLICT_MARKS = frozenset({"<<<<<<<", "|||||||", "=======", ">>>>>>>"})
+# No-break spaces, soft hyphen, zero-width characters, directional marks, a byte order mark inside: to the scanner they
+# are letters.
+_INVISIBLE = re.compile("[\u00a0\u00ad\u2007\u200b-\u200f\u202a-\u202f\u2060-\u2064\ufeff]")
+_PSQL_VARIABLE = re.compile(rb":(?:\w+|'\w+'|\"\w+\")")
+
+
 def _hint(window: bytes, before: int, error: parser.GrammarError) -> str:
     """What the person should do, where the text at the error tells."""
     line_start = window.rfind(b"\n", 0, before) + 1
@@ -684,13 +687,27 @@ def _hint(window: bytes, before: int, error: parser.GrammarError) -> str:
     at = window[before : before + 1]
     if error.unterminated:
         return "The string, quoted name or comment that begins here is never closed."
-    if at == b"\\":
-        return "A backslash command is for psql alone: take it out (pg_dump writes some: \\connect, \\restrict)."
-    if at == b"`":
-        return "Backticks are MySQL's: Postgres quotes names with \"."
+    if strange := _strange(line, window, before):
+        return strange
+    if at in _FOREIGN_CHARACTERS:
+        return _FOREIGN_CHARACTERS[at]
     if first == "DELIMITER":
         return "DELIMITER is for MySQL's client: take it out; Postgres quotes bodies with $$."
     # The wrong token is the first of its line, or follows it: a keyword can still be read as an alias.
     if first in _STATEMENT_STARTS and len(window[line_start:before].split()) <= 1 and window[:line_start].strip():
         return "Is a semicolon missing before this line?"
+    return ""
+
+
+def _strange(line: str, window: bytes, before: int) -> str:
+    """What the text holds that is no SQL of anybody's."""
+    if (line.split() or [""])[0] in _CONFLICT_MARKS:
+        return "A merge conflict is left in the file: keep one of its two sides, and take the marks out."
+    if hidden := _INVISIBLE.search(line):
+        return (
+            f"The line holds an invisible character, U+{ord(hidden[0]):04X} ({unicodedata.name(hidden[0]).lower()}),"
+            " which often comes with text that is copied from a web page: type the line anew."
+        )
+    if _PSQL_VARIABLE.match(window, before):
+        return "A variable (:name) is replaced by psql alone: write the value itself."
     return ""

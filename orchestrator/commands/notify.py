@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from orchestrator.commands.console import say
 from orchestrator.commands.runner import failed_early, load, print_json, with_json
 
 TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
@@ -37,5 +38,5 @@ def _notify(options: argparse.Namespace) -> int:
         print_json({"targets": [{"target": target, "error": problem} for target, problem in told]})
     else:
         for target, problem in told:
-            print(f"{'failed' if problem else 'sent  '}  {target}{f'  {problem}' if problem else ''}")
+            say(f"{'failed' if problem else 'sent  '}  {target}{f'  {problem}' if problem else ''}")
     return 1 if any(problem for _, problem in told) else 0

@@ -138,7 +138,7 @@ CREATE TABLE "orchestrator"."schedules" (
 	CONSTRAINT "schedules_source_check" CHECK ("source" IN ('code', 'api'))
 ) WITH (fillfactor = 50);
 --> statement-breakpoint
-COMMENT ON COLUMN "orchestrator"."schedules"."source" IS 'code: follows @job(schedule=…) at each start; api: a person changed it, and code does not overwrite it.';
+COMMENT ON COLUMN "orchestrator"."schedules"."source" IS 'code: follows @job(schedule=...) at each start; api: a person changed it, and code does not overwrite it.';
 --> statement-breakpoint
 CREATE TABLE "orchestrator"."workers" (
 	"id" text PRIMARY KEY,

@@ -18,43 +18,39 @@ if TYPE_CHECKING:
 
 
 class Command:
-    """One row of the table: `orchestrator.commands.<module>` has a function `<name>` that adds the options."""
+    """One row of the table: `orchestrator.commands.<name>` has a function `<name>` that adds the options."""
 
-    __slots__ = ("example", "group", "module", "name", "text")
+    __slots__ = ("example", "group", "name", "text")
 
-    def __init__(self, group: str, name: str, module: str, text: str, example: str) -> None:
-        self.group, self.name, self.module, self.text, self.example = group, name, module, text, example
+    def __init__(self, group: str, name: str, text: str, example: str) -> None:
+        self.group, self.name, self.text, self.example = group, name, text, example
 
 
 COMMANDS = (
-    Command("run", "serve", "serve", "start everything in order, and serve until stopped", "serve --embedded"),
-    Command("run", "migrate", "migrate", "wait for the database, apply what is pending, exit", "migrate"),
-    Command("run", "wait", "wait", "wait until a login and a query succeed, exit", "wait"),
-    Command(
-        "run", "healthcheck", "healthcheck", "ask the running service whether it is ready; exit 0 or 1", "healthcheck"
-    ),
-    Command("look", "status", "status", "show what is applied, pending, and different", "status --exit-code"),
-    Command("look", "plan", "plan", "show what would run, and what each statement locks, rewrites, scans", "plan"),
-    Command("before", "lint", "lint", "say what will hurt in the files that are pending (or --all)", "lint --github"),
-    Command(
-        "before", "rehearse", "rehearse", "try what is pending on a copy of the database, then drop it", "rehearse"
-    ),
-    Command("after", "verify", "verify", "compare the database with what its files make (exit 1)", "verify"),
-    Command("after", "repair", "repair", "mend the ledger: accept, mark, adopt, upgrade", "repair baseline --to NAME"),
-    Command("after", "backup", "backup", "copy the whole database into a file, proven by --test", "backup --test"),
-    Command(
-        "after", "restore", "backup", "put a backup in the database's place, and keep what was there", "restore FILE"
-    ),
-    Command("look", "config", "config", "show what would be used and where each value came from", "config"),
-    Command("look", "token", "token", "make a token for API_TOKEN, or a line for API_TOKENS_FILE", "token"),
-    Command("look", "studio", "studio", "open a database client in the terminal, read-only (harlequin)", "studio"),
-    Command("look", "help", "help", "list the pages of the manual, or show one", "help jobs"),
-    Command("look", "completion", "completion", "print a shell's completion script", "completion bash"),
-    Command("write", "generate", "generate", "write the migration that the code's tables need", "generate add_users"),
-    Command("write", "new", "new", "make the next migration, empty, and print its path", "new add_users"),
+    Command("run", "serve", "start everything in order, and serve until stopped", "serve --embedded"),
+    Command("run", "migrate", "wait for the database, apply what is pending, exit", "migrate"),
+    Command("run", "wait", "wait until a login and a query succeed, exit", "wait"),
+    Command("run", "healthcheck", "ask the running service whether it is ready; exit 0 or 1", "healthcheck"),
+    Command("look", "status", "show what is applied, pending, and different", "status --exit-code"),
+    Command("look", "plan", "show what would run, and what each statement locks, rewrites, scans", "plan"),
+    Command("before", "lint", "say what will hurt in the files that are pending (or --all)", "lint --github"),
+    Command("before", "rehearse", "try what is pending on a copy of the database, then drop it", "rehearse"),
+    Command("after", "verify", "compare the database with what its files make (exit 1)", "verify"),
+    Command("after", "repair", "mend the ledger: accept, mark, adopt, upgrade", "repair baseline --to NAME"),
+    Command("after", "backup", "copy the whole database into a file, proven by --test", "backup --test"),
+    Command("after", "restore", "put a backup in the database's place, and keep what was there", "restore FILE"),
+    Command("look", "config", "show what would be used and where each value came from", "config"),
+    Command("look", "token", "make a token for API_TOKEN, or a line for API_TOKENS_FILE", "token"),
+    Command("look", "notify", "send a test notification to every target of NOTIFY_URL", "notify --test"),
+    Command("look", "studio", "open a database client in the terminal, read-only (harlequin)", "studio"),
+    Command("look", "help", "list the pages of the manual, or show one", "help jobs"),
+    Command("look", "completion", "print a shell's completion script", "completion bash"),
+    Command("write", "generate", "write the migration that the code's tables need", "generate add_users"),
+    Command("write", "new", "make the next migration, empty, and print its path", "new add_users"),
 )
 
 # The variables that a command reads, for its help; tests/commands/test_variables_read.py holds them to what is read.
+# Those of whatever logs and can be stopped, which is all that connects.
 EVERY_RUN_READS = "LOG_LEVEL LOG_FORMAT SHUTDOWN_TIMEOUT"
 _DATABASE = "DATABASE_URL MIGRATION_DATABASE_URL DB_WAIT_TIMEOUT DB_CONNECT_TIMEOUT"
 _FOLDER = "MIGRATIONS_DIR MIGRATIONS_SCHEMA MIGRATIONS_TABLE MIGRATION_TRUSTED_OWNERS"
@@ -66,7 +62,7 @@ _BACKUPS = "BACKUP_DIR BACKUP_KEEP BACKUP_MAX_AGE BACKUP_KEY"
 _MIGRATE = f"{_DATABASE} {_FOLDER} EXTENSIONS MIGRATION_LOCK_TIMEOUT {_RUN} BACKUP_BEFORE_MIGRATE {_BACKUPS} DATA_DIR"
 _SERVE = (
     "HOST PORT PORT_FILE API_TOKEN API_TOKENS API_ACCESS ALLOWED_HOSTS CORS_ORIGINS JOBS JOBS_CONCURRENCY JOBS_LEASE"
-    " JOBS_RETENTION"
+    " JOBS_RETENTION NOTIFY_URL NOTIFY_AFTER"
 )
 READS = {
     "serve": f"{_MIGRATE} {_SERVE}",
@@ -82,6 +78,7 @@ READS = {
     "backup": f"{_DATABASE} {_FOLDER} {_BACKUPS}",
     "restore": "DATABASE_URL MIGRATION_DATABASE_URL DB_CONNECT_TIMEOUT BACKUP_DIR BACKUP_KEY",
     "studio": "DATABASE_URL",
+    "notify": "NOTIFY_URL",
     "generate": f"SCHEMA DATABASE_URL MIGRATION_DATABASE_URL DB_CONNECT_TIMEOUT {_FOLDER} EXTENSIONS DATA_DIR",
     "new": "MIGRATIONS_DIR",
 }
@@ -103,6 +100,7 @@ PAGES = {
     "config": "variables",
     "token": "security",
     "studio": "operations",
+    "notify": "operations",
     "help": "commands",
     "completion": "operations",
     "generate": "writing-migrations",
@@ -181,7 +179,7 @@ def parser(asked: str | None = None) -> argparse.ArgumentParser:
         )
         added.set_defaults(command=command.name, whole_parser=parser, pages=PAGES)
         added.add_argument("-v", "--verbose", action="store_true", help="debug lines too (LOG_LEVEL=debug)")
-        _module(command.module, command.name)(added)
+        _options_of(command.name)(added)
     return whole
 
 
@@ -193,15 +191,17 @@ def _epilog(command: Command) -> str:
         f"manual:  orchestrator help {PAGES[command.name]}",
     ]
     if reads := READS.get(command.name):
+        if "DB_CONNECT_TIMEOUT" in reads:
+            reads += f" {EVERY_RUN_READS}"
         lines += ["", *textwrap.wrap(f"reads: {', '.join(reads.split())}", 78, subsequent_indent="       ")]
         lines += ["`orchestrator config` shows what each is set to, `config --markdown` what it means."]
     return "\n".join(lines)
 
 
-def _module(module: str, name: str) -> Any:
+def _options_of(name: str) -> Any:
     from importlib import import_module
 
-    return getattr(import_module(f"orchestrator.commands.{module}"), name)
+    return getattr(import_module(f"orchestrator.commands.{name}"), name)
 
 
 def _table() -> str:

@@ -18,7 +18,7 @@ import msgspec
 from orchestrator.errors import ConfigurationError, Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 EXPECTED = "a URL postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
 EXAMPLE = "postgresql://app:p%40ss@db:5432/app"
@@ -34,7 +34,7 @@ class Dsn(msgspec.Struct, frozen=True):
     A host that starts with "/" is the directory of a Unix socket. `options` holds what asyncpg understands, by libpq's
     names; `server_settings` what the session begins with. `connect_timeout_s` is None where the text names none (or 0,
     libpq's "for ever"). `statement_cache` is False behind a pooler. `dropped` names what was read past: what tunes
-    other clients, and nothing that decides which server it is or who is trusted.
+    other clients, and nothing that decides which server it is or who is trusted. `reread` reads the files it came from.
     """
 
     hosts: tuple[tuple[str, int], ...]
@@ -46,6 +46,26 @@ class Dsn(msgspec.Struct, frozen=True):
     server_settings: Mapping[str, str] = msgspec.field(default_factory=lambda: _NOTHING)
     statement_cache: bool = True
     dropped: tuple[str, ...] = ()
+    reread: Callable[[], Dsn] | None = None
+
+    def current(self) -> Dsn:
+        """The DSN as it is now: where it came from files, these are read again, since secrets are rotated.
+
+        Raises whatever reading them raises.
+        """
+        return self if self.reread is None else self.reread()
+
+    def changed(self, **fields: Any) -> Dsn:
+        """The same with other fields, now and whenever it is read again."""
+        reread = self.reread
+        again = None if reread is None else lambda: reread().changed(**fields)
+        return msgspec.structs.replace(self, **fields, reread=again)
+
+    def with_role(self, role: str) -> Dsn:
+        """The same, with another `target_session_attrs`."""
+        reread = self.reread
+        again = None if reread is None else lambda: reread().with_role(role)
+        return msgspec.structs.replace(self, options={**self.options, "target_session_attrs": role}, reread=again)
 
     def __repr__(self) -> str:
         return f"Dsn({self.redacted()})"
@@ -123,7 +143,7 @@ class Dsn(msgspec.Struct, frozen=True):
 
     def with_database(self, name: str) -> Dsn:
         """The same server and user, another database."""
-        return msgspec.structs.replace(self, database=name)
+        return self.changed(database=name)
 
 
 def parse(text: str, *, variable: str = "DATABASE_URL") -> Dsn:
@@ -195,14 +215,16 @@ def percent_encoded(text: str) -> str:
 
 _SSLMODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 _TLS_VERSIONS = ("TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3")
-# What asyncpg understands, as asyncpg/connect_utils.py reads it (0.30 to 0.32).
-_CHOICES: Mapping[str, tuple[str, ...]] = {
+# What asyncpg understands, as asyncpg/connect_utils.py reads it (0.30 to 0.32), and what database/dial.py does itself.
+CHOICES: Mapping[str, tuple[str, ...]] = {
     "sslmode": _SSLMODES,
     "sslnegotiation": ("postgres", "direct"),
     "ssl_min_protocol_version": _TLS_VERSIONS,
     "ssl_max_protocol_version": _TLS_VERSIONS,
     "target_session_attrs": ("any", "primary", "standby", "prefer-standby", "read-write", "read-only"),
     "gsslib": ("gssapi", "sspi"),
+    "load_balance_hosts": ("disable", "random"),
+    "channel_binding": ("disable", "prefer", "require"),
 }
 _FREE = frozenset({"sslrootcert", "sslcert", "sslkey", "sslcrl", "sslpassword", "passfile", "krbsrvname"})
 _TLS_FILES = (
@@ -251,7 +273,7 @@ _CACHES = frozenset(
 _DROPPED = frozenset(
     {
         *("keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout"),  # libpq
-        *("load_balance_hosts", "sslsni", "sslcompression", "client_encoding", "min_protocol_version", "krbspn"),
+        *("sslsni", "sslcompression", "client_encoding", "min_protocol_version", "krbspn"),
         *("connection_limit", "pool_timeout", "socket_timeout", "sslidentity", "single_use_connections"),  # Prisma
         *(
             "max",
@@ -273,7 +295,6 @@ _DROPPED = frozenset(
 )
 # Demands on security that asyncpg cannot meet: to drop one in silence would be to connect with less than was asked for.
 _DEMANDS: Mapping[str, tuple[str, ...]] = {
-    "channel_binding": ("disable", "prefer"),
     "gssencmode": ("disable", "prefer"),
     "require_auth": (),
     "requirepeer": (),
@@ -290,7 +311,7 @@ _UNSUPPORTED: Mapping[str, str] = {
 }
 _SPECIAL = frozenset({"connect_timeout", "fallback_application_name", "pgbouncer", "ssl"})
 _KNOWN = frozenset(
-    {*_CHOICES, *_FREE, *_PLACE, *_SERVER_SETTINGS, *_SCHEMAS, *_CACHES, *_DROPPED, *_DEMANDS, *_UNSUPPORTED, *_SPECIAL}
+    {*CHOICES, *_FREE, *_PLACE, *_SERVER_SETTINGS, *_SCHEMAS, *_CACHES, *_DROPPED, *_DEMANDS, *_UNSUPPORTED, *_SPECIAL}
 )
 _TRUE, _FALSE = frozenset({"true", "1", "on", "yes", "t"}), frozenset({"false", "0", "off", "no", "f"})
 # node-postgres, postgres.js and SQLAlchemy say `ssl`; libpq itself reads ssl=true as sslmode=require.
@@ -372,7 +393,7 @@ class _Draft(msgspec.Struct):
             pass  # as good as not given, in libpq too
         elif keyword in _PLACE:
             self._take_place(_PLACE[keyword], value)
-        elif keyword in _CHOICES:
+        elif keyword in CHOICES:
             self._take_choice(keyword, value)
         elif keyword in _FREE:
             self.options[keyword] = value
@@ -389,7 +410,7 @@ class _Draft(msgspec.Struct):
         self.place[keyword] = value
 
     def _take_choice(self, keyword: str, value: str) -> None:
-        choices = _CHOICES[keyword]
+        choices = CHOICES[keyword]
         if keyword == "sslmode" and value == "no-verify":
             value = "require"  # node-postgres; asyncpg's `require` verifies nothing unless a root certificate is there
         if value in choices:

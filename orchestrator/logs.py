@@ -19,6 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from orchestrator.printable import printable
+from orchestrator.redaction import redactor
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import TextIO
@@ -51,74 +54,17 @@ def _import_structlog() -> Any:
 
 structlog = _import_structlog()
 
-HIDDEN = "***"
-_BACKSLASH = "\\"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 LEVELS = ("debug", "info", "warning", "error")
 _KEYS = ("timestamp", "level", "event", "logger", "version", "phase")
 _OWN_VALUES = frozenset({"timestamp", "level", "version", "phase"})
-_SECRET_LENGTH_MIN = 4
 _DEPTH_MAX = 8
-# Words that the lines hold anyway. To hide one would show where the password stands, and garble every other line; the
-# passwords of first runs (POSTGRES_PASSWORD=postgres) are such words.
-_COMMON_WORDS = frozenset(
-    {"postgres", "postgresql", "password", "orchestrator", "database", "localhost", "drizzle", "public"}
-)
-# scheme://user:password@ up to the last @ of the run, since an unescaped password may hold one.
-_URL_PASSWORD = re.compile(r"(?P<head>[A-Za-z][A-Za-z0-9+.\-]*://[^\s/:@]*:)[^\s]*@")
-# password=… and sslpassword=… in a query or a keyword/value string; PASSWORD '…' in SQL, where it may be a text in
-# a text (EXECUTE '…'), or in an excerpt that ends before it does.
-_NAMED_PASSWORD = re.compile(
-    r"""(?P<head>password\s*=\s*)(?:'(?:[^'\\]|\\.)*'|[^\s&"',;]+)"""
-    r"""|(?P<sql>password\s+)(?:''[^']+'*|'(?:[^']|'')*'?)""",
-    re.IGNORECASE,
-)
-
-
-def redactor(secrets: Iterable[str]) -> Callable[[str], str]:
-    """What takes every secret out of a text: those that are given, and whatever looks like the password of a URL."""
-    # The longest first: a secret that holds another one must not leave its rest behind.
-    exact = sorted({s for s in secrets if len(s) >= _SECRET_LENGTH_MIN} - _COMMON_WORDS, key=len, reverse=True)
-    exact_pattern = re.compile("|".join("".join(map(_spellings, secret)) for secret in exact)) if exact else None
-
-    def redact(text: str) -> str:
-        if exact_pattern is not None:
-            text = exact_pattern.sub(HIDDEN, text)
-        if "://" in text:
-            text = _URL_PASSWORD.sub(rf"\g<head>{HIDDEN}@", text)
-        if "assword" in text or "ASSWORD" in text:
-            text = _NAMED_PASSWORD.sub(_hide_named, text)
-        return text
-
-    return redact
 
 
 def cleaner(secrets: Iterable[str]) -> Callable[[Mapping[str, object]], dict[str, object]]:
     """What makes facts JSON's own types, with every secret taken out of their texts; their names stay as they are."""
     redact = redactor(secrets)
     return lambda facts: {k: plain(msgspec.to_builtins(v, enc_hook=str), redact) for k, v in facts.items()}
-
-
-def _hide_named(match: re.Match[str]) -> str:
-    return f"{match['head'] or match['sql']}{HIDDEN}"
-
-
-def _spellings(character: str) -> str:
-    """A pattern for a character as it is, as repr() and JSON escape it (repr() of repr() doubles), and as in a URL."""
-    if character.isascii() and character.isalnum():
-        return character
-    units = character.encode("utf-16-be", "surrogatepass").hex()
-    spelled = {
-        repr(character)[1:-1],
-        "".join(f"{_BACKSLASH}u{units[i : i + 4]}" for i in range(0, len(units), 4)),
-        "".join(f"%{byte:02X}" for byte in character.encode("utf-8", "replace")),
-    }
-    escapes = [
-        "".join(r"\\+" if c == _BACKSLASH else re.escape(c) for c in spelling)
-        for spelling in sorted(spelled - {character})
-    ]
-    itself = r"\\+" if character == _BACKSLASH else rf"\\*{re.escape(character)}"
-    return f"(?:{itself}|(?i:{'|'.join(escapes)}))"
 
 
 def plain(value: object, redact: Callable[[str], str], depth: int = 0) -> Any:
@@ -309,7 +255,7 @@ def _is_terminal(stream: TextIO) -> bool:
 
 
 def _to_json(_logger: WrappedLogger, _method: str, event_dict: EventDict) -> str:
-    return msgspec.json.encode(event_dict).decode()
+    return printable(msgspec.json.encode(event_dict).decode())
 
 
 def _for_people(_logger: WrappedLogger, _method: str, event_dict: EventDict) -> EventDict:
@@ -317,6 +263,7 @@ def _for_people(_logger: WrappedLogger, _method: str, event_dict: EventDict) -> 
     event_dict.pop("version", None)
     event_dict["timestamp"] = event_dict["timestamp"][11:-1]
     event_dict["event"] = _CONTROL.sub(lambda match: repr(match[0])[1:-1], str(event_dict["event"]))
+    event_dict = {key: _harmless(value) for key, value in event_dict.items()}
     if "remedy" in event_dict and event_dict.get("level") == "error" and "exception" not in event_dict:
         # What went wrong and what to do next: below the line, to be read, not searched for among the facts.
         told = [str(event_dict.pop(key)) for key in ("error", "excerpt") if event_dict.get(key)]
@@ -324,6 +271,15 @@ def _for_people(_logger: WrappedLogger, _method: str, event_dict: EventDict) -> 
         lines = [line for text in told for line in text.splitlines()]
         event_dict["exception"] = "\n".join(f"  {_CONTROL.sub('?', line)}" for line in lines)
     return event_dict
+
+
+def _harmless(value: Any) -> Any:
+    """What JSON has, without a character that steers a terminal."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, dict):
+        return {printable(key): _harmless(one) for key, one in value.items()}
+    return [_harmless(one) for one in value] if isinstance(value, list) else value
 
 
 def _console_renderer(*, colours: bool) -> Any:

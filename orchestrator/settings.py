@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 _NO_FILES: Mapping[str, Path] = MappingProxyType({})
 UNSET = "not set"
+# Demands on security that count beside a URL that does not make them itself.
+_BESIDE_A_URL: Mapping[str, str] = MappingProxyType({"PGSSLMODE": "sslmode", "PGCHANNELBINDING": "channel_binding"})
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -64,6 +66,8 @@ class Settings(msgspec.Struct, frozen=True):
     backup_keep: int = 7
     backup_max_age_s: float = 0.0
     backup_key: str = ""
+    notify_urls: tuple[str, ...] = ()
+    notify_after_s: float = 60.0
     jobs: tuple[str, ...] = ()
     jobs_concurrency: int = 20
     jobs_lease_s: float = 30.0
@@ -91,7 +95,7 @@ class Settings(msgspec.Struct, frozen=True):
     def secrets(self) -> tuple[str, ...]:
         """What must not be seen in any output; for `logs.configure`."""
         databases = [dsn for dsn in (self.database, self.migration_database) if dsn is not None]
-        own = [text for text in (self.api_token, self.backup_key) if text]
+        own = [text for text in (self.api_token, self.backup_key, *self.notify_urls) if text]
         return tuple(dict.fromkeys([*(secret for dsn in databases for secret in dsn.secrets), *own]))
 
     def describe(self) -> list[tuple[str, str, str]]:
@@ -173,11 +177,15 @@ class _Reading:
             return self._overrides[name]
         given = self._environ.get(name) or None
         path = (self._environ.get(f"{name}_FILE") or None) if variable.file else None
+        given, path = (None if value is None or not value.strip() else value for value in (given, path))
         if given is not None and path is not None:
             self.problem(variable, f"is set, and so is {name}_FILE: only one of them can count")
             return None
         if path is not None:
             return self._file(variable, path)
+        if given is not None and name.startswith("PG") and given[-1] in "\r\n":
+            self.problem(variable, "has a line break at its end, as files of variables leave it there: remove it")
+            return None
         if given is not None:
             self.sources[name] = "environment"
         elif variable.field:
@@ -255,10 +263,33 @@ class _Reading:
         except ConfigurationError as error:
             self.problems.extend(error.problems)
             return None
-        # As libpq has it; and what is started with the DSN alone (pg_dump) needs the password in it.
+        # As libpq has it: what the URL does not say, these do. pg_dump, which gets the DSN alone, needs it.
+        for variable, keyword in _BESIDE_A_URL.items():
+            if keyword not in found.options and (word := self.text(BY_NAME[variable])) is not None:
+                if word not in dsns.CHOICES[keyword]:
+                    self.problem(BY_NAME[variable], "has a value that is not known")
+                    return None
+                found = msgspec.structs.replace(found, options={**found.options, keyword: word})
         if found.password is None and (password := self.text(BY_NAME["PGPASSWORD"])) is not None:
-            return msgspec.structs.replace(found, password=password)
-        return found
+            found = msgspec.structs.replace(found, password=password)
+        return self._rereadable(found, name)
+
+    def _rereadable(self, found: Dsn, name: str) -> Dsn:
+        """The DSN, which reads its files again when it is asked to: the secrets in them are rotated."""
+        if not {name, *dsns.PG_VARIABLES}.intersection(self.files):
+            return found
+        environ, overrides = dict(self._environ), self._overrides
+
+        def reread() -> Dsn:
+            again = _Reading(environ, overrides)
+            values: dict[str, Any] = {}
+            again.read_databases(values, {})
+            if again.problems:
+                raise ConfigurationError(again.problems)
+            dsn: Dsn = values["migration_database" if name == "MIGRATION_DATABASE_URL" else "database"]
+            return dsn
+
+        return msgspec.structs.replace(found, reread=reread)
 
     def _pg(self) -> Dsn | None:
         texts: dict[str, str] = {}
@@ -268,7 +299,7 @@ class _Reading:
                 texts[name] = text
         self.sources["DATABASE_URL"] = " ".join(texts)
         try:
-            return dsns.from_pg_variables(texts)
+            return self._rereadable(dsns.from_pg_variables(texts), "DATABASE_URL")
         except ConfigurationError as error:
             self.problems.extend(error.problems)
             return None
@@ -288,7 +319,7 @@ _ALIASES: Mapping[str, str] = MappingProxyType(
 )
 _WORDS = re.compile(
     r"DATABASE|MIGRATION|EXTENSION|SHUTDOWN|TIMEOUT|DATA_?DIR|^DB_|^PG|LOG_?(?:LEVEL|FORMAT)"
-    r"|BACKUP|^JOBS|API_?TOKEN|API_?ACCESS|ALLOWED_?HOST|CORS"
+    r"|BACKUP|^JOBS|NOTIFY|API_?TOKEN|API_?ACCESS|ALLOWED_?HOST|CORS"
 )
 _CLOSE = 0.85
 

@@ -11,8 +11,6 @@ import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from orchestrator import __version__
 from orchestrator.embedded.choice import chosen_database
 from orchestrator.errors import DatabaseUnavailableError, MigrationError, OrchestratorError
@@ -23,6 +21,8 @@ if TYPE_CHECKING:
 
     from aiohttp.web import Application
 
+    from orchestrator.database.lock import Holding
+    from orchestrator.database.monitor import Identity
     from orchestrator.database.starts import Outcome
     from orchestrator.dsn import Dsn
     from orchestrator.jobs.registry import Registry
@@ -55,6 +55,7 @@ async def serve(settings: Settings, life: Lifecycle, *, embedded: bool = False) 
     from orchestrator.api.backend import Backend
     from orchestrator.api.security import Safety
     from orchestrator.api.server import listening
+    from orchestrator.notifications import notifying
 
     backend = Backend(Safety.of(settings))
     app, last_s = build_app(life, backend), settings.shutdown_timeout_s * _LAST_ANSWERS_SHARE
@@ -67,6 +68,7 @@ async def serve(settings: Settings, life: Lifecycle, *, embedded: bool = False) 
             port_file=settings.port_file,
             shutdown_timeout_s=last_s,
         ),
+        notifying(settings.notify_urls, life, after_s=settings.notify_after_s),
         _failure_shown(life),
     ):
         await asyncio.to_thread(_import_what_comes_next)
@@ -77,11 +79,15 @@ async def serve(settings: Settings, life: Lifecycle, *, embedded: bool = False) 
             from orchestrator.jobs.schedule_monitor import try_backup_directory  # before the night shows it
 
             await try_backup_directory(settings.backup_dir, life)
-        async with chosen_database(settings, life, embedded=embedded) as (given, migration_dsn):
-            await _bring_up(settings, migration_dsn, sources, life, command="serve")
+        async with chosen_database(settings, life, embedded=embedded) as (given, migrating):
+            # One decision of where, for the migrations, the pool, the jobs and the monitor: jobs are written.
+            migration_dsn = migrating.with_role("read-write")
+            migrated = await _bring_up(settings, migration_dsn, sources, life, command="serve")
             life.enter(Phase.LAUNCHING)
             registry = await _handlers_loaded(settings, app)
-            dsn = given if given == migration_dsn else await _other_way(settings, given, life)
+            dsn = (
+                migration_dsn if given == migrating else await _other_way(settings, given.with_role("read-write"), life)
+            )
             async with (
                 _pool(dsn, settings, life) as pool,  # after the DDL: no stale plans or OIDs
                 _job_server(dsn, migration_dsn, settings, sources, registry, life) as (jobs, working),
@@ -97,7 +103,9 @@ async def serve(settings: Settings, life: Lifecycle, *, embedded: bool = False) 
                         migrations_applied=life.migrations.applied_now,
                     )
                     await _record(pool, life, command="serve", outcome="ready")
-                    await _while_they_work([working, *tasks], _watch(dsn, life))
+                    await _while_they_work(
+                        [working, *tasks], _watch(dsn, migration_dsn, settings, sources, migrated, life)
+                    )
 
 
 @asynccontextmanager
@@ -146,13 +154,19 @@ def _connect_options(settings: Settings, command: str) -> dict[str, Any]:
     }
 
 
-async def _bring_up(settings: Settings, dsn: Dsn, sources: Sequence[Source], life: Lifecycle, *, command: str) -> None:
-    """CONNECTING to MIGRATING, again from the start where the connection is lost on the way."""
+async def _bring_up(
+    settings: Settings, dsn: Dsn, sources: Sequence[Source], life: Lifecycle, *, command: str
+) -> Identity | None:
+    """CONNECTING to MIGRATING, again from the start where the connection is lost on the way.
+
+    Returns what tells the database that was migrated from others; None but for `serve`.
+    """
     from orchestrator.database.connect import connected
     from orchestrator.database.connect_errors import StandbyError, is_connection_loss
     from orchestrator.migrator.run.losses import Losses
 
     losses, limit_s, waited_s = Losses(), settings.db_wait_timeout_s, 0.0
+    held: list[Holding] = []
     while True:
         life.enter(Phase.CONNECTING)
         began, applied = time.monotonic(), life.migrations.applied_now
@@ -162,10 +176,10 @@ async def _bring_up(settings: Settings, dsn: Dsn, sources: Sequence[Source], lif
         try:
             async with connected(dsn, life, **options, kind="migration") as connection:
                 waited_s += time.monotonic() - began
-                await _under_the_lock(connection, settings, dsn, sources, life, losses, command=command)
+                return await _under_the_lock(connection, settings, dsn, sources, life, losses, held, command=command)
         except StandbyError:
             # Waits for a primary from here on, among all hosts of the DSN, or for this one to be promoted.
-            dsn = msgspec.structs.replace(dsn, options={**dsn.options, "target_session_attrs": "read-write"})
+            dsn = dsn.with_role("read-write")
             life.emit(
                 "database.standby_found",
                 level="warning",
@@ -194,8 +208,6 @@ async def _bring_up(settings: Settings, dsn: Dsn, sources: Sequence[Source], lif
                     f" waiting for the database, and DB_WAIT_TIMEOUT is {limit_s:g} s",
                     remedy="Look at the server's log, and at what stands between. Or raise DB_WAIT_TIMEOUT.",
                 ) from error
-        else:
-            return
 
 
 async def _under_the_lock(
@@ -205,9 +217,10 @@ async def _under_the_lock(
     sources: Sequence[Source],
     life: Lifecycle,
     losses: Losses,
+    held: list[Holding],
     *,
     command: str,
-) -> None:
+) -> Identity | None:
     """LOCKING, EXTENSIONS, MIGRATING, and a row that tells how it went."""
     from orchestrator.database.connect import connect_once
     from orchestrator.database.extensions import ensure_extensions
@@ -225,7 +238,7 @@ async def _under_the_lock(
 
     life.enter(Phase.LOCKING)
     async with migration_lock(
-        connection, life, timeout_s=settings.migration_lock_timeout_s, connect_second=connect_second
+        connection, life, timeout_s=settings.migration_lock_timeout_s, connect_second=connect_second, held=held
     ):
         life.enter(Phase.EXTENSIONS)
         backup = None
@@ -261,6 +274,10 @@ async def _under_the_lock(
         life.emit("migrations.completed", applied=life.migrations.applied_now, total=life.migrations.total)
         if command == "migrate":
             await _record(connection, life, command=command, outcome="migrated")
+            return None
+        from orchestrator.database.monitor import read_identity
+
+        return await read_identity(connection, _ledgers(sources))
 
 
 def _explained(error: Exception) -> Exception:
@@ -280,6 +297,12 @@ def _explained(error: Exception) -> Exception:
             f"the server refused what comes before the migrations: {error} (SQLSTATE {error.sqlstate})",
             remedy=f"{mend}; then start again; no migration was run.",
             facts={"sqlstate": error.sqlstate},
+        )
+    if isinstance(error, OSError) and error.filename is not None:
+        return MigrationError(
+            f"a file of the migrations cannot be read: {error.filename}: {error.strerror}",
+            remedy="Mount the folder of the migrations again, and let this user read it; then start again.",
+            facts={"path": str(error.filename)},
         )
     return error
 
@@ -310,7 +333,7 @@ async def _other_way(settings: Settings, dsn: Dsn, life: Lifecycle) -> Dsn:
                 hint="A pooler in transaction mode: no statement is prepared, and workers cannot listen but look twice"
                 " a second. Add ?pgbouncer=true to DATABASE_URL to say so.",
             )
-            return msgspec.structs.replace(dsn, statement_cache=False)
+            return dsn.changed(statement_cache=False)
     return dsn
 
 
@@ -325,6 +348,7 @@ async def _pool(dsn: Dsn, settings: Settings, life: Lifecycle) -> AsyncIterator[
         max_size=_POOL_SIZE,
         connect_timeout_s=settings.db_connect_timeout_s,
         application_name="orchestrator",
+        silence_s=settings.jobs_lease_s / 3,
     )
     try:
         yield pool
@@ -338,7 +362,7 @@ async def _pool(dsn: Dsn, settings: Settings, life: Lifecycle) -> AsyncIterator[
 
 
 async def _handlers_loaded(settings: Settings, app: Application) -> Registry:
-    from orchestrator.jobs.threads import DaemonThreads
+    from orchestrator.threads import DaemonThreads
 
     # asyncio waits for the threads of its own executor as it ends: a module that hangs at import would hold a stop.
     return await asyncio.get_running_loop().run_in_executor(DaemonThreads(), _load_handlers, settings, app)
@@ -362,9 +386,9 @@ def _job_server(
     registry: Registry,
     life: Lifecycle,
 ) -> Any:
-    from orchestrator import logs
     from orchestrator.jobs.context import Service
     from orchestrator.jobs.server import job_server
+    from orchestrator.redaction import redactor
 
     return job_server(
         dsn,
@@ -374,7 +398,7 @@ def _job_server(
         lease_s=settings.jobs_lease_s,
         connect_timeout_s=settings.db_connect_timeout_s,
         stop_timeout_s=settings.shutdown_timeout_s * _JOBS_SHARE,
-        redact=logs.redactor(settings.secrets),
+        redact=redactor(settings.secrets),
         service=Service(settings, migration_dsn, sources),
     )
 
@@ -392,10 +416,24 @@ async def _while_they_work(working: Sequence[asyncio.Task[None]], work: Coroutin
         await asyncio.gather(doing, return_exceptions=True)
 
 
-async def _watch(dsn: Dsn, life: Lifecycle) -> None:
+async def _watch(
+    dsn: Dsn,
+    migration_dsn: Dsn,
+    settings: Settings,
+    sources: Sequence[Source],
+    migrated: Identity | None,
+    life: Lifecycle,
+) -> None:
     from orchestrator.database.monitor import watch_database
 
-    await watch_database(dsn, life)
+    async def bring_up_again() -> Identity | None:
+        return await _bring_up(settings, migration_dsn, sources, life, command="serve")
+
+    await watch_database(dsn, life, _ledgers(sources), migrated, bring_up_again)
+
+
+def _ledgers(sources: Sequence[Source]) -> list[tuple[str, str]]:
+    return [(source.table.schema, source.table.table) for source in sources]
 
 
 async def _record(

@@ -317,7 +317,7 @@ schedules = Table(
     _flag("enabled", default="true"),
     _text(
         "source",
-        comment="code: follows @job(schedule=…) at each start; api: a person changed it, and code does not overwrite"
+        comment="code: follows @job(schedule=...) at each start; api: a person changed it, and code does not overwrite"
         " it.",
     ),
     _time("next_run_at"),

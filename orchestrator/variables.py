@@ -6,6 +6,7 @@ that a parser is asked about.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import stat
@@ -184,6 +185,16 @@ def _origins(text: str) -> tuple[str, ...]:
     if not all(re.fullmatch(r"https?://[A-Za-z0-9.\-\[\]:]+", origin) for origin in origins):
         raise UnusableError("holds something that is no origin")
     return tuple(dict.fromkeys(origins))
+
+
+def _targets(text: str) -> tuple[str, ...]:
+    targets = tuple(dict.fromkeys(text.split()))
+    if not all(re.fullmatch(r"[a-z][a-z0-9+.\-]*://\S+", target) for target in targets):
+        raise UnusableError("holds something that is no address (scheme://…)")
+    others = [target for target in targets if not target.startswith(("http://", "https://"))]
+    if others and importlib.util.find_spec("apprise") is None:
+        raise UnusableError("holds an address for apprise, and the extra `notify` is not installed")
+    return targets
 
 
 def _one_of(*words: str, **also: str) -> Callable[[str], str]:
@@ -416,6 +427,26 @@ VARIABLES: tuple[Variable, ...] = (
         parse=_token,
         secret=True,
         file=True,
+    ),
+    Variable(
+        "NOTIFY_URL",
+        "addresses with blanks between: webhooks (https://…), or what apprise takes (ntfy://…, mailtos://…)",
+        "",
+        "Where a person is told of what fails although nobody looks; see the page `operations`.",
+        "https://hooks.example.org/orchestrator",
+        field="notify_urls",
+        parse=_targets,
+        secret=True,
+        file=True,
+    ),
+    Variable(
+        "NOTIFY_AFTER",
+        f"{_DURATION}; more than 0",
+        "1m",
+        "For how long the database has to be out of reach before that is told.",
+        "5m",
+        field="notify_after_s",
+        parse=_duration_above_zero,
     ),
     Variable(
         "JOBS",

@@ -151,6 +151,7 @@ async def test_a_second_signal_ends_it_at_once(orchestrator, database_url, folde
         tcp_proxy.stall()  # what would be cancelled on the server gets no answer
         run.send_signal(signal.SIGTERM)
         await run.phase("stopping")
+        await asyncio.sleep(1.1)  # what comes within a second of the first is the same wish
         run.send_signal(signal.SIGTERM)
         assert await run.wait(timeout_s=2) == 143
         tcp_proxy.resume()
@@ -357,3 +358,17 @@ async def test_a_request_in_flight_is_finished_before_the_process_ends(
                 await run.phase("stopping")
             assert (await request).status == 200
         assert await run.wait(timeout_s=10) == 0
+
+
+@pytest.mark.parametrize("jobs", [None, "my_jobs"])
+async def test_no_file_of_the_working_directory_runs_for_a_library_of_its_name(
+    orchestrator, database_url, tmp_path, jobs
+):
+    for name in ("prometheus_client", "msgspec", "asyncpg", "json", "rich", "cronsim"):
+        (tmp_path / f"{name}.py").write_text("open('ran', 'w').close(); raise SystemExit(3)")
+    (tmp_path / "my_jobs.py").write_text("from orchestrator.jobs import job\n@job('a')\nasync def a(ctx, payload): ...")
+    env = {"DATABASE_URL": database_url} | ({"JOBS": jobs} if jobs else {})
+    async with orchestrator.running("serve", env=env, cwd=tmp_path) as run:
+        await run.phase("ready")
+        assert (await run.get("/metrics")).status in {200, 401}
+    assert not (tmp_path / "ran").exists()

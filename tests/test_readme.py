@@ -73,7 +73,11 @@ def test_the_table_of_variables_is_the_codes_own():
 
 
 def test_no_variable_is_named_that_does_not_exist():
-    known = {v.name for v in VARIABLES} | {f"{v.name}_FILE" for v in VARIABLES} | {"JOBS_TEST_OUTAGE_S"}
+    known = (
+        {v.name for v in VARIABLES}
+        | {f"{v.name}_FILE" for v in VARIABLES}
+        | {"JOBS_TEST_OUTAGE_S", "CHAOS_SEED", "CHAOS_SECONDS"}
+    )
     known |= {"POSTGRES_PASSWORD", "ON_ERROR_STOP", "IS_TEMPLATE", "TEST_DATABASE_URL", "CRASH_KILLS", "FUZZ_EXAMPLES"}
     known |= {"ORCHESTRATOR_IMAGE", "IMAGE_SIZE", "XDG_DATA_HOME"}
     named = set(re.findall(r"\b(?:[A-Z]+_[A-Z_]*[A-Z]|API_TOKEN|JOBS|SCHEMA)\b", README))
@@ -81,7 +85,7 @@ def test_no_variable_is_named_that_does_not_exist():
 
 
 # What a command cannot be parsed without.
-_NEEDED = {"new": ["NAME"], "completion": ["bash"], "repair": ["upgrade"], "restore": ["FILE"]}
+_NEEDED = {"new": ["NAME"], "completion": ["bash"], "repair": ["upgrade"], "restore": ["FILE"], "notify": ["--test"]}
 
 
 def test_the_table_of_commands_is_all_of_them_and_each_example_is_one_that_parses():

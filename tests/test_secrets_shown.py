@@ -35,7 +35,11 @@ async def test_a_failed_start_shows_no_secret_to_whoever_watches(
         env["JOBS"] = "broken"
     async with orchestrator.running("serve", env=env) as run:
         await run.phase("connecting")
-        async with aiohttp.ClientSession(run.url) as session, session.get("/health/events") as response:
+        shown = {"Authorization": f"Bearer {TOKEN}"}  # who shows none is told little (tests/api/test_api_access.py)
+        async with (
+            aiohttp.ClientSession(run.url, headers=shown) as session,
+            session.get("/health/events") as response,
+        ):
             await tcp_proxy.accept()
             told = (await response.read()).decode()
         assert await run.wait() == (70 if migration else 78)

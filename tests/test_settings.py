@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from orchestrator import settings as module
@@ -185,7 +186,7 @@ def test_a_url_may_stand_in_a_file_with_a_line_break_at_its_end(name, tmp_path):
     file = tmp_path / "secret"
     file.write_bytes(b"\xef\xbb\xbf" + URL.encode() + b"\r\n")
     settings = load({"DATABASE_URL": URL} | {name: "", f"{name}_FILE": str(file)} | {"PGHOST": "db"})
-    assert settings.migration_database == parse(URL)
+    assert msgspec.structs.replace(settings.migration_database, reread=None) == parse(URL)
     assert settings.sources[name] == f"file {file}"
 
 
@@ -326,3 +327,44 @@ def test_a_url_without_a_password_takes_that_of_pgpassword_also_from_a_file(tmp_
     assert settings.database.password == settings.migration_database.password == "hunter22"
     assert "hunter22" in settings.secrets
     assert load({"DATABASE_URL": URL, "PGPASSWORD": "another1"}).database == parse(URL)
+
+
+def test_a_secret_in_a_file_is_read_again_whatever_was_changed_beside_it(tmp_path):
+    file = tmp_path / "secret"
+    file.write_text(URL)
+    given = load({"DATABASE_URL_FILE": str(file)}).database
+    changed = given.with_database("other").with_role("read-write")
+    file.write_text(URL.replace("hunter22", "hunter33") + "\n")
+    assert given.current().password == "hunter33"
+    now = changed.current()
+    assert (now.password, now.database, now.options["target_session_attrs"]) == ("hunter33", "other", "read-write")
+    file.unlink()
+    with pytest.raises(ConfigurationError, match="secret"):
+        given.current()
+
+
+def test_a_password_of_a_file_beside_a_url_is_read_again(tmp_path):
+    file = tmp_path / "password"
+    file.write_text("one")
+    given = load({"DATABASE_URL": "postgresql://app@db/app", "PGPASSWORD_FILE": str(file)}).database
+    file.write_text("two\n")
+    assert (given.password, given.current().password) == ("one", "two")
+
+
+def test_pgsslmode_counts_where_the_url_is_silent():
+    assert load({"DATABASE_URL": URL, "PGSSLMODE": "require"}).database.options["sslmode"] == "require"
+    silent = load({"DATABASE_URL": f"{URL}?sslmode=disable", "PGSSLMODE": "require"}).database
+    assert silent.options["sslmode"] == "disable"
+    with pytest.raises(ConfigurationError, match="PGSSLMODE: has a value that is not known"):
+        load({"DATABASE_URL": URL, "PGSSLMODE": "maybe"})
+
+
+@pytest.mark.parametrize("name", ["PGHOST", "PGPASSWORD", "PGUSER", "PGDATABASE"])
+def test_a_line_end_behind_a_pg_variable_is_found(name):
+    given = {"PGHOST": "db", "PGDATABASE": "app", "PGUSER": "app", "PGPASSWORD": "hunter22"}
+    with pytest.raises(ConfigurationError, match=f"{name}: has a line break at its end"):
+        load({**given, name: given[name] + "\r\n"})
+
+
+def test_a_variable_of_white_space_is_as_good_as_none():
+    assert load({"DATABASE_URL": URL, "MIGRATION_DATABASE_URL": " \n", "PORT": "  "}).port == 3005

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -104,11 +105,15 @@ SLOW_STOP = """
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("slow", ["await asyncio.sleep(600)", "while True: pass", "import time; time.sleep(600)"])
-def test_the_second_signal_ends_the_process_at_once_whatever_the_loop_is_doing(child, slow, second):
+def test_a_second_signal_ends_the_process_whatever_the_loop_is_doing_but_for_one_in_the_same_second(
+    child, slow, second
+):
     it = child(SLOW_STOP.format(slow=slow))
     assert it.line() == "ready"
     it.send(signal.SIGTERM)
+    it.send(second)
     assert it.line() == "stopping"
+    time.sleep(1.1)  # the second itself: what came within it was the same wish
     it.send(second)
     code, _, err = it.end()
     assert (code, err) == (128 + second, "second signal: ending at once, without clean-up\n")
@@ -297,3 +302,57 @@ async def test_it_can_be_used_again_after_a_stop():
             os.kill(os.getpid(), signum)
             await asyncio.Event().wait()
         assert stop.signal == signum
+
+
+def test_the_time_of_a_stop_is_kept_while_the_loop_is_blocked_and_nobody_reads_the_log(tmp_path):
+    handlers = tmp_path / "blocked.py"
+    handlers.write_text(
+        "import asyncio, os, signal, sys\n"
+        "from orchestrator import signals\n"
+        "async def main():\n"
+        "    deadline = signals.Deadline(0.5, code=1, line=b'late\\n')\n"
+        "    with signals.stop_on_signals(None, deadline):\n"
+        "        print('ready', flush=True)\n"
+        "        os.set_blocking(2, False)\n"
+        "        try:\n"
+        "            while True: os.write(2, b'x' * 4096)\n"
+        "        except BlockingIOError: pass\n"
+        "        os.set_blocking(2, True)\n"
+        "        os.write(2, b'x' * 4096)\n"
+        "asyncio.run(main())\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, str(handlers)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path
+    )
+    assert process.stdout.readline() == b"ready\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=10) == 1
+    process.stdout.close()
+    process.stderr.close()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP])
+async def test_a_stop_without_time_is_exit_0(orchestrator, database_url, signum):
+    async with orchestrator.running("serve", env={"DATABASE_URL": database_url, "SHUTDOWN_TIMEOUT": "0"}) as run:
+        await run.phase("ready")
+        run.send_signal(signal.SIGUSR1)
+        await run.event("service.asked", signal=int(signal.SIGUSR1))
+        run.send_signal(signum)
+        assert await run.wait() == 0
+
+
+async def test_a_name_server_that_is_silent_holds_up_no_stop(orchestrator, tmp_path):
+    site = tmp_path / "sitecustomize.py"
+    site.write_text(
+        "import socket, time\n"
+        "asked = socket.getaddrinfo\n"
+        "def silent(host, *a, **o):\n"
+        "    if host != 'db.test' or o.get('flags'): return asked(host, *a, **o)\n"
+        "    time.sleep(60)\n"
+        "socket.getaddrinfo = silent\n"
+    )
+    env = {"DATABASE_URL": "postgresql://u:pw@db.test/d", "DB_CONNECT_TIMEOUT": "300ms", "PYTHONPATH": str(tmp_path)}
+    async with orchestrator.running("serve", env=env) as run:
+        await run.event("database.connect_failed", cause="name_not_resolved")
+        run.send_signal(signal.SIGTERM)
+        assert await run.wait(5) == 0

@@ -73,11 +73,12 @@ VOLATILE = frozenset(
 
 @dataclass(slots=True)
 class KnownColumn:
-    """A column; `fresh` as for tables."""
+    """A column; `fresh` as for tables. Not `certain`: a statement that may not have run adds it."""
 
     type: Type | None = None
     not_null: bool = False
     fresh: bool = False
+    certain: bool = True
 
 
 @dataclass(slots=True)
@@ -147,6 +148,7 @@ class Known:
     types: dict[Name, KnownType] = field(default_factory=dict)
     functions: dict[str, bool] = field(default_factory=dict)  # name → volatile
     fresh_functions: set[str] = field(default_factory=set)
+    trigger_functions: set[str] = field(default_factory=set)
     fresh_schemas: set[str] = field(default_factory=set)
     fresh_triggers: set[str] = field(default_factory=set)
     statistics: dict[Name, Name] = field(default_factory=dict)

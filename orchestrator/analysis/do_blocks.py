@@ -13,11 +13,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Inner:
-    """A statement of a block; `line` counts from 1 at the body's first line."""
+    """A statement of a block; `line` counts from 1 at the body's first line.
+
+    `conditional`: it may not run, or an error of it is caught (IF, CASE, a loop, a block with EXCEPTION).
+    """
 
     line: int
     node: str
     fields: dict[str, Any]
+    conditional: bool = False
 
 
 PartKind = Literal["statement", "perform", "dynamic", "query", "expression"]
@@ -37,6 +41,7 @@ class Part:
     stands_alone: bool
 
 
+_CONDITIONS = ("PLpgSQL_stmt_if", "PLpgSQL_stmt_case", "PLpgSQL_stmt_for", "PLpgSQL_stmt_while", "PLpgSQL_exception")
 _UNSEEN = frozenset({"PLpgSQL_stmt_dynexecute", "PLpgSQL_stmt_perform", "PLpgSQL_stmt_call", "PLpgSQL_stmt_dynfors"})
 
 
@@ -50,12 +55,12 @@ def block_statements(do: dict[str, Any]) -> tuple[list[Inner], bool]:
         return [], False
     found: list[Inner] = []
     is_whole = True
-    for kind, line, text in _executed(parsed):
+    for kind, line, text, conditional in _executed(parsed):
         if kind in _UNSEEN:
             is_whole = False
             continue
         try:
-            found += [Inner(line, one.node, one.fields()) for one in parser.parse(text.encode())]
+            found += [Inner(line, one.node, one.fields(), conditional) for one in parser.parse(text.encode())]
         except parser.GrammarError:
             is_whole = False
     return found, is_whole
@@ -124,17 +129,18 @@ def _parts(node: Any, owner: str, line: int, key: str = "", *, gives: bool = Fal
                 yield from _parts(value, owner, line, name, gives=gives)
 
 
-def _executed(node: Any) -> Iterator[tuple[str, int, str]]:
-    """(kind, line, text) of what a block executes, in the order it is written."""
+def _executed(node: Any, *, conditional: bool = False) -> Iterator[tuple[str, int, str, bool]]:
+    """(kind, line, text, whether it may not run) of what a block executes, in the order it is written."""
     if isinstance(node, list):
         for one in node:
-            yield from _executed(one)
+            yield from _executed(one, conditional=conditional)
     elif isinstance(node, dict):
+        conditional = conditional or "exceptions" in node
         for key, value in node.items():
             if key == "PLpgSQL_stmt_execsql":
-                yield key, value.get("lineno", 1), value["sqlstmt"]["PLpgSQL_expr"]["query"]
+                yield key, value.get("lineno", 1), value["sqlstmt"]["PLpgSQL_expr"]["query"], conditional
             elif key in _UNSEEN:
-                yield key, value.get("lineno", 1), ""
-                yield from _executed(value)
+                yield key, value.get("lineno", 1), "", conditional
+                yield from _executed(value, conditional=conditional)
             elif isinstance(value, dict | list):
-                yield from _executed(value)
+                yield from _executed(value, conditional=conditional or key.startswith(_CONDITIONS))

@@ -134,6 +134,8 @@ def _create_function(known: Known, fields: ast.Tree) -> None:
     word = (volatility or {}).get("arg", {}).get("String", {}).get("sval", "volatile")
     known.functions[name] = word == "volatile"
     known.fresh_functions.add(name)
+    if ast.strings(fields.get("returnType", {}).get("names"))[-1:] in (["trigger"], ["event_trigger"]):
+        known.trigger_functions.add(name)
 
 
 def _create_trigger(known: Known, fields: ast.Tree) -> None:
@@ -174,7 +176,12 @@ _RELATIONS = frozenset(
 
 def _do(known: Known, fields: ast.Tree) -> None:
     for one in block_statements(fields)[0]:
+        name = ast.relation(one.fields["relation"]) if one.conditional and one.node == "AlterTableStmt" else None
+        before = set(table.columns) if name and (table := known.find(name)) else set()
         follow(known, one.node, one.fields)
+        if name and (table := known.find(name)):
+            for column in table.columns.keys() - before:
+                table.columns[column].certain = False
 
 
 def _rename(known: Known, fields: ast.Tree) -> None:

@@ -14,8 +14,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from orchestrator.analysis.catalog import Known
 from orchestrator.analysis.follow import follow
 from orchestrator.analysis.impact import impact_of
@@ -24,7 +22,7 @@ from orchestrator.analysis.locks import Holding
 from orchestrator.analysis.outside_database import Scope, acts
 from orchestrator.analysis.plan import known_for
 from orchestrator.analysis.sql_file import SqlFile, read_sql
-from orchestrator.migrator.folder import as_node_reads
+from orchestrator.migrator.folder import as_node_reads, scan_folder
 from orchestrator.migrator.resolve import Kind
 from orchestrator.migrator.sql import parser
 from orchestrator.migrator.sql.statements import SqlSyntaxError, Statement
@@ -39,7 +37,10 @@ if TYPE_CHECKING:
 # A file's token by token look for long names is not for data files.
 _TOKENS_LIMIT_BYTES = 1 << 20
 _NAME_LIMIT_BYTES = 63
-_STAMP_DIGITS = 14
+# dbmate; goose and sql-migrate; node-pg-migrate and the like.
+_DOWN = re.compile(
+    rb"--+\s*(?:migrate:down|\+(?:goose|migrate)\s+down|down(?:\s+migration)?\s*:?\s*-*$)", re.IGNORECASE
+)
 # What a comment says, not SQL.
 _ALLOW = re.compile(r"lint:\s*allow\b[ \t]*([\w-]*)[ \t,:]*(.*)", re.IGNORECASE)
 
@@ -101,79 +102,37 @@ def finding(
 # --- The folder ------------------------------------------------------------------------------------------------------
 
 
-class _Entry(msgspec.Struct):
-    tag: str
-    when: float = 0
-
-
-class _Journal(msgspec.Struct):
-    entries: list[_Entry]
+# What the reader of a run finds wrong, as a rule.
+_RULE_OF = {"missing": "missing-file", "backwards": "when-backwards"}
 
 
 def read_lint_folder(path: Path) -> LintFolder:
-    """What can be read of a folder of either generation; whatever is wrong is a finding, not an error."""
-    journal = path / "meta" / "_journal.json"
-    if journal.is_file():
-        return _read_v0(path, journal)
-    return _read_v1(path)
+    """What can be read of a folder of either generation; whatever is wrong is a finding, not an error.
 
-
-def _read_v0(path: Path, journal: Path) -> LintFolder:
-    text = journal.read_bytes()
-    try:
-        entries = msgspec.json.decode(text, type=_Journal).entries
-    except msgspec.DecodeError as error:
-        return LintFolder(path, (), (finding("broken-folder", journal, f"not a Drizzle journal: {error}"),))
-    files: list[LintFile] = []
-    problems: list[LintFinding] = []
-    seen: set[str] = set()
-    highest, holder = float("-inf"), ""
-    for entry in entries:
-        line = _line_of(text, entry.tag)
-        if entry.tag in seen:
-            problems.append(finding("broken-folder", journal, f"{entry.tag} is named twice", line=line))
-            continue
-        seen.add(entry.tag)
-        file = path / f"{entry.tag}.sql"
-        if entry.when <= highest:
-            why = f"the `when` of {entry.tag} ({entry.when:.0f}) is not after that of {holder} ({highest:.0f})"
-            problems.append(replace(finding("when-backwards", journal, why, line=line), migration=entry.tag))
-        else:
-            highest, holder = entry.when, entry.tag
-        if file.is_file():
-            files.append(LintFile(entry.tag, file))
-        else:
-            why = f"the journal names {entry.tag}, and there is no {file.name}"
-            problems.append(finding("missing-file", journal, why, line=line))
-    unlisted = [file for file in sorted(path.glob("*.sql")) if file.stem not in seen]
-    why = "the journal does not name it: no run will ever use it"
-    problems += [finding("unlisted-file", file, why) for file in unlisted]
-    return LintFolder(path, tuple(files), tuple(problems))
+    Raises:
+        FolderError: it is not there, or cannot be read.
+    """
+    folder, found = scan_folder(path)
+    journal = path.absolute() / "meta" / "_journal.json"
+    is_v0 = folder.generation == "v0"
+    lines = journal.read_bytes() if is_v0 and found else b""
+    problems = []
+    for one in found:
+        line = _line_of(lines, one.name) if is_v0 and one.name else 1
+        made = finding(_RULE_OF.get(one.kind, "broken-folder"), one.file, one.text, line=line)
+        # A date is about one file, in which a comment may allow it.
+        problems.append(replace(made, migration=one.name) if one.kind == "backwards" else made)
+    beside = "the journal does not name it" if is_v0 else "it lies beside the folders"
+    problems += [
+        finding("unlisted-file", folder.path / name, f"{beside}: no run will ever use it") for name in folder.unlisted
+    ]
+    files = tuple(LintFile(migration.name, Path(migration.path)) for migration in folder.migrations)
+    return LintFolder(path, files, tuple(problems))
 
 
 def _line_of(text: bytes, tag: str) -> int:
     at = text.find(b'"' + tag.encode() + b'"')
     return text.count(b"\n", 0, max(at, 0)) + 1
-
-
-def _read_v1(path: Path) -> LintFolder:
-    files: list[LintFile] = []
-    problems: list[LintFinding] = []
-    for inner in sorted(path.iterdir()) if path.is_dir() else ():
-        file = inner / "migration.sql"
-        is_stamped = inner.name[:_STAMP_DIGITS].isdigit() and len(inner.name) >= _STAMP_DIGITS
-        if inner.is_dir() and file.is_file() and is_stamped:
-            files.append(LintFile(inner.name, file))
-        elif inner.is_dir() and file.is_file():
-            why = "its folder's name does not begin with 14 digits: no run will use it"
-            problems.append(finding("unlisted-file", file, why))
-        elif inner.is_dir() and is_stamped:
-            problems.append(finding("missing-file", inner, f"{inner.name} has no migration.sql"))
-        elif inner.suffix == ".sql":
-            problems.append(finding("unlisted-file", inner, "it lies beside the folders: no run will use it"))
-    if not files and not problems:
-        problems.append(finding("broken-folder", path, "there are no migrations here"))
-    return LintFolder(path, tuple(files), tuple(problems))
 
 
 # --- The walk --------------------------------------------------------------------------------------------------------
@@ -240,6 +199,7 @@ def _text(
             found.append((_placed(path, statement, hit), statement))
     if report is None:
         return
+    found += [(one, None) for one in _down_sections(path, read)]
     if len(read.raw) <= _TOKENS_LIMIT_BYTES:
         found += [(one, None) for one in _long_names(path, read.raw)]
     _allow(path, read, found, report)
@@ -291,6 +251,18 @@ def _placed(path: str, statement: Statement, hit: Hit) -> LintFinding:
         column = len(before) - before.rfind("\n") if newlines else column + len(before)
     made = finding(hit.rule, path, hit.why, line=line, column=column, level=hit.level)
     return replace(made, statement=statement.kind)
+
+
+def _down_sections(path: str, file: SqlFile) -> Iterator[LintFinding]:
+    """Comments by which another tool divides a file into what does and what undoes, with statements below them."""
+    if b"down" not in file.raw.lower():
+        return
+    last = max((statement.byte_offset for statement in file.statements), default=0)
+    for start, end in parser.comments(file.raw):
+        if start < last and _DOWN.match(file.raw[start:end]):
+            line, column = file.raw.count(b"\n", 0, start) + 1, start - file.raw.rfind(b"\n", 0, start)
+            why = "below here stands what undoes the migration, and a run executes it, too: it drops what it made"
+            yield finding("down-section", path, why, line=line, column=column)
 
 
 def _long_names(path: str, raw: bytes) -> Iterator[LintFinding]:

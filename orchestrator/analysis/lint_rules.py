@@ -54,6 +54,9 @@ RULES: dict[str, Rule] = {
         _E, "Put the use into a migration of its own, after this one: each is a transaction of its own."
     ),
     "concurrently-in-transaction": Rule(_E, "Take out the BEGIN before it."),
+    "down-section": Rule(
+        _E, "Take the section out: a file is run as a whole, so what undoes it would run right behind it."
+    ),
     "duplicate-column": Rule(_E, "Name each column once."),
     "missing-file": Rule(_E, "Restore the file, or take its entry out of meta/_journal.json."),
     "broken-folder": Rule(_E, "Restore the folder from version control, or run drizzle-kit again."),
@@ -258,12 +261,14 @@ class Statements:
     unvalidated: set[tuple[Name, str]] = field(default_factory=set)
     told_of_lock: bool = False
     enum_values: dict[str, Name] = field(default_factory=dict)
+    emptied: set[Name] = field(default_factory=set)
 
     def end(self) -> None:
         """The transaction is over."""
         self.known.end_transaction()
         self.unvalidated.clear()
         self.enum_values.clear()
+        self.emptied.clear()
         self.told_of_lock = False
 
 
@@ -272,6 +277,8 @@ def check(at: Statements, node: str, fields: Tree, impact: Impact) -> Iterator[H
     if node == "DoStmt":
         for inner in block_statements(fields)[0]:
             for hit in check(at, inner.node, inner.fields, impact_of(inner.node, inner.fields, at.known)):
+                if inner.conditional and hit.rule == "duplicate-column":
+                    continue  # IF NOT EXISTS (…) THEN, or EXCEPTION WHEN duplicate_column: the file has seen to it
                 yield hit._replace(offset=0)  # the place inside the block's text is not one in the file
         return
     if rule := _CHECKS.get(node):
@@ -313,7 +320,8 @@ def _alter_table(at: Statements, fields: Tree, impact: Impact) -> Iterator[Hit]:
 
 def _doubled(known: Known, name: Name, command: Tree) -> Iterator[Hit]:
     definition = command["def"]["ColumnDef"]
-    if not command.get("missing_ok") and known.column(name, definition["colname"]) is not None:
+    column = known.column(name, definition["colname"])
+    if not command.get("missing_ok") and column is not None and column.certain:
         yield Hit("duplicate-column", f"{name} has a column {definition['colname']} already", _offset(definition))
 
 
@@ -330,7 +338,7 @@ def _add_column(at: Statements, name: Name, command: Tree, impact: Impact) -> It
     filled = kinds & {"CONSTR_DEFAULT", "CONSTR_GENERATED", "CONSTR_IDENTITY"} or serial_base(
         ast.column_type(definition["typeName"])
     )
-    if kinds & {"CONSTR_NOTNULL", "CONSTR_PRIMARY"} and not filled:
+    if kinds & {"CONSTR_NOTNULL", "CONSTR_PRIMARY"} and not filled and known.full(name) not in at.emptied:
         yield Hit("required-column", f"{column} is NOT NULL and has no default: it fails where {name} has a row", place)
     if reason := added_column_rewrites(definition, known):
         why = f"{reason}: {name} is rewritten, and reads and writes wait meanwhile"
@@ -572,7 +580,8 @@ def _rename(at: Statements, fields: Tree, impact: Impact) -> Iterator[Hit]:
         what = f"{name}.{fields['subname']}" if kind in {"OBJECT_COLUMN", "OBJECT_ATTRIBUTE"} else str(name)
     elif "object" in fields:
         words = ast.dropped_name(kind, fields["object"])
-        if _is_fresh_object(known, kind, words):
+        # A trigger's function is called by the trigger alone, which holds it by its oid.
+        if _is_fresh_object(known, kind, words) or words[-1] in known.trigger_functions:
             return
         what = ".".join(words)
     else:
@@ -634,11 +643,10 @@ def _create_table(at: Statements, fields: Tree, impact: Impact) -> Iterator[Hit]
 
 
 def _truncate(at: Statements, fields: Tree, impact: Impact) -> Iterator[Hit]:
-    del fields
+    at.emptied |= {at.known.full(ast.relation(one["RangeVar"])) for one in fields.get("relations", ())}
     names = [str(t.table) for t in impact.touches if not t.fresh]
     if names:
         yield Hit("truncate", f"every row of {', '.join(names)} is gone, and reads and writes wait for the lock")
-    del at
 
 
 def _every_row(verb: str) -> Callable[[Statements, Tree, Impact], Iterator[Hit]]:
@@ -647,6 +655,8 @@ def _every_row(verb: str) -> Callable[[Statements, Tree, Impact], Iterator[Hit]]
         name = ast.relation(fields["relation"])
         if verb == "UPDATE":
             yield from _assigned_twice([t["ResTarget"] for t in fields.get("targetList", ()) if "ResTarget" in t])
+        if verb == "DELETE" and "whereClause" not in fields and "usingClause" not in fields:
+            at.emptied.add(at.known.full(name))
         if "whereClause" not in fields and "fromClause" not in fields and not at.known.is_fresh(name):
             why = f"{verb} without WHERE: every row of {name} stays locked until the transaction ends"
             yield Hit("every-row", why)
@@ -655,7 +665,9 @@ def _every_row(verb: str) -> Callable[[Statements, Tree, Impact], Iterator[Hit]]
 
 
 def _insert(at: Statements, fields: Tree, impact: Impact) -> Iterator[Hit]:
-    del at, impact
+    del impact
+    if "relation" in fields:
+        at.emptied.discard(at.known.full(ast.relation(fields["relation"])))
     yield from _assigned_twice([c["ResTarget"] for c in fields.get("cols", ()) if "ResTarget" in c])
 
 
@@ -698,6 +710,8 @@ def _lock(at: Statements, fields: Tree, impact: Impact) -> Iterator[Hit]:
 
 def _transaction(at: Statements, fields: Tree, impact: Impact) -> Iterator[Hit]:
     del impact
+    if at.ended:
+        return  # after the file's own COMMIT there is no transaction of the migrator's; the file needs its own
     kind = fields["kind"].removeprefix("TRANS_STMT_")
     if kind in {"BEGIN", "START"}:
         why = "BEGIN in a file: the migrator has a transaction open already"
@@ -705,7 +719,6 @@ def _transaction(at: Statements, fields: Tree, impact: Impact) -> Iterator[Hit]:
     elif kind in {"COMMIT", "ROLLBACK", "PREPARE"}:
         why = f"{kind} ends the migrator's transaction: if a later statement fails, what came before stays"
         yield Hit("transaction-in-file", why)
-    del at
 
 
 def _alter_domain(at: Statements, fields: Tree, impact: Impact) -> Iterator[Hit]:

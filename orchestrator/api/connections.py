@@ -302,6 +302,8 @@ class Connection(web.RequestHandler):
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
         """Write the answer; then the connection waits for the next request, or until it is closed."""
+        if isinstance(resp, web.HTTPException):  # aiohttp's own, for what is no path of ours: `OPTIONS *`
+            resp = problem(resp.status, "no such route", headers=SECURITY_HEADERS)
         if self.is_reserved:
             resp.force_close()
         done = await super().finish_response(request, resp, start_time)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING, Any, Literal
+from zoneinfo import available_timezones
 
 import msgspec
 
@@ -14,11 +15,11 @@ from orchestrator import __version__
 from orchestrator.api.operations import Answer, Call, Empty, Operation, json_answer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from aiohttp import web
 
-    from orchestrator.jobs.registry import Registry
+    from orchestrator.jobs.registry import Handler, Registry
 
 _REF = "#/components/schemas/{name}"
 
@@ -150,7 +151,7 @@ def build(operations: Sequence[Operation], registry: Registry | None) -> dict[st
     paths: dict[str, dict[str, Any]] = {}
     for operation in operations:
         paths.setdefault(operation.template, {})[operation.method.lower()] = _described(operation, by_kind)
-    _name_handlers(components, registry)
+    _complete(components, registry)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -271,26 +272,53 @@ def _common(operation: Operation, schemas: dict[str, Any]) -> dict[str, Any]:
     return {str(status): _problem(text, schemas) for status, text in sorted(texts.items()) if status not in own}
 
 
-def _name_handlers(components: dict[str, Any], registry: Registry | None) -> None:
-    """Put this server's handlers where a body names one, and the schema of each payload beside its name."""
+# What the types cannot say of several fields at once.
+_CONDITIONS: Mapping[str, Mapping[str, Any]] = {
+    "NewJob": {
+        "not": {
+            "required": ["run_at", "delay_s"],
+            "properties": {"run_at": {"type": "string"}, "delay_s": {"type": "number"}},
+        }
+    },
+    "TriggerSchedule": {
+        "anyOf": [
+            {"required": ["schedule"], "properties": {"schedule": {"type": "string"}}},
+            {"required": ["serverId"], "properties": {"serverId": {"type": "integer"}}},
+        ]
+    },
+}
+
+
+def _complete(components: dict[str, Any], registry: Registry | None) -> None:
+    """Put in what only this server knows: its handlers, the schema of each payload, and the zones of its machine."""
     handlers = [] if registry is None else list(registry.handlers.values())
     names = [handler.name for handler in handlers]
-    for component in components.values():
+    for name, component in components.items():
+        component.update(_CONDITIONS.get(name, {}))
         for found in component.get("properties", {}).values():
             if found.pop("x-handlers", None) and names:
                 found["enum"] = names
-    if not handlers or "NewJob" not in components:
+            if found.pop("x-zones", None):
+                found["enum"] = sorted(available_timezones())
+    if not handlers:
         return
     payloads, more = msgspec.json.schema_components(
         [handler.payload_type for handler in handlers], ref_template="#/components/schemas/payload.{name}"
     )
     components |= {f"payload.{name}": schema for name, schema in more.items()}
-    general = components["NewJob"]
+    for body, field in (("NewJob", "name"), ("PutSchedule", "job")):
+        if body in components:
+            _split_by_handler(components, body, field, list(zip(handlers, payloads, strict=True)))
+
+
+def _split_by_handler(components: dict[str, Any], body: str, field: str, handlers: list[tuple[Handler, Any]]) -> None:
+    """Make one schema for each handler of a body that names one in `field`: each has its own payload."""
+    general = components[body]
     variants = []
-    for handler, payload in zip(handlers, payloads, strict=True):
-        variant = f"NewJob.{re.sub(r'[^A-Za-z0-9._-]', '_', handler.name)}"
+    for handler, payload in handlers:
+        variant = f"{body}.{re.sub(r'[^A-Za-z0-9._-]', '_', handler.name)}"
         required = [*general["required"], *([] if _may_be_empty(handler) else ["payload"])]
-        properties = {**general["properties"], "name": {"const": handler.name}, "payload": payload}
+        properties = {**general["properties"], field: {"const": handler.name}, "payload": payload}
         components[variant] = {
             **general,
             "title": handler.name,
@@ -299,10 +327,10 @@ def _name_handlers(components: dict[str, Any], registry: Registry | None) -> Non
             "required": required,
         }
         variants.append({"$ref": _REF.format(name=variant)})
-    components["NewJob"] = {"description": general.get("description", ""), "oneOf": variants}
+    components[body] = {"description": general.get("description", ""), "oneOf": variants}
 
 
-def _may_be_empty(handler: Any) -> bool:
+def _may_be_empty(handler: Handler) -> bool:
     try:
         handler.decoder.decode(b"{}")
     except msgspec.ValidationError:

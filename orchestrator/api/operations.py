@@ -209,8 +209,8 @@ def _job_problem(error: JobError, request: web.Request) -> web.Response:
         case JobStateError():
             refusal = Refusal(409, error.message, state=error.state, sibling_id=error.sibling_id, **facts)
         case IdempotencyError():
-            # 422 in draft-ietf-httpapi-idempotency-key-header; the job that has the key is told.
-            refusal = Refusal(422, error.message, job_id=error.job_id, **facts)
+            # A conflict with what is there (RFC 9110, 15.5.10); the job that has the key is told.
+            refusal = Refusal(409, error.message, job_id=error.job_id, **facts)
         case _:
             refusal = Refusal(422, error.message, **facts)
     return problem(refusal.status, refusal.detail, **refusal.members)

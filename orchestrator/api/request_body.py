@@ -34,6 +34,7 @@ CONTAINERS_MAX = 50_000
 # Up to this length a text costs less than to hand it to a thread.
 _ON_THE_LOOP_BYTES = 8 * 1024
 _SHOWN_LENGTH = 200
+_INTEGERS_BELOW = 2.0**63
 
 
 async def read(request: web.Request, kind: Any, *, invalid: int = 422) -> Any:
@@ -91,7 +92,7 @@ def decode(text: bytes, kind: Any, invalid: int = 422) -> Any:
     if len(text) + _expansion(marks) > BODY_LIMIT_BYTES:
         raise Refusal(413, f"with its numbers written out, the body is larger than {BODY_LIMIT_BYTES} bytes")
     try:
-        value = msgspec.json.decode(text, type=kind)
+        value = _typed(text, kind, has_floats=b"." in marks or b"e" in marks or b"E" in marks)
         # msgspec takes the last of two that are the same, other readers the first: what was meant, nobody knows.
         json.loads(text, object_pairs_hook=_without_twins, parse_int=len, parse_float=len)
     except msgspec.ValidationError as error:
@@ -101,6 +102,24 @@ def decode(text: bytes, kind: Any, invalid: int = 422) -> Any:
     except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
         raise Refusal(400, f"the body is no JSON: {error}") from None
     return value
+
+
+def _typed(text: bytes, kind: Any, *, has_floats: bool) -> Any:
+    """The value; 2.0 is an integer, as JSON Schema has it, and msgspec only where text is one, too."""
+    try:
+        return msgspec.json.decode(text, type=kind)
+    except msgspec.ValidationError:
+        if not has_floats:
+            raise
+        return msgspec.json.decode(msgspec.json.encode(_with_integers(msgspec.json.decode(text))), type=kind)
+
+
+def _with_integers(value: Any) -> Any:
+    if isinstance(value, float):
+        return int(value) if value.is_integer() and abs(value) < _INTEGERS_BELOW else value
+    if isinstance(value, dict):
+        return {name: _with_integers(one) for name, one in value.items()}
+    return [_with_integers(one) for one in value] if isinstance(value, list) else value
 
 
 # A match never fails once it has begun, closed or not: so no part of the text is looked at twice.

@@ -170,7 +170,7 @@ def _same_server(dsn: Dsn, connection: Any) -> Dsn:
     if isinstance(address, str):  # the path of a socket, /directory/.s.PGSQL.5432
         directory, _, port = address.rpartition("/.s.PGSQL.")
         address = (directory, port)
-    return msgspec.structs.replace(dsn, hosts=((str(address[0]), int(address[1])),))
+    return dsn.changed(hosts=((str(address[0]), int(address[1])),))
 
 
 @contextlib.asynccontextmanager

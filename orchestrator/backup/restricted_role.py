@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
-import msgspec
 
 from orchestrator.database.connect import close, connect_once
 from orchestrator.database.connect_errors import CONNECTION_ERRORS, classify
@@ -124,7 +123,7 @@ async def restricted_role(
                 if not is_super:  # to end its sessions, and to own what it leaves
                     await maker.execute(f"GRANT {identifier(name)} TO {identifier(user)}")
             # What sessions of ours begin with (a role, a search_path) is not theirs to set.
-            yield msgspec.structs.replace(dsn, user=name, password=password, server_settings={})
+            yield dsn.changed(user=name, password=password, server_settings={})
         finally:
             await finished(_drop(dsn, name, emit, connect_timeout_s))
 

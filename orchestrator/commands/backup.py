@@ -1,12 +1,12 @@
-"""`backup` and `restore`: a copy of the whole database, proven, and the way back to one."""
+"""`backup`: a copy of the whole database, proven."""
 
 from __future__ import annotations
 
-import sys
-
+from orchestrator.commands.console import say
 from orchestrator.commands.runner import failed_early, load, prepared, print_json, run, with_folder, with_json
 
 TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
+
 if TYPE_CHECKING:
     import argparse
     from collections.abc import AsyncIterator
@@ -39,16 +39,6 @@ def backup(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_backup)
 
 
-def restore(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `restore`."""
-    with_json(parser)
-    parser.add_argument("file", metavar="FILE", nargs="?", help="the backup: a path, or a file's name in BACKUP_DIR")
-    parser.add_argument("--force", action="store_true", help="terminate the sessions that are on the database")
-    parser.add_argument("--yes", action="store_true", help="do not ask")
-    with_trust(parser)
-    parser.set_defaults(run=_restore)
-
-
 def with_trust(parser: argparse.ArgumentParser) -> None:
     """Add the options that say how far a backup is trusted."""
     parser.add_argument(
@@ -67,9 +57,6 @@ def with_own_rights(parser: argparse.ArgumentParser) -> None:
     )
 
 
-# ------------------------------------------------------------------------------------------------------------- backup
-
-
 def _backup(options: argparse.Namespace) -> int:
     if options.list:
         return _list(options)
@@ -79,7 +66,7 @@ def _backup(options: argparse.Namespace) -> int:
         from orchestrator.migrator.safety_backup import back_up
 
         result: dict[str, Any] = {}
-        existing = None if not options.test else await _read(_resolved(options.test, settings))
+        existing = None if not options.test else await read_file(resolved(options.test, settings))
         directory = None if existing else _directory(options, settings)
         async with _session(settings, life) as (connection, dsn, sources):
             if directory is not None:
@@ -172,7 +159,7 @@ def _no_directory() -> Exception:
     )
 
 
-def _resolved(given: str, settings: Settings) -> Path:
+def resolved(given: str, settings: Settings) -> Path:
     """The path as given; a bare name that is not here is looked for in BACKUP_DIR."""
     from pathlib import Path
 
@@ -182,7 +169,8 @@ def _resolved(given: str, settings: Settings) -> Path:
     return path.absolute()
 
 
-async def _read(path: Path) -> Backup:
+async def read_file(path: Path) -> Backup:
+    """The backup and what its manifest says of it; errors as in `read_backup`."""
     import asyncio
 
     from orchestrator.backup.manifest import read_backup
@@ -228,90 +216,18 @@ def _print_backup(result: dict[str, Any]) -> None:
 
     made, test = result["backup"], result.get("test")
     rows = sum(made["tables"].values())
-    print(made["path"])
-    print(
+    say(made["path"])
+    say(
         f"  {size_words(made['size_bytes'])}, {len(made['tables'])} tables, {rows:,} rows, PostgreSQL"
         f" {made['server_version'].split()[0]}, taken {made['taken_at']} in {made['duration_s']:.1f} s"
     )
     for one in result.get("removed", ()):
-        print(f"  removed {one['path']}, taken {one['taken_at']}")
+        say(f"  removed {one['path']}, taken {one['taken_at']}")
     if test is not None and test["differences"]:
-        print("  restored into a scratch database, and it is not the same:")
+        say("  restored into a scratch database, and it is not the same:")
         for line in test["differences"]:
-            print(f"    {line}")
+            say(f"    {line}")
     elif test is not None:
-        print(f"  restored into a scratch database and compared in {test['duration_s']:.1f} s: the same")
+        say(f"  restored into a scratch database and compared in {test['duration_s']:.1f} s: the same")
     for one in test["left_out"] if test is not None else ():
-        print(f"  not tested, since only a superuser can make it: {one}")
-
-
-# ------------------------------------------------------------------------------------------------------------ restore
-
-
-def _restore(options: argparse.Namespace) -> int:
-    async def work(settings: Settings, life: Lifecycle) -> dict[str, Any] | None:
-        from dataclasses import asdict
-
-        from orchestrator.backup.restore import Demand
-        from orchestrator.backup.restore import restore as restore_backup
-        from orchestrator.embedded.choice import given
-        from orchestrator.lifecycle import Phase
-        from orchestrator.migrator.safety_backup import manifest_reader
-
-        dsn = given(settings.migration_database)
-        chosen = await _read(_resolved(_given_file(options), settings))
-        if not await _agreed(chosen, dsn, options):
-            return None
-        life.enter(Phase.CONNECTING)
-        demand = Demand(
-            manifest_reader(chosen.manifest),
-            force=options.force,
-            key=settings.backup_key,
-            unverified=options.unverified,
-            with_own_rights=options.with_own_rights,
-            connect_timeout_s=settings.db_connect_timeout_s,
-        )
-        restored = await restore_backup(chosen, dsn, demand, life.emit)
-        return {**asdict(restored), "backup": chosen.described()}
-
-    def show(result: dict[str, Any] | None) -> int:
-        if result is None:
-            print("Nothing was changed.", file=sys.stderr)
-            return 1
-        if options.json:
-            print_json(result)
-        else:
-            _print_restored(result)
-        return 0
-
-    return run(options, work, show)
-
-
-def _given_file(options: argparse.Namespace) -> str:
-    from orchestrator.errors import ConfigurationError, Problem
-
-    if options.file is None:
-        backups = "a backup, as `orchestrator backup --list` shows them"
-        raise ConfigurationError([Problem("the file", "is not given", backups, "app-….dump")])
-    return str(options.file)
-
-
-async def _agreed(chosen: Backup, dsn: Dsn, options: argparse.Namespace) -> bool:
-    """Say what is put in whose place, and ask."""
-    from orchestrator.commands.console import confirmed
-
-    if not options.yes:
-        manifest = chosen.manifest
-        print(f"Backup:   {chosen.path}", file=sys.stderr)
-        print(f"          {manifest.database}, taken {manifest.taken_at:%Y-%m-%d %H:%M:%S}Z", file=sys.stderr)
-        print(f"Replaces: {dsn.redacted()} (kept under another name)", file=sys.stderr)
-    return await confirmed("Go on?", yes=options.yes)
-
-
-def _print_restored(result: dict[str, Any]) -> None:
-    print(f"{result['database']} now holds the backup of {result['backup']['taken_at']}.")
-    if result["kept_as"]:
-        print(f"What was there is kept as {result['kept_as']}. To go back, while nobody is on either of them:")
-        for statement in result["go_back"]:
-            print(f"  {statement}")
-        print(f"To give up what was there: {result['drop']}")
+        say(f"  not tested, since only a superuser can make it: {one}")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import sys
 
+from orchestrator.commands.console import say
+
 TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
+
 if TYPE_CHECKING:
     import argparse
 
@@ -28,11 +31,11 @@ def _completion(options: argparse.Namespace) -> int:
     try:
         import shtab  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
-        print("completion needs shtab: pip install 'orchestrator[dev]'", file=sys.stderr)
+        say("completion needs shtab: pip install 'orchestrator[dev]'", file=sys.stderr)
         return EXIT_CONFIG
     whole = options.whole_parser()
     _mark_directories(whole, shtab.DIRECTORY)
-    print(shtab.complete(whole, shell=options.shell))
+    say(shtab.complete(whole, shell=options.shell))
     return 0
 
 

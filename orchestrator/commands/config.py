@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from orchestrator.commands.console import say
 from orchestrator.commands.runner import failed_early, load, print_json, with_folder, with_json
 
 TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
+
 if TYPE_CHECKING:
     import argparse
 
@@ -24,7 +26,7 @@ def _config(options: argparse.Namespace) -> int:
     if options.markdown:
         from orchestrator.variables import markdown_table
 
-        print(markdown_table())
+        say(markdown_table())
         return 0
     try:
         settings = load(options)

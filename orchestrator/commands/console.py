@@ -6,8 +6,12 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import EXIT_CONFIG, OrchestratorError
+from orchestrator.printable import printable
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import TextIO
+
     from rich.console import Console
     from rich.table import Table
 
@@ -21,11 +25,27 @@ class NotConfirmedError(OrchestratorError):
     exit_code = EXIT_CONFIG
 
 
+def say(*words: object, end: str = "\n", file: TextIO | None = None, flush: bool = False) -> None:
+    """`print` for a person or a script: nothing in the words steers a terminal."""
+    print(*(printable(str(word)) for word in words), end=end, file=file, flush=flush)
+
+
+def terminal(**options: Any) -> Console:
+    """A console that shows each text as it is: what steers a terminal is written out. Its own colours stay."""
+    from rich.console import Console
+    from rich.segment import Segment
+
+    class Harmless(Console):
+        def render(self, *arguments: Any, **more: Any) -> Iterator[Segment]:
+            for one in super().render(*arguments, **more):
+                yield one if one.control else Segment(printable(one.text), one.style)
+
+    return Harmless(**options)
+
+
 def results() -> Console:
     """Where a command prints its result: stdout, with colours on a terminal; lines are never cut."""
-    from rich.console import Console
-
-    console = Console(soft_wrap=True, highlight=False)
+    console = terminal(soft_wrap=True, highlight=False)
     if not console.is_terminal:
         console.width = _WIDTH_OFF_A_TERMINAL
     return console
@@ -97,7 +117,7 @@ async def ask(question: str) -> str | None:
     """A line from the terminal, None at its end. Cancelled by Ctrl-C at once, as a thread that reads could not be."""
     import asyncio
 
-    print(question, end="", file=sys.stderr, flush=True)
+    say(question, end="", file=sys.stderr, flush=True)
     loop = asyncio.get_running_loop()
     readable = asyncio.Event()
     loop.add_reader(sys.stdin.fileno(), readable.set)  # a terminal is readable when a whole line is there

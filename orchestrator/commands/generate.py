@@ -6,10 +6,12 @@ import sys
 from contextlib import asynccontextmanager
 from functools import partial
 
+from orchestrator.commands.console import say
 from orchestrator.commands.new import facts_of, folder_of, with_new_file
 from orchestrator.commands.runner import print_json, run, with_embedded, with_json
 
 TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
+
 if TYPE_CHECKING:
     import argparse
     from collections.abc import AsyncIterator, Sequence
@@ -48,7 +50,7 @@ def generate(parser: argparse.ArgumentParser) -> None:
 
 def _generate(options: argparse.Namespace) -> int:
     if options.name is None and not options.check:
-        print("orchestrator generate: a NAME is needed, or --check", file=sys.stderr)
+        say("orchestrator generate: a NAME is needed, or --check", file=sys.stderr)
         return 2
 
     def show(outcome: dict[str, Any]) -> int:
@@ -160,11 +162,11 @@ async def _ask(candidates: Sequence[Rename]) -> Rename | None:
         "column": ("Column", f" of the table {first.name[1]}"),
         "value": ("Value", f" of the enum {first.name[1]}"),
     }[first.kind]
-    print(f"{what} {first.new}{where} is in the code, and not in the migrations.", file=sys.stderr)
-    print("  0  it is new", file=sys.stderr)
+    say(f"{what} {first.new}{where} is in the code, and not in the migrations.", file=sys.stderr)
+    say("  0  it is new", file=sys.stderr)
     for number, one in enumerate(candidates, 1):
         was = ".".join(one.name) if one.kind == "schema" else one.old or one.name[1]
-        print(f"  {number}  it was {was}, {'moved' if one.kind == 'schema' else 'renamed'}", file=sys.stderr)
+        say(f"  {number}  it was {was}, {'moved' if one.kind == 'schema' else 'renamed'}", file=sys.stderr)
     while True:
         answer = await ask(f"0 to {len(candidates)} [0]: ")
         if not answer:
@@ -176,16 +178,16 @@ async def _ask(candidates: Sequence[Rename]) -> Rename | None:
 def _print(options: argparse.Namespace, outcome: dict[str, Any]) -> None:
     found: Generated = outcome["found"]
     if not found.differs:
-        print("Code and migrations agree: nothing to write.")
+        say("Code and migrations agree: nothing to write.")
         return
     if options.check:
-        print("Code and migrations differ:")
+        say("Code and migrations differ:")
         for step in (*found.active, *found.withheld, *found.said):
-            print(f"  {'(drop) ' if step.drops else ''}{' '.join(step.sql.split())};")
+            say(f"  {'(drop) ' if step.drops else ''}{' '.join(step.sql.split())};")
     for made in outcome["made"]:
-        print(made.path)
+        say(made.path)
     for line in _remarks(found, written=bool(outcome["made"])):
-        print(line, file=sys.stderr)
+        say(line, file=sys.stderr)
 
 
 def _remarks(found: Generated, *, written: bool) -> list[str]:

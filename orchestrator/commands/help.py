@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import sys
 
+from orchestrator.commands.console import say
+
 TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
+
 if TYPE_CHECKING:
     import argparse
     from importlib.resources.abc import Traversable
@@ -30,10 +33,10 @@ def pages() -> dict[str, Traversable]:
 def _help(options: argparse.Namespace) -> int:
     manual = pages()
     if options.topic is None:
-        print("The pages of the manual; `orchestrator help TOPIC` shows one:\n")
+        say("The pages of the manual; `orchestrator help TOPIC` shows one:\n")
         for name, file in manual.items():
-            print(f"  {name:<20} {_title(file)}")
-        print("\n`orchestrator --help` lists the commands, `orchestrator COMMAND --help` shows the options of one.")
+            say(f"  {name:<20} {_title(file)}")
+        say("\n`orchestrator --help` lists the commands, `orchestrator COMMAND --help` shows the options of one.")
         return 0
     topic = options.topic.removesuffix(".md")
     page = manual.get(topic) or manual.get(options.pages.get(topic, ""))
@@ -44,7 +47,7 @@ def _help(options: argparse.Namespace) -> int:
 
     near = difflib.get_close_matches(topic, [*manual, *options.pages], n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    print(f"orchestrator help: there is no page {topic!r}.{hint} The pages: {', '.join(manual)}.", file=sys.stderr)
+    say(f"orchestrator help: there is no page {topic!r}.{hint} The pages: {', '.join(manual)}.", file=sys.stderr)
     return _EXIT_USAGE
 
 
@@ -55,7 +58,7 @@ def _title(page: Traversable) -> str:
 def _show(text: str, *, paged: bool) -> None:
     """Markdown as it is where another program reads it; rendered, and in a pager, on a terminal."""
     if not sys.stdout.isatty():
-        print(text, end="")
+        say(text, end="")
         return
     from rich.console import Console
     from rich.markdown import Markdown

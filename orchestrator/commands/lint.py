@@ -5,9 +5,11 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+from orchestrator.commands.console import say
 from orchestrator.commands.runner import failed_early, load, print_json, run, with_folder, with_json
 
 TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
+
 if TYPE_CHECKING:
     import argparse
     from typing import Any
@@ -125,14 +127,14 @@ def _shown(file: str) -> str:
 def _tell(options: argparse.Namespace, reports: list[tuple[LintReport, str]]) -> int:
     findings = [f for report, _ in reports for f in report.findings]
     allowed = [f for report, _ in reports for f in report.allowed]
-    files = sum(len(report.files) for report, _ in reports)
+    looked_at = [file for report, _ in reports for file in report.files]
     fails = any(report.fails for report, _ in reports)
     if options.json:
         counts = {level: sum(f.level == level for f in findings) for level in _GITHUB}
         print_json(
             {
                 "scope": "; ".join(words for _, words in reports),
-                "files": [_shown(file) for report, _ in reports for file in report.files],
+                "files": [_shown(file) for file in looked_at],
                 "findings": [_described(f) for f in findings],
                 "allowed": [_described(f) for f in allowed],
                 "counts": counts,
@@ -141,9 +143,9 @@ def _tell(options: argparse.Namespace, reports: list[tuple[LintReport, str]]) ->
         )
     elif options.github:
         for one in findings:
-            print(github_line(one))
+            say(github_line(one))
     else:
-        _print(findings, allowed, files, "; ".join(words for _, words in reports), notes=options.notes)
+        _print(findings, allowed, looked_at, "; ".join(words for _, words in reports), notes=options.notes)
     return int(fails)
 
 
@@ -178,7 +180,9 @@ def _escaped(text: str, *, in_property: bool = False) -> str:
     return text.replace(":", "%3A").replace(",", "%2C") if in_property else text
 
 
-def _print(findings: list[LintFinding], allowed: list[LintFinding], files: int, scope: str, *, notes: bool) -> None:
+def _print(
+    findings: list[LintFinding], allowed: list[LintFinding], looked_at: list[str], scope: str, *, notes: bool
+) -> None:
     """Findings by file; what to write instead stands once for each rule, at the end."""
     from rich.markup import escape
 
@@ -203,4 +207,6 @@ def _print(findings: list[LintFinding], allowed: list[LintFinding], files: int, 
     hidden = "" if notes or not counts["note"] else " (--notes shows them)"
     told = ", ".join(counted(counts[level], level) for level in ("error", "warning", "note")) + hidden
     kept = f", {len(allowed)} allowed" if allowed else ""
-    console.print(f"\n{counted(files, 'file')} looked at ({escape(scope)}): {told}{kept}.")
+    others = len({f.file for f in findings} - set(looked_at))
+    beyond = f", and {counted(others, 'other')} by the journal or the ledger alone" if others else ""
+    console.print(f"\n{counted(len(looked_at), 'file')} looked at ({escape(scope)}){beyond}: {told}{kept}.")

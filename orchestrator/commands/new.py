@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 
+from orchestrator.commands.console import say
 from orchestrator.commands.runner import failed_early, load, print_json, with_folder, with_json
 
 TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
+
 if TYPE_CHECKING:
     import argparse
     from pathlib import Path
@@ -82,7 +84,7 @@ def _new(options: argparse.Namespace) -> int:
     if options.json:
         print_json(facts_of(made))
     else:
-        print(made.path)
+        say(made.path)
         if sys.stderr.isatty():
-            print("Write its SQL; then `orchestrator migrate` applies it.", file=sys.stderr)
+            say("Write its SQL; then `orchestrator migrate` applies it.", file=sys.stderr)
     return 0

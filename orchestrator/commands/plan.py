@@ -153,6 +153,8 @@ def _is_in_use(statement: dict[str, Any]) -> bool:
 
 def _folded(statements: list[dict[str, Any]]) -> list[str]:
     """One row for neighbours that touch nothing in use."""
+    from rich.markup import escape
+
     kinds: dict[str, int] = {}
     for statement in statements:
         kinds[statement["kind"]] = kinds.get(statement["kind"], 0) + statement["count"]
@@ -160,7 +162,7 @@ def _folded(statements: list[dict[str, Any]]) -> list[str]:
     lines = str(first) if first == last else f"{first}-{last}"
     words = ", ".join(kind if count == 1 else f"{kind} ({count} times)" for kind, count in kinds.items())
     new = sorted({t["table"] for s in statements for t in s["touches"]})
-    does = f"on what is new here: {', '.join(new)}" if new else "touches no table in use"
+    does = f"on what is new here: {escape(', '.join(new))}" if new else "touches no table in use"
     return [lines, words, "-", "", "", "", does]
 
 

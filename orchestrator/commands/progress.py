@@ -35,8 +35,9 @@ class CurrentStderr:
 
 def show_progress(life: Lifecycle) -> Callable[[], None]:
     """Show a bar while migrations run; returns what ends it."""
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    from orchestrator.commands.console import terminal
 
     progress: Progress | None = None
     task: Any = None
@@ -57,7 +58,7 @@ def show_progress(life: Lifecycle) -> Callable[[], None]:
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
-                console=Console(file=sys.__stderr__),
+                console=terminal(file=sys.__stderr__),
                 transient=True,
             )
             progress.start()

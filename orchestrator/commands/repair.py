@@ -118,7 +118,7 @@ def _print_rows(console: Any, title: str, rows: Sequence[Row]) -> None:
     for row in rows:
         shown.add_row(
             "new" if row.id is None else str(row.id),
-            f"{row.hash[:_SHOWN_HASH]}…",
+            escape(f"{row.hash[:_SHOWN_HASH]}…"),
             str(row.created_at),
             escape(row.name or "-"),
             escape(row.file or "-"),
@@ -127,6 +127,8 @@ def _print_rows(console: Any, title: str, rows: Sequence[Row]) -> None:
 
 
 def _print_end(proposal: Proposal, *, done: bool, refused: bool) -> None:
+    from rich.markup import escape
+
     from orchestrator.commands.console import results
 
     console = results()
@@ -136,8 +138,9 @@ def _print_end(proposal: Proposal, *, done: bool, refused: bool) -> None:
         console.print("Nothing to change.")
     elif refused:
         print_differences(console, proposal.differences)
+        last = escape(proposal.names[-1]) if proposal.names else "-"
         console.print(
-            f"[red]Refused:[/] the database is not what the files up to {proposal.names[-1] if proposal.names else '-'}"
+            f"[red]Refused:[/] the database is not what the files up to {last}"
             " make. Mend it, choose another --to, leave schemas out, or --force it."
         )
     else:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 
 from orchestrator import __version__
+from orchestrator.commands.console import say
 
 TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
+
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Coroutine
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from orchestrator.lifecycle import Lifecycle
     from orchestrator.migrator.sources import Source
     from orchestrator.settings import Settings
+    from orchestrator.signals import Deadline
 
     T = TypeVar("T")
 
@@ -51,7 +55,7 @@ def print_json(value: object) -> None:
     """Print a result for machines, indented."""
     import msgspec
 
-    print(msgspec.json.format(msgspec.json.encode(value, enc_hook=str)).decode())
+    say(msgspec.json.format(msgspec.json.encode(value, enc_hook=str)).decode())
 
 
 async def prepared(settings: Settings, life: Lifecycle) -> tuple[list[Source], Dsn]:
@@ -91,7 +95,7 @@ def load(options: argparse.Namespace, *, needs_database: bool = True) -> Setting
     )
 
 
-def run(
+def run(  # noqa: PLR0915 the edge of every command is one story
     options: argparse.Namespace,
     work: Callable[[Settings, Lifecycle], Coroutine[Any, Any, T]],
     show: Callable[[T], int] | None = None,
@@ -114,6 +118,7 @@ def run(
 
     from orchestrator import logs, signals
     from orchestrator.lifecycle import Lifecycle, Phase
+    from orchestrator.threads import DaemonThreads
 
     secrets = (*settings.secrets, os.environ.get("PGPASSWORD", ""))
     life = Lifecycle(
@@ -147,13 +152,18 @@ def run(
     made: list[T] = []
 
     async def guarded() -> int:
+        # What hangs in a thread (a name server that is silent) holds up no exit.
+        asyncio.get_running_loop().set_default_executor(DaemonThreads())
+
         def stopping(signum: int) -> None:
             if life.phase not in {Phase.FAILED, Phase.STOPPED}:
                 life.enter(Phase.STOPPING, signal=signum)
-            # Whatever hangs, the process ends in time.
-            asyncio.get_running_loop().call_later(settings.shutdown_timeout_s, _force, life)
 
-        with signals.stop_on_signals(stopping) as stop:
+        def told() -> None:
+            life.emit("service.asked", signal=int(signal.SIGUSR1), uptime_s=round(life.uptime_s, 3))
+
+        deadline = _deadline(settings, stopped_is_ok=stopped_is_ok)
+        with signals.stop_on_signals(stopping, deadline, told) as stop:
             try:
                 made.append(await work(settings, life))
             except Exception:
@@ -190,13 +200,25 @@ def run(
     return show(made[0]) if show is not None and code == 0 and made else code
 
 
+# Written by a thread that waits for nobody: as JSON, which a person can read as well.
+_FORCED = (
+    b'{"level":"error","event":"service.stop_forced",'
+    b'"hint":"The stop took longer than SHUTDOWN_TIMEOUT; the process was ended."}\n'
+)
+
+
+def _deadline(settings: Settings, *, stopped_is_ok: bool) -> Deadline:
+    """What ends the process when its stop takes too long. Without any time to stop in, that is what was asked for."""
+    from orchestrator import signals
+
+    at_once = 0 if stopped_is_ok else signals.exit_code(signal.SIGTERM)
+    if settings.shutdown_timeout_s == 0:
+        return signals.Deadline(0, code=at_once, line=b"")
+    return signals.Deadline(settings.shutdown_timeout_s, code=1, line=_FORCED)
+
+
 def _nothing() -> None:
     """End nothing: there is no progress bar off a terminal."""
-
-
-def _force(life: Lifecycle) -> None:
-    life.emit("service.stop_forced", level="error", hint="The stop took longer than SHUTDOWN_TIMEOUT; ended at once.")
-    os._exit(1)
 
 
 def _explain(error: OrchestratorError, life: Lifecycle) -> None:

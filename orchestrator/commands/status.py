@@ -75,13 +75,15 @@ async def _gather(settings: Settings, life: Lifecycle, *, with_diff: bool) -> di
 
 def _print(status: dict[str, Any]) -> None:
     """Print what was found, as tables."""
+    from rich.markup import escape
+
     from orchestrator.commands.console import results, size_words, table
 
     console = results()
     server = status["server"]
     role = "standby" if server["standby"] else "primary"
     console.print(
-        f"[bold]{server['address']}[/]  PostgreSQL {server['server_version']} ({role}),"
+        f"[bold]{escape(server['address'])}[/]  PostgreSQL {escape(server['server_version'])} ({role}),"
         f" {size_words(server['size_bytes'])}"
     )
     if status.get("running"):
@@ -91,13 +93,14 @@ def _print(status: dict[str, Any]) -> None:
     if status["extensions"]:
         shown = table("extension", "installed", "available", "", title="Extensions")
         for e in status["extensions"]:
-            note = f"[red]missing:[/] {e['sql']}" if e["wanted"] and e["sql"] else ""
-            shown.add_row(e["name"], e["installed_version"] or "-", e["available_version"] or "-", note)
+            note = f"[red]missing:[/] {escape(e['sql'])}" if e["wanted"] and e["sql"] else ""
+            cells = (e["name"], e["installed_version"] or "-", e["available_version"] or "-")
+            shown.add_row(*map(escape, cells), note)
         console.print(shown)
     shown = table("table", "rows (estimate)", "size", right=("rows (estimate)", "size"), title="Tables")
     for t in status["tables"]:
         rows = "-" if t["estimated_rows"] is None else f"{t['estimated_rows']:,}"
-        shown.add_row(f"{t['schema']}.{t['name']}", rows, size_words(t["size_bytes"]))
+        shown.add_row(escape(f"{t['schema']}.{t['name']}"), rows, size_words(t["size_bytes"]))
     console.print(shown if status["tables"] else "No tables yet.")
 
 
@@ -122,8 +125,8 @@ def _print_source(console: Any, source: dict[str, Any]) -> None:
 
     applied, pending = source["applied"], source["pending"]
     console.print(
-        f"\n[bold]Migrations of the {source['source']}[/]: {source['folder']} (drizzle {source['generation']}),"
-        f" ledger {source['ledger']}{'' if source['ledger_exists'] else ' (not made yet)'}"
+        f"\n[bold]Migrations of the {source['source']}[/]: {escape(source['folder'])} (drizzle {source['generation']}),"
+        f" ledger {escape(source['ledger'])}{'' if source['ledger_exists'] else ' (not made yet)'}"
     )
     colour = "green" if not pending else "yellow"
     console.print(f"  [{colour}]{len(applied)} applied, {len(pending)} pending[/], {counted(source['total'], 'file')}")

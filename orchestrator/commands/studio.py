@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import sys
 
+from orchestrator.commands.console import say
 from orchestrator.commands.runner import failed_early, load
 
 TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
+
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Mapping
@@ -62,7 +64,7 @@ def studio_arguments(environment: Mapping[str, str], *, write: bool) -> list[str
     for variable, option in _ARGUMENTS:
         if variable in environment:
             arguments += [option, environment[variable]]
-    return [sys.executable, "-m", "harlequin", *arguments]
+    return [sys.executable, "-P", "-m", "harlequin", *arguments]
 
 
 def _studio(options: argparse.Namespace) -> int:
@@ -72,10 +74,10 @@ def _studio(options: argparse.Namespace) -> int:
 
     for module in ("harlequin", "harlequin_postgres"):
         if find_spec(module) is None:
-            print("studio needs harlequin: pip install 'orchestrator[dev]'", file=sys.stderr)
+            say("studio needs harlequin: pip install 'orchestrator[dev]'", file=sys.stderr)
             return EXIT_CONFIG
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        print("studio needs a terminal; in a container: docker compose exec -it …", file=sys.stderr)
+        say("studio needs a terminal; in a container: docker compose exec -it …", file=sys.stderr)
         return EXIT_CONFIG
     try:
         settings = load(options)

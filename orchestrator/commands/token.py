@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from orchestrator.commands.console import say
+
 TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
+
 if TYPE_CHECKING:
     import argparse
 
@@ -21,12 +24,12 @@ def _token(options: argparse.Namespace) -> int:
     if options.name is None:
         if options.read_only:
             options.whole_parser("token").error("--read-only needs --name: API_TOKEN may change everything")
-        print(made)
+        say(made)
         return 0
     line = f"{options.name} {made}{' read' if options.read_only else ''}"
     try:
         tokens.parse(line)
     except tokens.TokenError:
         options.whole_parser("token").error("a name is of letters, digits and _ . @ - (64 at most)")
-    print(line)
+    say(line)
     return 0

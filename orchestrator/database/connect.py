@@ -18,15 +18,16 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from orchestrator.database.connect_errors import CONNECTION_ERRORS, Failure, classify
-from orchestrator.database.sessions import (
-    KEEP_ALIVE_COUNT,
-    KEEP_ALIVE_IDLE_S,
-    KEEP_ALIVE_INTERVAL_S,
-    USER_TIMEOUT_MS,
-    Connection,
+from orchestrator.database.addresses import look_up
+from orchestrator.database.connect_errors import CONNECTION_ERRORS, Failure, NoAnswerError, OwnFaultError, classify
+from orchestrator.database.dial import dial
+from orchestrator.database.sessions import USER_TIMEOUT_MS, Connection
+from orchestrator.errors import (
+    ConfigurationError,
+    ConnectionRefusedForeverError,
+    DatabaseUnavailableError,
+    OrchestratorError,
 )
-from orchestrator.errors import ConnectionRefusedForeverError, DatabaseUnavailableError, OrchestratorError
 from orchestrator.lifecycle import Lifecycle
 
 if TYPE_CHECKING:
@@ -42,7 +43,9 @@ _REPORT_EVERY_S = 30.0
 _PROBE_EVERY_S = 0.047
 _PROBE_TIMEOUT_S = 0.5
 _RESOLVE_EVERY_S = 1.0
+_LOOK_UP_S = 2.0
 _RESOLVE_AGAIN_S = 0.1  # a look-up that fails is a thread and two packets: rarer than a probe
+_REPLACED_WITHIN_S = 5.0
 _CLOSE_TIMEOUT_S = 2.0
 # For a session that only reads: at a stop, with the server out of reach, each of them counts.
 PARTING_S = 0.2
@@ -50,31 +53,50 @@ _FIRST_WITH_TRANSACTION_TIMEOUT = 17
 
 
 async def connect_once(
-    dsn: Dsn, *, timeout_s: float, application_name: str, kind: Kind = "ours", prepares: bool = False
+    dsn: Dsn,
+    *,
+    timeout_s: float,
+    application_name: str,
+    kind: Kind = "ours",
+    prepares: bool = False,
+    silence_s: float = USER_TIMEOUT_MS / 1000,
 ) -> Any:
     """One login, as a session of the kind (see `sessions`), with TCP keep-alive on both sides.
 
     It has no cache of prepared statements (poolers) unless it `prepares`. Every session of this program but the first
-    one of an embedded server is opened here.
+    one of an embedded server is opened here. A peer that vanished without a word is noticed after about `silence_s`.
 
-    Raises whatever asyncpg raises; ConnectionRefusedForeverError for a server older than 14; cancelling closes the
-    socket.
+    `timeout_s` is for each address of each host. Files (DATABASE_URL_FILE, certificates) are read anew each time.
+
+    Raises CONNECTION_ERRORS; ConnectionRefusedForeverError for a server older than 14; cancelling closes the socket.
     """
-    arguments = dsn.connect_arguments()
-    server_settings = {"application_name": application_name, **arguments.pop("server_settings", {})}
-    if not prepares:
-        arguments["statement_cache_size"] = 0
-    arguments["timeout"] = timeout_s
-    connection = await asyncpg.connect(**arguments, server_settings=server_settings, connection_class=Connection)
-    _keep_alive(connection)
+    try:
+        dsn = dsn.current()
+    except ConfigurationError as error:
+        raise OwnFaultError("file", str(error), error.remedy) from error
+    connection = await dial(
+        dsn, limit_s=timeout_s, application_name=application_name, prepares=prepares, silence_s=silence_s
+    )
     try:
         _refuse_an_old_server(connection, dsn)
         async with asyncio.timeout(timeout_s):
             await connection.become(kind, may_be_shared=not dsn.statement_cache)
+    except TimeoutError:
+        connection.terminate()
+        raise _no_first_answer() from None
     except BaseException:
         connection.terminate()
         raise
     return connection
+
+
+def _no_first_answer() -> NoAnswerError:
+    return NoAnswerError(
+        "an answer to the first query",
+        "no_answer",
+        "The login succeeded, and the first query got no answer within DB_CONNECT_TIMEOUT: a pooler that is paused, or"
+        " a server that is frozen.",
+    )
 
 
 def _refuse_an_old_server(connection: Any, dsn: Dsn) -> None:
@@ -88,30 +110,29 @@ def _refuse_an_old_server(connection: Any, dsn: Dsn) -> None:
     )
 
 
-async def open_pool(dsn: Dsn, *, kind: Kind, max_size: int, connect_timeout_s: float, application_name: str) -> Any:
+async def open_pool(
+    dsn: Dsn,
+    *,
+    kind: Kind,
+    max_size: int,
+    connect_timeout_s: float,
+    application_name: str,
+    silence_s: float = USER_TIMEOUT_MS / 1000,
+) -> Any:
     """A pool of such sessions, made as they are needed; a session that is given back has its kind's settings again."""
 
     async def connect_one(*_: object, **__: object) -> Any:
         timeout_s = dsn.connect_timeout_s or connect_timeout_s
         return await connect_once(
-            dsn, timeout_s=timeout_s, application_name=application_name, kind=kind, prepares=dsn.statement_cache
+            dsn,
+            timeout_s=timeout_s,
+            application_name=application_name,
+            kind=kind,
+            prepares=dsn.statement_cache,
+            silence_s=silence_s,
         )
 
     return await asyncpg.create_pool(connect=connect_one, connection_class=Connection, min_size=0, max_size=max_size)
-
-
-def _keep_alive(connection: Any) -> None:
-    """Notice a peer that vanished without a word (a pulled cable, a lost node) in half a minute, not in hours."""
-    transport = getattr(connection, "_transport", None)
-    raw = transport.get_extra_info("socket") if transport is not None else None
-    if raw is None or raw.family == getattr(socket, "AF_UNIX", None):
-        return
-    with contextlib.suppress(OSError, AttributeError):
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEP_ALIVE_IDLE_S)
-        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEP_ALIVE_INTERVAL_S)
-        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEP_ALIVE_COUNT)
-        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
 
 
 def no_time_limits(connection: Any) -> str:
@@ -179,6 +200,7 @@ class _Reporter:
             "hosts": [f"{host}:{port}" for host, port in self._dsn.hosts],
             "cause": failure.cause,
             "sqlstate": failure.sqlstate,
+            **failure.told(),
             "attempt": attempt,
             "waited_s": round(time.monotonic() - self._since, 1),
             "hint": failure.hint,
@@ -256,6 +278,7 @@ class _Login:
         self._began = time.monotonic()
         self._deadline = self._began + wait_timeout_s if wait_timeout_s else None
         self._attempts, self._cut_short = 0, False
+        self._own_fault_at: float | None = None
         self.last = Failure("none", "transient", "")
         self.failed: BaseException | None = None
 
@@ -273,7 +296,11 @@ class _Login:
         )
         try:
             waited_s = time.monotonic() - self._began
-            await _greet(connection, self._dsn, self._life, attempt=self._attempts + 1, waited_s=waited_s)
+            async with asyncio.timeout(timeout_s):
+                await _greet(connection, self._dsn, self._life, attempt=self._attempts + 1, waited_s=waited_s)
+        except TimeoutError:
+            connection.terminate()
+            raise _no_first_answer() from None
         except BaseException:
             connection.terminate()
             raise
@@ -286,8 +313,13 @@ class _Login:
         failure = classify(error)
         self._attempts += 1
         # The deadline's own cut says nothing about the server: the cause that was known before it does.
-        if self._attempts == 1 or not (self._cut_short and failure.cause == "timeout"):
+        if self._attempts == 1 or not (self._cut_short and failure.cause in {"timeout", "no_answer"}):
             self.last = failure
+        if isinstance(error, OwnFaultError) and self._attempts > 1:
+            # Files that were right a moment ago are being replaced: certificate and key come one after the other.
+            self._own_fault_at = self._own_fault_at or time.monotonic()
+            return time.monotonic() - self._own_fault_at < _REPLACED_WITHIN_S
+        self._own_fault_at = None
         return failure.outlook != "hopeless"
 
     def report(self, state: tenacity.RetryCallState) -> None:
@@ -313,9 +345,18 @@ class _Login:
 
 def _given_up(error: BaseException, failure: Failure, dsn: Dsn, wait_timeout_s: float) -> OrchestratorError:
     """What `connect` ends with: no retry can help, or the time is over."""
-    facts = {"hosts": [f"{h}:{p}" for h, p in dsn.hosts], "cause": failure.cause, "sqlstate": failure.sqlstate}
+    facts: dict[str, object] = {
+        "hosts": [f"{h}:{p}" for h, p in dsn.hosts],
+        "cause": failure.cause,
+        "sqlstate": failure.sqlstate,
+        **failure.told(),
+    }
+    if isinstance(error, OwnFaultError):
+        return ConnectionRefusedForeverError(
+            f"nothing can connect from here ({failure.cause}): {failure.words}", remedy=failure.hint, facts=facts
+        )
     if failure.outlook == "hopeless":
-        detail = f": {error}" if isinstance(error, asyncpg.PostgresError) else ""
+        detail = f": {failure.words}" if failure.words else ""
         return ConnectionRefusedForeverError(
             f"the database refuses the connection ({failure.cause}){detail}", remedy=failure.hint, facts=facts
         )
@@ -372,15 +413,19 @@ class _Prober:
             if host.startswith("/"):
                 addresses.append((socket.AF_UNIX, f"{host}/.s.PGSQL.{port}"))
                 continue
-            with contextlib.suppress(OSError, UnicodeError):
-                found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-                addresses += [(family, address) for family, _, _, _, address in found]
+            with contextlib.suppress(socket.gaierror, NoAnswerError):
+                found = await look_up(host, port, limit_s=_LOOK_UP_S)
+                addresses += [(address.family, address.at) for address in found]
         self._addresses, self._resolved_at = addresses, loop.time()
         return addresses
 
 
 async def _accepts(family: int, address: Any) -> bool:
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
+    try:
+        opened = socket.socket(family, socket.SOCK_STREAM)
+    except OSError:  # no such family here, or no descriptor: the login itself says which
+        return False
+    with opened as probe:
         probe.setblocking(False)  # noqa: FBT003 the standard library's signature
         error = probe.connect_ex(address)
         if error == errno.EINPROGRESS:

@@ -7,11 +7,10 @@ import contextlib
 import random
 import time
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
-
-import asyncpg
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orchestrator.database.connect import no_time_limits
+from orchestrator.database.connect_errors import CONNECTION_ERRORS
 from orchestrator.database.pooler import PoolerError, ensure_own_session
 from orchestrator.database.sessions import as_ours
 from orchestrator.errors import LockTimeoutError
@@ -49,6 +48,20 @@ _POLL_S = 0.2
 _REPORT_EVERY_S = 30.0
 
 
+_OWN = "SELECT pid, backend_start::text FROM pg_catalog.pg_stat_activity WHERE pid = pg_catalog.pg_backend_pid()"
+_END = (
+    "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity"
+    " WHERE pid = $1::int AND backend_start::text = $2::text"
+)
+
+
+class Holding(NamedTuple):
+    """A session that has held the lock: its process at the server, and when that began, as the server writes it."""
+
+    pid: int
+    began: str
+
+
 @asynccontextmanager
 async def migration_lock(
     connection: Any,
@@ -56,11 +69,15 @@ async def migration_lock(
     *,
     timeout_s: float,
     connect_second: Callable[[], Awaitable[Any]] | None = None,
+    held: list[Holding] | None = None,
 ) -> AsyncIterator[None]:
     """Hold the lock of the database on this session; wait for it at most `timeout_s` (0 = for ever).
 
     Before it is taken, a pooler that would share the session is refused; `connect_second` opens another connection by
     the same way, which makes that sure.
+
+    `held` are the sessions by which this start has held the lock before: a connection that was lost may live on at the
+    server, and is ended first. The present one is added.
 
     Polls `pg_try_advisory_lock`: a waiter blocked in `pg_advisory_lock` holds a snapshot, and CREATE INDEX CONCURRENTLY
     of the holder would wait for it: a deadlock. Cancelled while waiting: nothing is held.
@@ -72,6 +89,10 @@ async def migration_lock(
     await ensure_own_session(connection, connect_second)
     # The holder may be idle for as long as a backup, or a person who is asked, takes.
     await connection.execute(no_time_limits(connection))
+    for earlier in held or ():
+        async with as_ours(connection):
+            if await connection.fetchval(_END, earlier.pid, earlier.began):
+                life.emit("lock.earlier_session_ended", level="warning", pid=earlier.pid)
     began = time.monotonic()
     said_at: float | None = None
     while await connection.execute(_TRY) != _DONE:
@@ -96,6 +117,9 @@ async def migration_lock(
     try:
         if await connection.execute(f"SELECT 1 WHERE {HELD_HERE}") != _DONE:
             raise PoolerError("the lock that was taken is not held in the next transaction")
+        if held is not None:
+            async with as_ours(connection):
+                held.append(Holding(*await connection.fetchrow(_OWN)))
         yield
     finally:
         await _release(connection, life)
@@ -119,9 +143,7 @@ async def _release(connection: Any, life: Lifecycle) -> None:
     """Unlock where the session still answers; where it does not, its end unlocks."""
     if connection.is_closed():
         return
-    with contextlib.suppress(
-        OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, TimeoutError
-    ):
+    with contextlib.suppress(*CONNECTION_ERRORS):
         async with asyncio.timeout(2):
             if connection.is_in_transaction():
                 await connection.execute("ROLLBACK")

@@ -8,8 +8,9 @@ import socket
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
-import asyncpg
 import msgspec
+
+from orchestrator.database.connect_errors import CONNECTION_ERRORS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,7 +41,7 @@ class Start(msgspec.Struct, frozen=True):
 
 async def record_start(connection: Any, start: Start) -> bool:
     """Add the row; False where there is no such table yet, or the server is read-only. A record never fails a start."""
-    with contextlib.suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+    with contextlib.suppress(*CONNECTION_ERRORS):
         await connection.execute(
             _INSERT,
             datetime.fromtimestamp(start.started_at, UTC),

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import hashlib
 import importlib.util
@@ -307,7 +308,7 @@ async def _lock(data_dir: Path) -> AsyncIterator[int]:
     knows that no process of an earlier server is left, however that one ended.
     """
     path = data_dir / "embedded.lock"
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = _open_own(path, os.O_RDWR | os.O_CREAT)
     try:
         deadline = time.monotonic() + _PREDECESSOR_TIMEOUT_S
         while not _try_flock(fd):
@@ -324,6 +325,35 @@ async def _lock(data_dir: Path) -> AsyncIterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+def _open_own(path: Path, flags: int) -> int:
+    """Open a plain file of ours, made 0600 where it is missing. In a directory of others a link may stand in its place.
+
+    Raises:
+        EmbeddedServerError: it is a link, no plain file, has another name as well, or belongs to somebody else.
+    """
+    try:
+        fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno not in {errno.ELOOP, errno.ENXIO}:
+            raise
+        raise _not_ours(path) from error
+    found = os.fstat(fd)
+    # Whoever owns the directory could make the file at any time: theirs is no worse than a new one.
+    owners = {os.geteuid(), path.parent.stat().st_uid}
+    if stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and found.st_uid in owners:
+        return fd
+    os.close(fd)
+    raise _not_ours(path)
+
+
+def _not_ours(path: Path) -> EmbeddedServerError:
+    return EmbeddedServerError(
+        f"{path} is a link, no plain file, or belongs to another user: nothing was written to it",
+        remedy="Look at who can write to that directory; then remove the file, or use another --data-dir.",
+        facts={"file": str(path)},
+    )
 
 
 def _try_flock(fd: int) -> bool:
@@ -458,7 +488,11 @@ def _prepare(unfinished: Path, data: Path, account: _Account, password: str) -> 
 
 
 def _finish(unfinished: Path, cluster: Path) -> None:
-    with (unfinished / "data" / "postgresql.conf").open("a", encoding="utf-8") as configuration:
+    # initdb's user owns the file by now, and could put a link there: that is not followed.
+    fd = os.open(unfinished / "data" / "postgresql.conf", os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with os.fdopen(fd, "w", encoding="utf-8") as configuration:
+        if os.fstat(fd).st_nlink != 1:
+            raise _not_ours(unfinished / "data" / "postgresql.conf")
         configuration.write(_FIRST_RUN_SETTINGS)
     unfinished.rename(cluster)
     parent = os.open(cluster.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -669,9 +703,9 @@ async def _start(
     command = [str(binaries.bin / "postgres"), "-D", data]
     for key, value in given.items():
         command += ["-c", f"{key}={value}"]
-    log_fd = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    log_fd = _open_own(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     try:
-        if stat.S_ISREG(os.fstat(log_fd).st_mode) and os.fstat(log_fd).st_size > _LOG_LIMIT_BYTES:
+        if os.fstat(log_fd).st_size > _LOG_LIMIT_BYTES:
             os.ftruncate(log_fd, 0)
         # SIGQUIT, not SIGKILL, at our death: the postmaster passes it on, so a busy backend ends, too.
         return await _launch(command, account, signal.SIGQUIT, fds, log_fd)

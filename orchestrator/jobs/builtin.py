@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 
 from orchestrator.database.sessions import as_ours
-from orchestrator.errors import ConfigurationError, MigrationError, Problem
+from orchestrator.errors import EXIT_CONFIG, ConfigurationError, MigrationError, Problem
 from orchestrator.jobs.registry import Backoff, Registry, job
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 _ANALYZE_LOCK_TIMEOUT_S = 5
 _DATABASE_BACKUP = "database.backup"
+_SHOWN_DIFFERENCES = 20
+_INSUFFICIENT_PRIVILEGE = "42501"
 
 
 def without_idle_schedules(registry: Registry, settings: Settings) -> Registry:
@@ -226,10 +228,11 @@ class VerifyPayload(msgspec.Struct, forbid_unknown_fields=True):
 
 @job("migrations.verify", schedule="45 3 * * *", concurrency=1)
 async def verify_migrations(ctx: Context, payload: VerifyPayload) -> dict[str, Any]:
-    """Compare the migration files as they are on disk now, by their hashes, with the ledgers.
+    """Compare the migration files as they are on disk now with the ledgers, and the database with what they make.
 
-    It fails where the next start would be refused (MIGRATION_POLICY, MIGRATION_AHEAD); else what is not straight is a
-    warning in the job's log and stands in its output.
+    It fails where the next start would be refused (MIGRATION_POLICY, MIGRATION_AHEAD), and where `orchestrator verify`
+    finds that the database is not what its applied migrations make. Other findings are warnings in the job's log and
+    stand in its output. Where the user may not create a scratch database, the output says that nothing was compared.
     """
     del payload
     from orchestrator.migrator.folder import read_folder
@@ -265,4 +268,48 @@ async def verify_migrations(ctx: Context, payload: VerifyPayload) -> dict[str, A
             f"files and ledger disagree, and the next start would be refused: {'; '.join(refused)}",
             remedy="`orchestrator status` shows each finding and its remedy.",
         )
-    return {"sources": found}
+    await ctx.progress(len(found), len(found), "comparing the database with what the files make")
+    return {"sources": found, "database": await _compared(ctx, service)}
+
+
+async def _compared(ctx: Context, service: Service) -> dict[str, Any]:
+    """What `verify` says of the database itself; of the ledger the job has told by then.
+
+    Raises:
+        DatabaseDiffersError: the database is not what its applied migrations make.
+        MigrationError: it could not be compared, for another reason than the right to create a database.
+    """
+    from orchestrator.jobs.child_command import run_command
+
+    ended = await run_command(service, "verify")
+    if ended.exit_code == EXIT_CONFIG and ended.error.get("sqlstate") == _INSUFFICIENT_PRIVILEGE:
+        ctx.log.info("migrations.not_compared", reason=ended.error.get("error"), remedy=ended.error.get("remedy"))
+        return {"compared": False, "reason": ended.error.get("error"), "remedy": ended.error.get("remedy")}
+    if ended.result is None:
+        raise MigrationError(
+            f"orchestrator verify ended with exit code {ended.exit_code}:"
+            f" {ended.error.get('error', 'it gave no reason')}",
+            remedy=str(ended.error.get("remedy") or "Run `orchestrator verify` by hand to see what is the matter."),
+        )
+    differences = [_difference(one) for one in ended.result["differences"]]
+    for text in differences[:_SHOWN_DIFFERENCES]:
+        ctx.log.warning("database.differs", difference=text)
+    if differences:
+        raise DatabaseDiffersError(differences)
+    return {"compared": True, "objects": ended.result["objects_compared"], "notes": ended.result["notes"]}
+
+
+def _difference(one: dict[str, Any]) -> str:
+    return f"{one['state']}: {one['kind']} {one['name']}" + (f" of {one['table']}" if one["table"] else "")
+
+
+class DatabaseDiffersError(Exception):
+    """The database is not what its applied migrations make."""
+
+    def __init__(self, differences: Sequence[str]) -> None:
+        shown = "; ".join(differences[:_SHOWN_DIFFERENCES])
+        more = f"; and {len(differences) - _SHOWN_DIFFERENCES} more" if len(differences) > _SHOWN_DIFFERENCES else ""
+        super().__init__(
+            f"the database is not what its applied migrations make: {shown}{more}. `orchestrator verify` shows each"
+            " difference and the SQL that mends it."
+        )

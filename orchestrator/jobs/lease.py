@@ -104,6 +104,7 @@ class Lease:
                     self._parameters.dsn,
                     timeout_s=self._connect_limit_s,
                     application_name="orchestrator lease",
+                    silence_s=self._parameters.lease_s / 3,
                 )
                 if self._parameters.dsn.statement_cache:
                     # The server gives up first: a row that is locked costs a statement, not a connection.

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _LOOKS_A_LEASE = 12
 _LOOK_MOST_S, _LOOK_LEAST_S = 5.0, 0.05
 _WATCH_SHARE = 3
+_WATCHED_LOOK_S = 0.5
 _FORGET_EVERY_S = 600.0
 _HORIZON_EVERY_S = 30.0
 _HORIZON_OLD_S = 60.0
@@ -184,7 +185,9 @@ class Maintenance:
             if now >= horizon_at:
                 horizon_at = now + _HORIZON_EVERY_S
                 await self._look_at_horizon(session)
-            timer = asyncio.get_running_loop().call_later(self._look_s, self._wake.set)
+            # Whoever is silent is looked at often: what it holds is taken over within a second of its lease's end.
+            look_s = min(self._look_s, _WATCHED_LOOK_S) if self._watched else self._look_s
+            timer = asyncio.get_running_loop().call_later(look_s, self._wake.set)
             await self._wake.wait()
             timer.cancel()
         await self._give_back(session)

@@ -22,12 +22,8 @@ if TYPE_CHECKING:
 State = Literal["scheduled", "queued", "running", "succeeded", "failed", "cancelled"]
 # What a client can wait for: hints, never the only way to learn of something.
 JOBS_CHANNEL = "orchestrator_jobs"
-EVENTS_CHANNEL = "orchestrator_events"
 CANCEL_CHANNEL = "orchestrator_cancel"
 SCHEDULES_CHANNEL = "orchestrator_schedules"
-
-UNFINISHED: tuple[State, ...] = ("scheduled", "queued", "running")
-FINISHED: tuple[State, ...] = ("succeeded", "failed", "cancelled")
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,10 +176,7 @@ WITH given AS MATERIALIZED (
         payload::pg_catalog.jsonb, coalesce(due, pg_catalog.now()), max_attempts, timeout_s, dedupe_key,
         idempotency_key, schedule
     FROM given
-    WHERE idempotency_key IS NULL OR NOT EXISTS (
-        SELECT FROM orchestrator.idempotency_keys k WHERE k.key OPERATOR(pg_catalog.=) given.idempotency_key
-    )
-    /* order */
+    /* keys */
     ON CONFLICT DO NOTHING
     RETURNING id, name, queue, state
 ), told AS (
@@ -199,8 +192,15 @@ SELECT (SELECT pg_catalog.array_agg(id ORDER BY n) FROM given) AS ids, pg_catalo
 FROM made
 """
 
-# Whoever adds the same keys waits for them in the same order.
-_INSERT_KEYED = _INSERT.replace("/* order */", "ORDER BY name, dedupe_key, idempotency_key, n")
+# Where there are keys: one may have been answered by a job that has another; and whoever adds the same ones waits for
+# them in the same order.
+_INSERT_KEYED = _INSERT.replace(
+    "/* keys */",
+    """WHERE idempotency_key IS NULL OR NOT EXISTS (
+        SELECT FROM orchestrator.idempotency_keys k WHERE k.key OPERATOR(pg_catalog.=) given.idempotency_key
+    )
+    ORDER BY name, dedupe_key, idempotency_key, n""",
+)
 
 _UNFINISHED = "state OPERATOR(pg_catalog.=) ANY (ARRAY['scheduled', 'queued', 'running'])"
 _RUNNING = "state OPERATOR(pg_catalog.=) 'running'"
@@ -277,19 +277,6 @@ async def cancel(connection: Any, job_id: int) -> State:
         raise JobStateError(job_id, await _state(connection, job_id), "cancelled")
     state: State = record["state"]
     return state
-
-
-async def cancel_named(connection: Any, name: str) -> dict[int, State]:
-    """Cancel everything unfinished of one handler, as `cancel` does; the ids with the state that each is in now."""
-    records = await connection.fetch(
-        f"SELECT id FROM orchestrator.jobs WHERE name OPERATOR(pg_catalog.=) $1 AND {_UNFINISHED} ORDER BY id",  # noqa: S608
-        name,
-    )
-    ids = [record["id"] for record in records]
-    states: dict[int, State] = {}
-    for begin in range(0, len(ids), CANCEL_BATCH):
-        states |= await cancel_many(connection, ids[begin : begin + CANCEL_BATCH])
-    return states
 
 
 CANCEL_BATCH = 1000

@@ -307,14 +307,14 @@ def _check_schedule(
 def load(modules: Sequence[str]) -> Registry:
     """Import the built-in handlers, then each of `modules`, and return all handlers. Blocking.
 
-    The working directory stands first on the path, as for `python -m`.
+    Where there are modules to import, the working directory is looked in as well, after everything that is installed.
 
     Raises:
         HandlerError: a module cannot be imported, or declares what is unusable; module, line and cause are named.
     """
     here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
+    if modules and here not in sys.path:
+        sys.path.append(here)
     builtin = [_BUILTIN] if importlib.util.find_spec(_BUILTIN) is not None else []
     for module in [*builtin, *modules]:
         _import(module)

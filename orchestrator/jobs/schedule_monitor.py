@@ -15,7 +15,7 @@ from orchestrator.backup.archive import try_directory
 from orchestrator.database.connect_errors import CONNECTION_ERRORS
 from orchestrator.jobs.cron import next_after
 from orchestrator.jobs.errors import JobError
-from orchestrator.jobs.threads import DaemonThreads
+from orchestrator.threads import DaemonThreads
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -23,8 +23,8 @@ from orchestrator.jobs.firing import Firing
 from orchestrator.jobs.lease import Lease
 from orchestrator.jobs.maintenance import Maintenance
 from orchestrator.jobs.parameters import WorkerParameters
-from orchestrator.jobs.threads import HandlersLoop
 from orchestrator.jobs.worker import StopTimes, Worker
+from orchestrator.threads import HandlersLoop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

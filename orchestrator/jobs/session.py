@@ -94,7 +94,10 @@ async def keep_session(
         began = time.monotonic()
         try:
             connection = await connect_once(
-                dsn, timeout_s=dsn.connect_timeout_s or connect_timeout_s, application_name=f"orchestrator {purpose}"
+                dsn,
+                timeout_s=dsn.connect_timeout_s or connect_timeout_s,
+                application_name=f"orchestrator {purpose}",
+                silence_s=2 * limit_s,
             )
             try:
                 if lost is not None:
@@ -107,11 +110,11 @@ async def keep_session(
                 if failures:
                     emit("jobs.connection_restored", level="info", purpose=purpose, failures=failures)
                 await cut_when_cancelled(connection, work(Session(connection, direct=direct, limit_s=limit_s)))
-            except asyncio.CancelledError:
+            except BaseException:
+                # A good-bye would wait for a server that may be out of reach.
                 connection.terminate()
                 raise
-            finally:
-                await close(connection)
+            await close(connection)
         except CONNECTION_ERRORS as error:
             now = time.monotonic()
             failures = 1 if now - began > _STEADY_S else failures + 1

@@ -117,6 +117,7 @@ class Worker:
             max_size=_POOL_SIZE,
             connect_timeout_s=self._given.connect_timeout_s,
             application_name="orchestrator jobs",
+            silence_s=self._given.lease_s / 3,
         )
         for run in list(self.runs.values()):
             if run.task is not None and run.task.done():  # cancelled with all of this loop, before it began

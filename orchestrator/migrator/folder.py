@@ -7,6 +7,7 @@ v1: every folder `<14 digits>_name` that holds a `migration.sql` (`drizzle-orm` 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from calendar import timegm
 from pathlib import Path
@@ -70,6 +71,18 @@ class Folder(msgspec.Struct, frozen=True):
     unlisted: tuple[str, ...] = ()
 
 
+class FolderProblem(msgspec.Struct, frozen=True):
+    """What is wrong with a folder: `text` says it, `file` is where, `name` the migration that it is about.
+
+    A run refuses them all but `backwards`: it applies on an empty ledger what it passes over on another.
+    """
+
+    kind: Literal["journal", "twice", "when", "outside", "missing", "unstamped", "empty", "backwards"]
+    text: str
+    file: str
+    name: str = ""
+
+
 class _Entry(msgspec.Struct):
     tag: str
     when: int | float
@@ -97,100 +110,139 @@ def read_folder(path: Path) -> Folder:
         FolderError: with every problem of the folder at once: a journal that is not JSON, a journal entry without its
             file, the same entry twice, a name that carries no time.
     """
+    folder, found = scan_folder(path)
+    problems = [problem for problem in found if problem.kind != "backwards"]
+    if problems:
+        raise _refused(folder, problems)
+    return folder
+
+
+def scan_folder(path: Path) -> tuple[Folder, list[FolderProblem]]:
+    """What can be read of `path`, in order, and all that is wrong with it. Blocking.
+
+    Raises:
+        FolderError: there is no such folder, or it cannot be read.
+    """
     path = path.absolute()
     journal = path / "meta" / "_journal.json"
     if journal.is_file():
-        return _read_v0(path, journal)
+        return _scan_v0(path, journal)
     if not path.is_dir():
         raise FolderError(
             f"there is no migrations folder at {path}",
             remedy="Point MIGRATIONS_DIR at the folder that holds meta/_journal.json or the <14 digits>_name folders.",
             facts={"folder": str(path)},
         )
-    return _read_v1(path)
+    return _scan_v1(path)
 
 
-def _problems(path: Path, problems: list[str], remedy: str) -> FolderError:
-    shown = problems[:_SHOWN]
+def _refused(folder: Folder, problems: list[FolderProblem]) -> FolderError:
+    first = problems[0]
+    if first.kind == "journal":
+        remedy = "Restore the file from version control, or run drizzle-kit again; nothing was run."
+        return FolderError(first.text, remedy=remedy, facts={"file": first.file})
+    if first.kind == "empty":
+        remedy = "Point MIGRATIONS_DIR at the folder that drizzle-kit writes, or unset it."
+        return FolderError(first.text, remedy=remedy, facts={"folder": first.file})
+    remedy = (
+        "Restore the missing files, or mend meta/_journal.json; nothing was run."
+        if folder.generation == "v0"
+        else "Name folders <yyyymmddhhmmss>_name, each with a migration.sql; nothing was run."
+    )
+    shown = [problem.text for problem in problems[:_SHOWN]]
     more = f" (and {len(problems) - _SHOWN} more)" if len(problems) > _SHOWN else ""
-    return FolderError("; ".join(shown) + more, remedy=remedy, facts={"folder": str(path), "problems": shown})
+    return FolderError("; ".join(shown) + more, remedy=remedy, facts={"folder": str(folder.path), "problems": shown})
 
 
-def _read_v0(path: Path, journal: Path) -> Folder:
+def _scan_v0(path: Path, journal: Path) -> tuple[Folder, list[FolderProblem]]:
+    where = str(journal)
     try:
         entries = msgspec.json.decode(journal.read_bytes(), type=_Journal).entries
     except msgspec.DecodeError as error:
-        raise FolderError(
-            f"{journal} is not a Drizzle journal: {error}",
-            remedy="Restore the file from version control, or run drizzle-kit again; nothing was run.",
-            facts={"file": str(journal)},
-        ) from error
+        broken = FolderProblem("journal", f"{journal} is not a Drizzle journal: {error}", where)
+        return Folder(path, "v0", ()), [broken]
     except OSError as error:
         raise _unreadable(journal, error) from error
-    problems: list[str] = []
+    problems: list[FolderProblem] = []
     migrations: list[Migration] = []
     seen: set[str] = set()
+    highest, holder = -math.inf, ""
     for entry in entries:
-        if entry.tag in seen:
-            problems.append(f"the journal names {entry.tag!r} twice")
+        tag, when = entry.tag, entry.when
+        if tag in seen:
+            problems.append(FolderProblem("twice", f"the journal names {tag!r} twice", where, tag))
             continue
-        seen.add(entry.tag)
-        if entry.when != int(entry.when):
-            problems.append(f"the journal's `when` of {entry.tag!r} is not a whole number of milliseconds")
+        seen.add(tag)
+        if when != int(when):
+            text = f"the journal's `when` of {tag!r} is not a whole number of milliseconds"
+            problems.append(FolderProblem("when", text, where, tag))
             continue
-        if not entry.tag or "\0" in entry.tag or entry.tag.startswith("/") or ".." in entry.tag.split("/"):
-            problems.append(f"the journal's tag {entry.tag!r} leads out of the folder")
+        if when <= highest:
+            text = f"the `when` of {tag} ({when:.0f}) is not after that of {holder} ({highest:.0f})"
+            problems.append(FolderProblem("backwards", text, where, tag))
+        else:
+            highest, holder = when, tag
+        if not tag or "\0" in tag or tag.startswith("/") or ".." in tag.split("/"):
+            problems.append(FolderProblem("outside", f"the journal's tag {tag!r} leads out of the folder", where, tag))
             continue
-        file = f"{path}/{entry.tag}.sql"
+        file = f"{path}/{tag}.sql"
         try:
-            migrations.append(_migration(entry.tag, int(entry.when), file))
+            migrations.append(_migration(tag, int(when), file))
         except FileNotFoundError:
-            problems.append(f"the journal names {entry.tag!r}, and there is no file {entry.tag}.sql")
+            text = f"the journal names {tag!r}, and there is no file {tag}.sql"
+            problems.append(FolderProblem("missing", text, where, tag))
         except OSError as error:
             raise _unreadable(file, error) from error
-    if problems:
-        raise _problems(path, problems, "Restore the missing files, or mend meta/_journal.json; nothing was run.")
     with os.scandir(path) as found:
-        unlisted = sorted(e.name for e in found if e.name.endswith(".sql") and e.name[:-4] not in seen)
-    return Folder(path, "v0", tuple(migrations), tuple(unlisted))
+        names = [entry.name for entry in found]
+    files = [name for name in names if name.endswith(".sql")]
+    unlisted = [name for name in files if name[:-4] not in seen]
+    # Folders of drizzle 1.0 beside a journal: half of a conversion. Neither generation would run both.
+    unlisted += [
+        f"{name}/migration.sql"
+        for name in set(names).difference(files)
+        if _is_stamped(name) and (path / name / "migration.sql").is_file()
+    ]
+    return Folder(path, "v0", tuple(migrations), tuple(sorted(unlisted))), problems
 
 
-def _read_v1(path: Path) -> Folder:
-    problems: list[str] = []
+def _is_stamped(name: str) -> bool:
+    stamp = name[:_STAMP_DIGITS]
+    return len(stamp) == _STAMP_DIGITS and stamp.isascii() and stamp.isdigit()
+
+
+def _scan_v1(path: Path) -> tuple[Folder, list[FolderProblem]]:
+    problems: list[FolderProblem] = []
     migrations: list[Migration] = []
     unlisted: list[str] = []
-    with os.scandir(path) as found:
-        names = sorted((e.name for e in found), key=_locale_key)
+    try:
+        with os.scandir(path) as found:
+            names = sorted((e.name for e in found), key=_locale_key)
+    except OSError as error:
+        raise _unreadable(path, error) from error
     for name in names:
         file = f"{path}/{name}/migration.sql"
-        stamp = name[:_STAMP_DIGITS]
-        is_stamp = len(stamp) == _STAMP_DIGITS and stamp.isascii() and stamp.isdigit()
         try:
-            if is_stamp:
-                migrations.append(_migration(name, stamp_to_ms(stamp), file))
+            if _is_stamped(name):
+                migrations.append(_migration(name, stamp_to_ms(name[:_STAMP_DIGITS]), file))
             elif Path(file).is_file():
-                problems.append(
-                    f"the folder {name!r} holds a migration.sql, and its name does not begin with 14 digits"
-                )
+                text = f"the folder {name!r} holds a migration.sql, and its name does not begin with 14 digits"
+                problems.append(FolderProblem("unstamped", text, file, name))
             elif name.endswith(".sql"):
                 unlisted.append(name)
         except (FileNotFoundError, NotADirectoryError):
             # Drizzle passes over what has no migration.sql; a stamped folder without one was meant to have it.
             if (path / name).is_dir():
-                problems.append(f"the folder {name!r} has no migration.sql")
+                text = f"the folder {name!r} has no migration.sql"
+                problems.append(FolderProblem("missing", text, f"{path}/{name}", name))
+            elif name.endswith(".sql"):
+                unlisted.append(name)
         except OSError as error:
             raise _unreadable(file, error) from error
-    if problems:
-        raise _problems(
-            path, problems, "Name folders <yyyymmddhhmmss>_name, each with a migration.sql; nothing was run."
-        )
-    if not migrations:
-        raise FolderError(
-            f"{path} holds no migrations: no meta/_journal.json and no <14 digits>_name/migration.sql",
-            remedy="Point MIGRATIONS_DIR at the folder that drizzle-kit writes, or unset it.",
-            facts={"folder": str(path)},
-        )
-    return Folder(path, "v1", tuple(migrations), tuple(unlisted))
+    if not migrations and not problems:
+        text = f"{path} holds no migrations: no meta/_journal.json and no <14 digits>_name/migration.sql"
+        problems.append(FolderProblem("empty", text, str(path)))
+    return Folder(path, "v1", tuple(migrations), tuple(unlisted)), problems
 
 
 def _migration(name: str, when_ms: int, file: str) -> Migration:

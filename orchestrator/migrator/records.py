@@ -22,12 +22,6 @@ if TYPE_CHECKING:
 
 SERVICE_SCHEMA = "orchestrator"
 
-# A role of our schema's name finds it first by `"$user"`: what a user's file makes unqualified belongs where drizzle
-# would have put it. Run it in every session that reads or runs a user's files.
-OUT_OF_OUR_SCHEMA = (
-    "SELECT pg_catalog.set_config('search_path', pg_catalog.regexp_replace(pg_catalog.current_setting('search_path'),"
-    f" '(\"\\$user\"|\\$user)\\s*,?\\s*', ''), false) WHERE current_user OPERATOR(pg_catalog.=) '{SERVICE_SCHEMA}'"
-)
 _PLAIN_LIMIT_BYTES = 1 << 20
 _COMPRESSION = 1
 

@@ -332,7 +332,8 @@ def _edited(migration: Migration, row: LedgerRow) -> HistoryFinding:
         Kind.EDITED,
         migration.name,
         "not run again: the database has the earlier text",
-        "Put the change into a new migration; restore this file if the edit was a mistake.",
+        "Put the change into a new migration and restore this file; or, where the database has the edited text too,"
+        f" say so: orchestrator repair accept {migration.name}.",
         row_id=row.id,
         created_at=row.created_at,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -45,12 +46,11 @@ async def _survey(connection: Any, source: Source, *, policy: Policy, ahead: Ahe
     plan = make_plan(source.folder, ledger, policy=policy, ahead=ahead)
     if not plan.findings and not plan.pending:
         return Survey(source, ledger, plan, {})
-    if not await records.records_exist(connection):
-        return Survey(source, ledger, await _dated(connection, source, plan, has_records=False), {})
-    unfinished = await records.unfinished(connection, key)
+    has_records = await records.records_exist(connection)
+    unfinished = await records.unfinished(connection, key) if has_records else {}
     if plan.findings:
-        # Only a history that is not straight needs what we remember of it.
-        names = await records.known_names(connection, key, ledger)
+        # Only where files and ledger differ, what we remember of them is needed.
+        names = await records.known_names(connection, key, ledger) if has_records else {}
         plan = make_plan(
             source.folder,
             ledger,
@@ -58,10 +58,10 @@ async def _survey(connection: Any, source: Source, *, policy: Policy, ahead: Ahe
             ahead=ahead,
             known_names=names,
             unfinished=frozenset(unfinished),
-            cosmetic=await _cosmetic_edits(connection, source, ledger, plan),
+            cosmetic=await _cosmetic_edits(connection, source, ledger, plan, has_records=has_records),
         )
         plan = msgspec.structs.replace(plan, findings=tuple(_named(f, names) for f in plan.findings))
-        plan = await _dated(connection, source, plan, has_records=True)
+        plan = await _dated(connection, source, plan, has_records=has_records)
     return Survey(source, ledger, plan, unfinished)
 
 
@@ -153,8 +153,14 @@ async def _dated(connection: Any, source: Source, plan: Plan, *, has_records: bo
     )
 
 
-async def _cosmetic_edits(connection: Any, source: Source, ledger: Ledger, plan: Plan) -> frozenset[str]:
-    """The edited files that differ from what was applied in white space or comments alone."""
+async def _cosmetic_edits(
+    connection: Any, source: Source, ledger: Ledger, plan: Plan, *, has_records: bool
+) -> frozenset[str]:
+    """The edited files that differ from what was applied in line ends, white space or comments alone.
+
+    A checkout on Windows writes CRLF where another writes LF (git's core.autocrlf), also inside a function's body: that
+    is known by the hash alone, whoever applied the file.
+    """
     by_id = {row.id: row for row in ledger.rows}
     files = {migration.name: migration for migration in source.folder.migrations}
     cosmetic = set()
@@ -162,12 +168,19 @@ async def _cosmetic_edits(connection: Any, source: Source, ledger: Ledger, plan:
         row = by_id.get(finding.row_id) if finding.row_id is not None else None
         if finding.kind is not Kind.EDITED or row is None or row.created_at is None:
             continue
-        applied = await records.recorded_text(connection, source.table.key, row.created_at, row.hash)
+        file = files[finding.name]
+        unix = (raw := file.read()).replace(b"\r\n", b"\n")
+        if row.hash in {hashlib.sha256(text).hexdigest() for text in (unix, unix.replace(b"\n", b"\r\n"))}:
+            cosmetic.add(finding.name)
+            continue
+        applied = None
+        if has_records:
+            applied = await records.recorded_text(connection, source.table.key, row.created_at, row.hash)
         if applied is None:
             continue
-        file = files[finding.name]
         from orchestrator.migrator.sql.statements import same_meaning_hash  # the grammar is 14 MB: late
 
-        if same_meaning_hash(applied, path=finding.name) == same_meaning_hash(file.read(), path=str(file.path)):
+        is_same = applied.replace(b"\r\n", b"\n") == unix
+        if is_same or same_meaning_hash(applied, path=finding.name) == same_meaning_hash(raw, path=str(file.path)):
             cosmetic.add(finding.name)
     return frozenset(cosmetic)

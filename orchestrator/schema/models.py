@@ -74,7 +74,7 @@ class MetadataError(OrchestratorError):
 def load_metadata(schema: str) -> MetaData:
     """The MetaData that `module:name` names: one, or what has one as `.metadata` (a declarative Base, a registry).
 
-    The working directory is looked in as well, as `python -m` does.
+    The working directory is looked in as well, after everything that is installed.
 
     Raises:
         SchemaError: with the file and line at which the import failed.
@@ -82,7 +82,7 @@ def load_metadata(schema: str) -> MetaData:
     module_name, _, attribute = schema.partition(":")
     here = os.getcwd()  # noqa: PTH109 sys.path holds strings
     if here not in sys.path and "" not in sys.path:
-        sys.path.insert(0, here)
+        sys.path.append(here)
     module = _import(module_name, schema)
     found: Any = module
     for part in attribute.split("."):

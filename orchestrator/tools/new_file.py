@@ -92,7 +92,7 @@ def plan_migration(
             facts={"folder": str(path), "generation": folder.generation},
         )
     taken = [migration.name for migration in folder.migrations] if folder else []
-    taken += [Path(unlisted).stem for unlisted in folder.unlisted] if folder else []
+    taken += [Path(one.removesuffix("/migration.sql")).stem for one in folder.unlisted] if folder else []
     for other in taken:
         if _title(other).lower() == name.lower():
             raise NewMigrationError(

@@ -83,6 +83,7 @@ CASES = {
     "some rows are changed": Case("UPDATE t SET a = 1 WHERE a IS NULL; DELETE FROM t WHERE a = 2;"),
     # what fails
     "no SQL": Case("CREATE TABEL x ();", "syntax"),
+    "what undoes it, below it": Case("SELECT 1;\n-- migrate:down\nSELECT 2;", "down-section"),
     "a required column": Case("ALTER TABLE t ADD COLUMN x int NOT NULL;", "required-column"),
     "an enum value used in a cast": Case("ALTER TYPE mood ADD VALUE 'meh';\nSELECT 'meh'::mood;", "enum-value-used"),
     "an enum value used in a table of that type": Case(
@@ -100,6 +101,7 @@ CASES = {
     "a column inserted twice": Case("INSERT INTO t (a, a) VALUES (1, 2);", "duplicate-column"),
     "a column that is there already": Case("ALTER TABLE t ADD COLUMN a int;", "duplicate-column"),
     "a database is dropped": Case("DROP DATABASE x;", "drop-database"),
+    "a role is made": Case("CREATE ROLE x;", "outside-database"),
     # what hurts
     "a volatile default": Case("ALTER TABLE t ADD COLUMN x uuid DEFAULT gen_random_uuid();", "rewrites-table"),
     "a default by a function of the project": Case("ALTER TABLE t ADD COLUMN x int DEFAULT wild();", "rewrites-table"),
@@ -531,6 +533,9 @@ async def test_with_a_database_the_pending_files_are_judged_on_the_live_catalogu
         ("0004_e", "index-not-concurrent", 2),
         ("0005_f", "never-runs", 1),
     ]
+    told = await orchestrator("lint", env=env)
+    assert "3 files looked at (the 3 pending files" in told.stdout
+    assert "and 2 others by the journal or the ledger alone" in told.stdout
     every = json.loads((await orchestrator("lint", "--all", "--json", env=env)).stdout)
     assert len(every["files"]) == 6
     assert {f["rule"] for f in every["findings"]} >= {"changed-after-apply", "syntax"}

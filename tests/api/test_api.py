@@ -180,7 +180,7 @@ async def test_an_idempotency_key_makes_one_job_of_repeated_requests(serving):
         assert sum(made["created"] for _, _, made in answers) == 1
         assert sum(head.get("Idempotency-Replayed") == "true" for _, head, _ in answers) == 7
         status, _, problem = await api.call("POST", "/api/jobs", {"name": "anything", "payload": {}}, headers=headers)
-        assert (status, problem["job_id"]) == (422, answers[0][2]["id"])
+        assert (status, problem["job_id"]) == (409, answers[0][2]["id"])
         status, _, _ = await api.call("POST", "/api/jobs", body, headers={"Idempotency-Key": "a b"})
         assert status == 400
 
@@ -247,6 +247,8 @@ async def test_schedules_are_written_read_triggered_and_removed(serving, wait_un
             assert (status, problem["field"]) == (422, field)
         status, _, problem = await api.call("PUT", "/api/schedules/no%20name", wanted)
         assert (status, problem["field"]) == (422, "name")
+        large = {**wanted, "payload": {"name": "x" * 70_000}}
+        assert (await api.call("PUT", "/api/schedules/nightly", large))[0] == 413
         assert [(await api.call("DELETE", "/api/schedules/nightly"))[0] for _ in range(2)] == [204, 404]
         assert (await api.call("POST", "/api/schedules/nightly/trigger"))[0] == 404
 

@@ -307,6 +307,39 @@ async def test_what_is_no_http_is_a_400_that_names_no_version_and_no_byte_of_it(
         assert not [event for event in served.events if event.level == "error"]
 
 
+async def test_what_is_no_path_is_a_problem_of_ours_too(serving):
+    async with serving() as served:
+        for target in (b"*", b"host:80", b"x"):
+            for more in (b"", b"Expect: x\r\n"):
+                peer = await Peer.to(served.port, b"OPTIONS %b HTTP/1.1\r\nHost: localhost\r\n%b\r\n" % (target, more))
+                head, body = await peer.answer()
+                assert head[9:10] == b"4"
+                assert json.loads(body)["status"] == int(head[9:12])
+                assert b"Server: orchestrator" in head
+
+
+async def test_more_silent_clients_than_descriptors_take_nothing_from_anybody(orchestrator, database_url):
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
+    try:
+        async with orchestrator.running("serve", env={"DATABASE_URL": database_url}) as run:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+            await run.phase("ready")
+            told = len(run.events)
+            for number in range(400):
+                half = b"GET /health HTTP/1.1\r\nX: " if number % 2 else b""
+                await Peer.to(run.port, half, source=f"127.0.0.{1 + number % 7}")
+                if number % 20 == 0:
+                    assert (await run.health())[0] == 200
+            # The database is asked every few seconds: it is not lost.
+            for _ in range(8):
+                assert (await run.health())[0] == 200
+                await asyncio.sleep(0.5)
+            assert len(run.events) - told < 6, run.events[told:]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
 async def test_nobody_is_told_to_go_on_before_it_is_known_who_they_are(orchestrator, database_url):
     env = {"DATABASE_URL": database_url, "API_TOKEN": "s3cr3t-token-to-go-on"}
     ask = b"POST /api/jobs HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Type: application/json\r\n"
@@ -380,6 +413,6 @@ def test_an_address_is_a_host_whatever_it_has_to_choose_from():
     assert _address(None) == _address(()) == _address("") == ""
 
 
-def test_the_protocols_counter_that_is_relied_on_is_there():
-    assert "_request_count" in web.RequestHandler.__slots__
+def test_what_is_relied_on_in_aiohttps_protocol_is_there():
+    assert {"_request_count", "_close", "_force_close"} <= set(web.RequestHandler.__slots__)
     assert issubclass(Connection, web.RequestHandler)

@@ -103,6 +103,22 @@ def test_numbers_count_as_what_they_are_when_written_out():
         assert refused.value.status == 413, text[:30]
 
 
+class Counted(msgspec.Struct, forbid_unknown_fields=True):
+    count: int
+    share: float = 0.0
+    payload: msgspec.Raw = msgspec.Raw(b"{}")
+
+
+def test_a_whole_number_is_an_integer_however_it_is_written_and_nothing_else_becomes_one():
+    for text in (b'{"count": 2}', b'{"count": 2.0}', b'{"count": 2e0, "share": 0.5}', b'{"count": 0.2e1, "share": 1}'):
+        assert decode(text, Counted).count == 2
+    assert bytes(decode(b'{"count": 2, "payload": {"x": 1.0}}', Counted).payload) == b'{"x": 1.0}'
+    for text in (b'{"count": 2.5}', b'{"count": "2"}', b'{"count": 2.0, "share": "1"}', b'{"count": 1e300}'):
+        with pytest.raises(Refusal) as refused:
+            decode(text, Counted)
+        assert refused.value.status == 422
+
+
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(-1e30, 1e30) | st.text(),
     lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(), inner, max_size=5),

@@ -128,7 +128,7 @@ def test_the_arguments_name_the_place_and_never_a_password():
     variables = studio_environment({}, found, write=False)
     assert variables["PGPASSWORD"] == "s3cr3t-word"
     assert variables["PGOPTIONS"] == "-c default_transaction_read_only=on"
-    arguments = studio_arguments(variables, write=False)[3:]
+    arguments = studio_arguments(variables, write=False)[4:]
     assert " ".join(arguments) == (
         "--profile None --adapter postgres --read-only --host h1 --port 1 --user u --dbname d"
         " --sslmode require --sslcert /c --sslkey /k"

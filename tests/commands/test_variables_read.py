@@ -46,7 +46,18 @@ SOMETIMES = {
     "plan": "DATA_DIR",
     "generate": "DATA_DIR",
 }
+MODELS = """
+import sqlalchemy as s
+metadata = s.MetaData()
+s.Table("a", metadata, s.Column("id", s.Integer, primary_key=True))
+"""
 FILES = (("0000_a", "CREATE TABLE public.a (id int PRIMARY KEY)"),)
+MODELS = """
+import sqlalchemy
+
+metadata = sqlalchemy.MetaData()
+sqlalchemy.Table("a", metadata, sqlalchemy.Column("id", sqlalchemy.Integer, primary_key=True))
+"""
 RUNS = {
     "serve": ["serve"],
     "migrate": ["migrate"],
@@ -65,7 +76,7 @@ RUNS = {
 @pytest.mark.parametrize("command", RUNS)
 async def test_help_names_what_is_read(command, write, tmp_path, database_url):
     folder, result = write(tmp_path / "drizzle", *FILES), tmp_path / "read.json"
-    (tmp_path / "models.py").write_text("import sqlalchemy\nmetadata = sqlalchemy.MetaData()\n")
+    (tmp_path / "models.py").write_text(MODELS)
     env = {
         "PATH": os.environ["PATH"],
         "PYTHONPATH": f"{ROOT}:{tmp_path}",

@@ -87,7 +87,6 @@ def run(orchestrator, database_url, admin):
     return run
 
 
-@pytest.mark.xfail(reason="a run's own SQL between the files has the path of the role until the run is rewritten")
 async def test_no_run_calls_a_planted_function(run, database_url, admin, write, tmp_path):
     await plant(admin, database_url)
     folder = write(tmp_path / "m", *FILES[:2])
@@ -98,7 +97,9 @@ async def test_no_run_calls_a_planted_function(run, database_url, admin, write, 
     await run("migrate", env=env)
 
 
-async def test_no_other_command_calls_a_planted_function(run, orchestrator, database_url, admin, write, tmp_path):
+async def test_no_other_command_calls_a_planted_function(
+    run, orchestrator, database_url, server, admin, write, tmp_path
+):
     folder = write(tmp_path / "m", *FILES[:-2])
     env = {"DATABASE_URL": database_url, "MIGRATIONS_DIR": str(folder), "BACKUP_DIR": str(tmp_path / "backups")}
     assert (await orchestrator("migrate", env=env)).returncode == 0
@@ -116,6 +117,9 @@ async def test_no_other_command_calls_a_planted_function(run, orchestrator, data
     (file,) = [path.name for path in (tmp_path / "backups").iterdir() if path.suffix != ".json"]
     await run("restore", file, "--yes", env=env)
     await run("status", env=env)
+    kept = "SELECT datname FROM pg_database WHERE datname ~ '^test_.*_before_'"
+    for row in await admin(server.dsn(), kept):
+        await admin.script(server.dsn(), f'DROP DATABASE "{row[0]}" WITH (FORCE)')
 
 
 async def test_no_job_request_or_start_calls_a_planted_function(
@@ -150,9 +154,9 @@ async def test_no_job_request_or_start_calls_a_planted_function(
             for name, payload in JOBS.items()
         }
         await ask("api/jobs/batch", "POST", json={"jobs": [{"name": "second", "delay_s": 600}, {"name": "second"}]})
-        for name in made.keys() - {"waits"}:
+        for name in made.keys() - {"waits"}:  # what was planted is a difference that `migrations.verify` finds
             job = await wait_until(lambda one=made[name]: ended(one), 60, name)
-            assert job["state"] == ("failed" if name == "fails" else "succeeded"), job
+            assert job["state"] == ("failed" if name in {"fails", "migrations.verify"} else "succeeded"), job
         for path in READ:
             await ask(path.format(id=made["fails"]))
         await ask(f"api/jobs/{made['fails']}/retry", "POST")

@@ -57,7 +57,7 @@ async def test_a_session_has_the_settings_of_its_kind_also_after_a_pool_s_reset(
         async with pool.acquire() as one:
             assert one.get_server_pid() == pid
             assert await settings_of(one) == EXPECTED[kind]
-            assert await one.fetchval("SELECT pg_catalog.current_setting('tcp_keepalives_idle')") == "10"
+            assert await one.fetchval("SELECT pg_catalog.current_setting('tcp_keepalives_idle')") == "4"
     finally:
         pool.terminate()
 

@@ -77,7 +77,7 @@ async def test_backup_analyze_prune_and_verify_do_what_they_say(orchestrator, da
         assert verified["state"] == "succeeded", verified["error"]
         by_source = {one["source"]: one for one in verified["output"]["sources"]}
         assert (by_source["user"]["applied"], by_source["user"]["findings"]) == (1, [])
-        (folder / "0000_a.sql").write_text("CREATE TABLE edited (v int);")
+        (folder / "0000_a.sql").write_text("CREATE TABLE a (v int); INSERT INTO a VALUES (2);")
         edited = await run_job(database_url, "migrations.verify")
         assert edited["state"] == "succeeded", edited["error"]
         (finding,) = {one["source"]: one for one in edited["output"]["sources"]}["user"]["findings"]

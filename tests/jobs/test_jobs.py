@@ -30,7 +30,7 @@ from orchestrator.jobs.errors import (
 )
 from orchestrator.jobs.lease import Lease
 from orchestrator.jobs.parameters import WorkerParameters
-from orchestrator.jobs.queue import NewJob, cancel, cancel_named, enqueue, enqueue_many, retry
+from orchestrator.jobs.queue import NewJob, cancel, cancel_many, enqueue, enqueue_many, retry
 from orchestrator.jobs.registry import DECLARED, Registry
 from orchestrator.jobs.schedules import (
     Schedule,
@@ -41,7 +41,7 @@ from orchestrator.jobs.schedules import (
     trigger_schedule,
 )
 from orchestrator.jobs.worker import StopTimes, Worker
-from orchestrator.logs import redactor
+from orchestrator.redaction import redactor
 
 ROOT = Path(__file__).parents[2]
 
@@ -316,7 +316,7 @@ async def test_cancelling_what_is_finished_is_refused_and_what_waits_is_cancelle
         await retry(db, 10**15)
     waiting = [await enqueue(db, "noop", delay_s=delay_s, registry=NOOP) for delay_s in (0, 60)]
     assert await cancel(db, waiting[0].id) == "cancelled"
-    assert await cancel_named(db, "noop") == {waiting[1].id: "cancelled"}
+    assert await cancel_many(db, [waiting[1].id]) == {waiting[1].id: "cancelled"}
     with pytest.raises(JobStateError):
         await cancel(db, waiting[0].id)
 

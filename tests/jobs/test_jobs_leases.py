@@ -318,3 +318,30 @@ async def test_a_due_row_that_is_locked_makes_nobody_spin(serve, database_url, l
             await asyncio.sleep(5)
             assert await look.connection.fetchval(count) - before < 250
         await look.until(made.id, "succeeded", timeout_s=5)
+
+
+async def test_every_connection_of_the_jobs_notices_a_peer_that_vanished_within_a_third_of_the_lease(database_url):
+    import socket
+
+    from orchestrator import dsn
+    from orchestrator.database.connect import open_pool
+
+    pool = await open_pool(
+        dsn.parse(database_url),
+        kind="handlers",
+        max_size=1,
+        connect_timeout_s=5,
+        application_name="test",
+        silence_s=9.0,
+    )
+    async with pool.acquire() as connection:
+        raw = connection._con._transport.get_extra_info("socket")
+        if raw.family == socket.AF_UNIX:
+            pytest.skip("a Unix socket has no silence")
+        assert raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 9000
+        idle, every, count = (
+            raw.getsockopt(socket.IPPROTO_TCP, option)
+            for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+        )
+        assert idle + every * count <= 9
+    await pool.close()

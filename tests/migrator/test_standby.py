@@ -1,4 +1,4 @@
-"""A read-only standby is waited out while something is pending, and served from when nothing is."""
+"""A read-only standby is waited out: nothing can be served from it, and nothing migrated."""
 
 import json
 import os
@@ -20,7 +20,7 @@ def make_standby(data_dir) -> None:
     os.chown(signal_file, owner.st_uid, owner.st_gid)
 
 
-async def test_a_standby_is_waited_out_while_something_is_pending_and_served_from_when_not(
+async def test_a_standby_is_waited_out_by_a_server_and_by_a_migration_only_while_something_is_pending(
     orchestrator, admin, known, tmp_path
 ):
     folder = tmp_path / "drizzle"
@@ -36,7 +36,6 @@ async def test_a_standby_is_waited_out_while_something_is_pending_and_served_fro
         known.secrets.add(server.dsn.split(":")[2].split("@")[0])
         env = {"DATABASE_URL": server.dsn, "MIGRATIONS_DIR": str(folder)}
         async with orchestrator.running("serve", env=env) as run:
-            await run.event("database.standby_found")
             await run.event("database.connect_failed", cause="no_matching_host")
             status, body = await run.health()
             assert (status, body["phase"]) == (503, "connecting")
@@ -46,7 +45,11 @@ async def test_a_standby_is_waited_out_while_something_is_pending_and_served_fro
     make_standby(data_dir)
     async with embedded_postgres(data_dir, ignore) as server:
         assert await admin.value(server.dsn, "SELECT pg_is_in_recovery()")
+        migrated = await orchestrator("migrate", env={**env, "DATABASE_URL": server.dsn})
+        assert migrated.returncode == 0, migrated.stderr  # nothing is pending
         async with orchestrator.running("serve", env={**env, "DATABASE_URL": server.dsn}) as run:
-            await run.phase("ready")
-            assert (await run.health())[0] == 200
+            await run.event("database.connect_failed", cause="no_matching_host")
+            assert (await run.health())[0] == 503
+            assert await admin.value(server.dsn, "SELECT pg_promote()")
+            await run.phase("ready", timeout_s=20)
     shutil.rmtree(data_dir)

@@ -154,7 +154,7 @@ async def add(call: Call) -> web.Response:
     given: NewJob = call.body
     key = call.headers.idempotency_key
     if key and given.idempotency_key and key != given.idempotency_key:
-        raise refuse_field("idempotency_key", "it differs from the header Idempotency-Key")
+        raise refuse_field("idempotency_key", "it differs from the header Idempotency-Key", status=409)
     async with call.connection() as connection:
         (made,) = await queue.enqueue_many(connection, [_new(given, key)], registry=call.backend.registry)
     call.changed(job=made.id, name=given.name, created=made.created)
@@ -242,6 +242,9 @@ def _missing(call: Call) -> Refusal:
 assert ID_MAX >= 10**18  # noqa: S101 a cursor of 18 digits is a bigint
 _JOB = "/api/jobs/{id:[0-9]+}"
 _NOT_FOUND = {404: "There is no such job."}
+_KEY_USED = {
+    409: "The idempotency key was used for another name or payload (`job_id` is the job that has it), or two are given."
+}
 
 OPERATIONS = (
     Operation(
@@ -262,6 +265,7 @@ OPERATIONS = (
         {202: Answer(Added, "The job is in the queue.", headers={"Location": "The job's own path."})},
         headers=Idempotency,
         body=NewJob,
+        refusals=_KEY_USED,
         description="An `Idempotency-Key` makes one job of repeated requests; `Idempotency-Replayed` says so.",
     ),
     Operation(
@@ -272,6 +276,7 @@ OPERATIONS = (
         "jobs",
         {202: Answer(AddedAll, "The jobs are in the queue.")},
         body=NewJobs,
+        refusals=_KEY_USED,
     ),
     Operation(
         "GET",

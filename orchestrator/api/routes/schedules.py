@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 _CRON = r"^[0-9A-Za-z*/,#? \-]{1,200}$(?!\n)"
 _ZONE = r"^[A-Za-z0-9_+/\-]{1,64}$(?!\n)"
 
+# All schedules are listed with their payloads.
+_PAYLOAD_MAX_BYTES = 64 * 1024
+
 
 class SchedulePath(msgspec.Struct, frozen=True):
     """A schedule's name."""
@@ -32,7 +35,7 @@ class PutSchedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     job: HandlerName
     cron: Annotated[str, msgspec.Meta(pattern=_CRON, examples=["*/5 * * * *"])]
-    timezone: Annotated[str, msgspec.Meta(pattern=_ZONE, examples=["Europe/Berlin"])] = "UTC"
+    timezone: Annotated[str, msgspec.Meta(pattern=_ZONE, extra_json_schema={"x-zones": True})] = "UTC"
     payload: dict[str, Any] = msgspec.field(default_factory=dict)
     enabled: bool = True
 
@@ -61,6 +64,8 @@ async def one(call: Call) -> web.Response:
 async def put(call: Call) -> web.Response:
     """Make it, or change it."""
     name, given = call.parameters.name, call.body
+    if len(msgspec.json.encode(given.payload)) > _PAYLOAD_MAX_BYTES:
+        raise refuse_field("payload", f"it is larger than {_PAYLOAD_MAX_BYTES} bytes", status=413)
     schedule = schedules.Schedule(
         name=name,
         job=given.job,

@@ -356,7 +356,7 @@ async def scheduler_trigger(call: Call) -> web.Response:
                 payload = {**msgspec.json.decode(msgspec.json.encode(row.payload)), "serverId": given.serverId}
                 made = await queue.enqueue(connection, row.job, payload, registry=registry)
         except (UnknownHandlerError, PayloadError) as error:
-            raise Refusal(400, error.message) from None
+            raise Refusal(409, error.message) from None
     call.changed(schedule=name, job=made.id)
     return json_answer(Triggered(success=True, message=f"Schedule triggered: {name}", jobId=str(made.id)))
 
@@ -461,7 +461,11 @@ OPERATIONS = (
         _TAG,
         {200: Answer(Triggered, "Its job is in the queue.")},
         body=TriggerSchedule,
-        refusals={**_UNUSABLE, 404: "There is no such schedule."},
+        refusals={
+            **_UNUSABLE,
+            404: "There is no such schedule.",
+            409: "Its job, or the payload with that serverId, is not one of this process.",
+        },
         invalid=400,
     ),
     Operation(

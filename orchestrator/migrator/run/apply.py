@@ -234,6 +234,7 @@ class Run:
             return "".join([opening, *(file.small(m, parsed[key, m.name], is_last=m is last) for m in migrations)])
 
         if self._newest_record is None:
+            await self._session.ours()
             self._newest_record = await records.newest_record(self._connection)
         name, text = self._prepared
         if name != message[0].name:

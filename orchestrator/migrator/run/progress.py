@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ import msgspec
 from orchestrator.database.connect import close
 from orchestrator.database.connect_errors import CONNECTION_ERRORS
 from orchestrator.lifecycle import Activity
+from orchestrator.redaction import without_constants
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -74,12 +74,11 @@ _PREPARED = """
     SELECT gid, owner::text AS username,
            round(extract(epoch FROM clock_timestamp() - prepared)::numeric, 1)::float8 AS transaction_age_s
       FROM pg_catalog.pg_prepared_xacts WHERE database = pg_catalog.current_database()"""
-_LITERAL = re.compile(r"'(?:[^']|'')*(?:'|$)|\$(\w*)\$.*?(?:\$\1\$|$)", re.DOTALL)
 
 
 def excerpt(query: str) -> str:
-    """The first characters of a query on one line, without its string constants: not everybody should see them."""
-    text = " ".join(_LITERAL.sub("'…'", query[: 8 * _EXCERPT_LENGTH]).split())
+    """The first characters of a query on one line, without its constants: not everybody should see them."""
+    text = " ".join(without_constants(query[: 8 * _EXCERPT_LENGTH]).split())
     return text if len(text) <= _EXCERPT_LENGTH else f"{text[: _EXCERPT_LENGTH - 1]}…"
 
 

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from orchestrator.migrator.sql.statements import ConcurrentIndex, Statement
 
 _INDEX = (
-    "SELECT i.indexrelid AS oid, i.indisvalid AS valid, n.nspname::text AS schema, c.relname::text AS name"
+    "SELECT i.indexrelid AS oid, i.indisvalid AS valid, n.nspname::pg_catalog.text AS schema,"
+    " c.relname::pg_catalog.text AS name"
     " FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid"
     " JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
     # The index of a partitioned table (relkind I) is invalid until its last partition is attached: that is no failure.
@@ -27,9 +28,9 @@ _INDEX = (
 # What REINDEX CONCURRENTLY leaves where it ends half way: the new index, or the old one (PostgreSQL manual, REINDEX).
 # Its toast table's index, and the partitions of a partitioned table, are its work as well.
 _HALF_REINDEXED = (
-    f"{_INDEX} AND NOT i.indisvalid AND c.relname ~ '_cc(new|old)[0-9]*$' AND (i.indrelid IN (SELECT t.relid"  # noqa: S608
+    f"{_INDEX} AND NOT i.indisvalid AND c.relname ~ '_cc(new|old)[0-9]*$' AND (i.indrelid = ANY (SELECT t.relid"  # noqa: S608
     " FROM pg_catalog.unnest($1::pg_catalog.oid[]) AS given(oid), LATERAL (SELECT given.oid AS relid UNION ALL"
-    " SELECT p.relid FROM pg_catalog.pg_partition_tree(given.oid) p) t) OR i.indrelid IN (SELECT r.reltoastrelid"
+    " SELECT p.relid FROM pg_catalog.pg_partition_tree(given.oid) p) t) OR i.indrelid = ANY (SELECT r.reltoastrelid"
     " FROM pg_catalog.pg_class r WHERE r.oid = ANY($1::pg_catalog.oid[])))"
 )
 _SUBSCRIPTION = (
@@ -131,21 +132,27 @@ async def invalid_after(connection: Any, statement: Statement, known: frozenset[
 async def half_reindexed(connection: Any, index: ConcurrentIndex) -> list[Any]:
     """The invalid indexes that a REINDEX CONCURRENTLY which did not come to its end has left."""
     if index.name is not None:
-        owners = await connection.fetch(
+        owners = await _fetch(
+            connection,
             "SELECT i.indrelid AS oid FROM pg_catalog.pg_index i WHERE i.indexrelid = pg_catalog.to_regclass($1)",
             _qualified(index.schema, index.name),
         )
     elif index.table is not None:
-        owners = await connection.fetch(
-            "SELECT pg_catalog.to_regclass($1)::pg_catalog.oid AS oid", _qualified(index.schema, index.table)
+        owners = await _fetch(
+            connection,
+            "SELECT pg_catalog.to_regclass($1)::pg_catalog.oid AS oid",
+            _qualified(index.schema, index.table),
         )
     else:
-        owners = await connection.fetch(
+        owners = await _fetch(
+            connection,
             "SELECT c.oid FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
-            " WHERE c.relkind IN ('r', 'm', 't') AND ($1::text IS NULL OR n.nspname = $1)",
+            " WHERE c.relkind = ANY ('{r,m,t}'::\"char\"[]) AND ($1::pg_catalog.text IS NULL OR n.nspname = $1)",
             index.schema,
         )
-    rows: list[Any] = await connection.fetch(_HALF_REINDEXED, [row["oid"] for row in owners if row["oid"] is not None])
+    rows: list[Any] = await _fetch(
+        connection, _HALF_REINDEXED, [row["oid"] for row in owners if row["oid"] is not None]
+    )
     return rows
 
 
@@ -158,6 +165,18 @@ def _drops(found: Sequence[Any]) -> tuple[str, ...]:
     )
 
 
+async def _fetch(connection: Any, sql: str, *arguments: object) -> list[Any]:
+    """The rows. The names of the file's objects are looked up by the role's path, and no operator is."""
+    rows: list[Any] = await connection.fetch(
+        sql.replace(" = ", " OPERATOR(pg_catalog.=) ").replace(" ~ ", " OPERATOR(pg_catalog.~) "), *arguments
+    )
+    return rows
+
+
+async def _fetchrow(connection: Any, sql: str, *arguments: object) -> Any:
+    return next(iter(await _fetch(connection, sql, *arguments)), None)
+
+
 def _qualified(schema: str | None, name: str) -> str:
     return f"{identifier(schema)}.{identifier(name)}" if schema else identifier(name)
 
@@ -165,19 +184,22 @@ def _qualified(schema: str | None, name: str) -> str:
 async def _find_index(connection: Any, index: ConcurrentIndex) -> Any:
     """The index of that name: in the schema that is written, or its table's, or the first of `search_path`."""
     if index.table is not None:
-        return await connection.fetchrow(
+        return await _fetchrow(
+            connection,
             f"{_INDEX} AND c.relname = $1 AND i.indrelid = pg_catalog.to_regclass($2)",
             index.name,
             _qualified(index.schema, index.table),
         )
-    return await connection.fetchrow(
-        f"{_INDEX} AND i.indexrelid = pg_catalog.to_regclass($1)", _qualified(index.schema, index.name or "")
+    return await _fetchrow(
+        connection,
+        f"{_INDEX} AND i.indexrelid = pg_catalog.to_regclass($1)",
+        _qualified(index.schema, index.name or ""),
     )
 
 
 async def _indexes_of(connection: Any, index: ConcurrentIndex) -> list[Any]:
-    rows: list[Any] = await connection.fetch(
-        f"{_INDEX} AND i.indrelid = pg_catalog.to_regclass($1)", _qualified(index.schema, index.table or "")
+    rows: list[Any] = await _fetch(
+        connection, f"{_INDEX} AND i.indrelid = pg_catalog.to_regclass($1)", _qualified(index.schema, index.table or "")
     )
     return rows
 
@@ -192,7 +214,7 @@ async def _other(connection: Any, statement: Statement) -> Look:
         return Look()  # VACUUM, ALTER SYSTEM, CLUSTER, REINDEX …: once more does no harm
     name_field, query, is_done_if_there = _EXISTS[parsed.node]
     name = parsed.fields().get(name_field, "")
-    return Look(is_done=bool(await connection.fetchval(query, name)) is is_done_if_there)
+    return Look(is_done=bool(await _fetchrow(connection, query, name)) is is_done_if_there)
 
 
 async def _detach(connection: Any, fields: dict[str, Any]) -> Look:
@@ -205,7 +227,8 @@ async def _detach(connection: Any, fields: dict[str, Any]) -> Look:
     )
     parent = _qualified(relation.get("schemaname"), relation["relname"])
     child = _qualified(partition.get("schemaname"), partition["relname"])
-    row = await connection.fetchrow(
+    row = await _fetchrow(
+        connection,
         "SELECT h.inhdetachpending AS pending FROM pg_catalog.pg_inherits h"
         " WHERE h.inhparent = pg_catalog.to_regclass($1) AND h.inhrelid = pg_catalog.to_regclass($2)",
         parent,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 import re
+import unicodedata
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
@@ -16,6 +17,7 @@ from orchestrator.errors import MigrationError
 from orchestrator.migrator.sql import parser
 from orchestrator.migrator.sql.effects import leaves_nothing
 from orchestrator.migrator.sql.options import has_option, is_on
+from orchestrator.redaction import HIDDEN, MASK, masked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -174,18 +176,29 @@ def locate(statement: Statement, position: int | None) -> tuple[int, int]:
 
 
 def excerpt(raw: bytes, line: int, column: int) -> str:
-    """That line of the file, at most 120 characters of it, and below it a caret under `column`."""
+    """That line of the file, at most 120 characters of it without secrets, and below it a caret under `column`."""
     start = 0
     for _ in range(line - 1):
         start = raw.find(b"\n", start) + 1
     end = raw.find(b"\n", start)
-    text = raw[start : len(raw) if end < 0 else end].decode(errors="replace").rstrip("\r")
+    end = len(raw) if end < 0 else end
+    # What names a secret may stand on a line before it.
+    before = raw[max(0, start - _LOOKED_BACK_BYTES) : start].decode(errors="replace")
+    text = masked(before + raw[start:end].decode(errors="replace"))[len(before) :].rstrip("\r")
     text = "".join(c if c == "\t" or c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
     column = min(column, len(text) + 1)
     first = max(0, min(column - 1 - _WIDTH_LIMIT // 2, len(text) - _WIDTH_LIMIT))
-    shown = text[first : first + _WIDTH_LIMIT]
+    left, right = text[first : column - 1], text[column - 1 : first + _WIDTH_LIMIT]
+    if left.endswith(MASK):
+        right = right.lstrip(MASK)
+    left = _MASKED.sub(HIDDEN, left)
     # Tabs stay tabs, so that the caret stands right at any tab width.
-    return f"{shown}\n{''.join(c if c == chr(9) else ' ' for c in shown[: column - 1 - first])}^"
+    shown = f"{left}{_MASKED.sub(HIDDEN, right)}"
+    return f"{shown}\n{''.join(c if c == chr(9) else ' ' for c in left)}^"
+
+
+_LOOKED_BACK_BYTES = 2000
+_MASKED = re.compile(rf"{MASK}++")
 
 
 def same_meaning_hash(raw: bytes, *, path: str) -> str:
@@ -654,6 +667,17 @@ def _copy_before(window: bytes, error_offset: int) -> int | None:
     return None
 
 
+_FOREIGN_CHARACTERS = {
+    b"\\": "A backslash command is for psql alone: take it out (pg_dump writes some: \\connect, \\restrict).",
+    b"`": "Backticks are MySQL's: Postgres quotes names with \".",
+}
+_CONFLICT_MARKS = frozenset({"<<<<<<<", "|||||||", "=======", ">>>>>>>"})
+# No-break spaces, soft hyphen, zero-width characters, directional marks, a byte order mark inside: to the scanner they
+# are letters.
+_INVISIBLE = re.compile("[\u00a0\u00ad\u2007\u200b-\u200f\u202a-\u202f\u2060-\u2064\ufeff]")
+_PSQL_VARIABLE = re.compile(rb":(?:\w+|'\w+'|\"\w+\")")
+
+
 def _hint(window: bytes, before: int, error: parser.GrammarError) -> str:
     """What the person should do, where the text at the error tells."""
     line_start = window.rfind(b"\n", 0, before) + 1
@@ -663,13 +687,27 @@ def _hint(window: bytes, before: int, error: parser.GrammarError) -> str:
     at = window[before : before + 1]
     if error.unterminated:
         return "The string, quoted name or comment that begins here is never closed."
-    if at == b"\\":
-        return "A backslash command is for psql alone: take it out (pg_dump writes some: \\connect, \\restrict)."
-    if at == b"`":
-        return "Backticks are MySQL's: Postgres quotes names with \"."
+    if strange := _strange(line, window, before):
+        return strange
+    if at in _FOREIGN_CHARACTERS:
+        return _FOREIGN_CHARACTERS[at]
     if first == "DELIMITER":
         return "DELIMITER is for MySQL's client: take it out; Postgres quotes bodies with $$."
     # The wrong token is the first of its line, or follows it: a keyword can still be read as an alias.
     if first in _STATEMENT_STARTS and len(window[line_start:before].split()) <= 1 and window[:line_start].strip():
         return "Is a semicolon missing before this line?"
+    return ""
+
+
+def _strange(line: str, window: bytes, before: int) -> str:
+    """What the text holds that is no SQL of anybody's."""
+    if (line.split() or [""])[0] in _CONFLICT_MARKS:
+        return "A merge conflict is left in the file: keep one of its two sides, and take the marks out."
+    if hidden := _INVISIBLE.search(line):
+        return (
+            f"The line holds an invisible character, U+{ord(hidden[0]):04X} ({unicodedata.name(hidden[0]).lower()}),"
+            " which often comes with text that is copied from a web page: type the line anew."
+        )
+    if _PSQL_VARIABLE.match(window, before):
+        return "A variable (:name) is replaced by psql alone: write the value itself."
     return ""

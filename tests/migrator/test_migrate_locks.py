@@ -103,7 +103,7 @@ async def test_a_blocker_is_named_also_where_the_server_cut_its_query_in_mid_cha
         await holder.execute(f"SELECT 1 FROM t /* {'é' * 1000} */")  # cut behind an odd number of bytes
         result = await orchestrator("migrate", env={**env, "DATABASE_URL": url, "MIGRATION_DDL_RETRY_FOR": "1ms"})
     (blocker,) = result.events[-1]["blockers"]
-    assert blocker["query"].startswith("SELECT 1 FROM t /* éé")
+    assert blocker["query"].startswith("SELECT … FROM t")
 
 
 async def test_when_the_time_for_trying_again_is_over_the_blocker_and_the_way_out_are_named(

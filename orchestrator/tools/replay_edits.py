@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from orchestrator.analysis import ast
 from orchestrator.analysis.outside_database import QUERY_WORDS, Scope, acts, block_acts
 from orchestrator.analysis.sql_file import SqlFile
 from orchestrator.errors import MigrationError
@@ -175,18 +174,16 @@ def _null(match: re.Match[str]) -> str:
 
 def _roles_of(fields: Any) -> set[str]:
     """The roles that a statement names."""
-    return {spec["rolename"] for _, spec in ast.nodes(fields, "RoleSpec") if "rolename" in spec} | {
-        spec["rolename"] for spec in _bare_specs(fields)
-    }
+    return {spec["rolename"] for spec in _role_specs(fields)}
 
 
-def _bare_specs(tree: Any) -> Iterator[Any]:
-    """RoleSpecs that stand as a field of their own (`newowner`, `role`), without the name of their node around."""
+def _role_specs(tree: Any) -> Iterator[Any]:
+    """Every RoleSpec: inside a node of its name, or as a field of its own (`newowner`, `role`)."""
     if isinstance(tree, dict):
         if "roletype" in tree and "rolename" in tree:
             yield tree
         for value in tree.values():
-            yield from _bare_specs(value)
+            yield from _role_specs(value)
     elif isinstance(tree, list):
         for value in tree:
-            yield from _bare_specs(value)
+            yield from _role_specs(value)

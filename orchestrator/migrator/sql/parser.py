@@ -4,9 +4,10 @@ The library is loaded by ctypes, without importing `postgast`: its Python layer 
 types (tens of ms at start), and all that is needed here is JSON, which libpg_query writes itself. ctypes lets go of the
 GIL during a call, and libpg_query keeps its state per thread, so parsing may run in any thread.
 
-Nothing that a file says may end the process: libpg_query writes a tree by recursion without a look at the stack, and
-so did 70,000 terms of a sum. What is large is parsed on a stack of its own that is large enough for any tree that its
-text can have, and what is deep is cut at a depth before it becomes Python objects: nobody looks further down.
+Nothing that a file says may end the process. libpg_query writes a tree by recursion and never checks the stack: a sum
+of 70,000 terms ended the process with a segmentation fault. So a large text is parsed on a stack that is large enough
+for any tree that a text of its length can have, and a deep tree is cut off at a depth that no caller looks below,
+before it becomes Python objects.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class Parsed(NamedTuple):
     body: msgspec.Raw
 
     def fields(self) -> dict[str, Any]:
-        """The node's fields; those with a zero value are absent. What is nested too deep is empty."""
+        """The node's fields; those with a zero value are absent, and what is nested too deep is empty."""
         fields: dict[str, Any] = msgspec.json.decode(_shallow(bytes(self.body)))
         return fields
 
@@ -90,8 +91,10 @@ def _parse(sql: bytes) -> list[Parsed]:
     result = library.pg_query_parse(sql)
     try:
         _raise_error(result.error)
-        text = result.tree
-        tree = _tree_decoder().decode(text if len(text) < _LARGE_TREE_BYTES else _shallow(text))
+        try:
+            tree = _tree_decoder().decode(result.tree)
+        except RecursionError:
+            tree = _tree_decoder().decode(_shallow(result.tree))
     finally:
         library.pg_query_free_parse_result(result)
     return [
@@ -194,18 +197,18 @@ def _varint(packed: bytes, position: int) -> tuple[int, int]:
         shift += 7
 
 
-# Measured: a sum takes 120 bytes of stack a term, and a term two bytes of text; no other tree takes more.
+# Measured: a term of a sum takes 120 bytes of stack and two bytes of text, and no other tree takes more.
 _STACK_BYTES_A_BYTE = 256
 _STACK_BYTES = 16 << 20
-# What the stack of any thread holds: 8 MiB with glibc, 512 KiB with macOS.
-_PLAIN_BYTES = 32 * 1024 if sys.platform == "linux" else 1024
+# The stack of any thread holds the tree of such a text: the smallest stacks (musl, some limits) are 1 MiB.
+_PLAIN_BYTES = 8 * 1024
 _stack_size = threading.Lock()
 
 
 def _on_a_large_stack(work: Callable[[bytes], _Result], sql: bytes) -> _Result:
-    """`work(sql)`, where the text is large in a thread whose stack no tree of it can overflow.
+    """Return `work(sql)`; a large text is worked on in a thread whose stack no tree of it can overflow.
 
-    Raises what `work` raises; GrammarError where there is no memory for such a stack.
+    Raises what `work` raises, and GrammarError where the system grants no such stack.
     """
     if len(sql) <= _PLAIN_BYTES:
         return work(sql)
@@ -234,18 +237,17 @@ def _on_a_large_stack(work: Callable[[bytes], _Result], sql: bytes) -> _Result:
 
 
 _DEPTH_LIMIT = 120
-_SMALL_TREE_BYTES = 4096  # no deeper than decoder and walkers can go
-_LARGE_TREE_BYTES = 64 * 1024
+_SMALL_TREE_BYTES = 4096  # decoder and walkers can follow any tree of this size to its end
 _BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]')
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _STEP = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 
 
 def _shallow(tree: bytes) -> bytes:
-    """JSON without what is nested deeper than the limit: an empty object or list stands in its place."""
+    """The JSON with an empty object or list in the place of each one that is nested deeper than the limit."""
     if len(tree) < _SMALL_TREE_BYTES:
         return tree
-    # Brackets in strings count, too: that only errs to the safe side.
+    # Brackets in strings are counted as well; at worst, a tree that is not deep takes the slower way.
     brackets = tree.translate(None, _NOT_BRACKETS)
     if max(itertools.accumulate(map(_STEP.__getitem__, brackets)), default=0) <= _DEPTH_LIMIT:
         return tree

@@ -1,4 +1,4 @@
-"""Daemon threads for work that may block, and an event loop whose DNS look-ups do not wait for them. Touches threads."""
+"""Daemon threads for work that may block, and an event loop whose DNS look-ups need none of them. Touches threads."""
 
 from __future__ import annotations
 

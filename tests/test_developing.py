@@ -38,13 +38,17 @@ def test_the_map_of_the_rooms_is_what_their_docstrings_say():
 def test_no_file_names_a_document_and_no_module_a_file_that_the_repository_does_not_hold():
     texts = _texts()
     names = {path.name for path in texts} | _ELSEWHERE
-    missing = []
-    for path, text in texts.items():
-        is_module = path.suffix == ".py" and "tests" not in path.relative_to(ROOT).parts
-        for named in re.findall(r"(?<![\w.*-])[\w-][\w.-]*\.(?:md|py|mjs|js)\b", text):
-            if named not in names and (named.endswith(".md") or is_module):
-                missing.append(f"{path.relative_to(ROOT)}: {named}")
+    missing = [
+        f"{path.relative_to(ROOT)}: {named}"
+        for path, text in texts.items()
+        for named in re.findall(r"(?<![\w.*-])[\w-][\w.-]*\.(?:md|py|mjs|js)\b", text)
+        if named not in names and (named.endswith(".md") or _is_module(path))
+    ]
     assert missing == []
+
+
+def _is_module(path: Path) -> bool:
+    return path.suffix == ".py" and "tests" not in path.relative_to(ROOT).parts
 
 
 def _files_called(path: str) -> list[Path]:

@@ -126,7 +126,8 @@ CREATE TABLE "app"."teams" (
 --> statement-breakpoint
 CREATE INDEX "ix_app_teams_lead" ON "app"."teams" ("lead");
 --> statement-breakpoint
-ALTER TABLE "users" ADD CONSTRAINT "users_team_fkey" FOREIGN KEY ("team") REFERENCES "app"."teams"("id") ON DELETE SET NULL;
+ALTER TABLE "users" ADD CONSTRAINT "users_team_fkey" FOREIGN KEY ("team") \
+REFERENCES "app"."teams"("id") ON DELETE SET NULL;
 --> statement-breakpoint
 ALTER TABLE "app"."teams" ADD CONSTRAINT "teams_lead_fkey" FOREIGN KEY ("lead") REFERENCES "users"("id");
 --> statement-breakpoint
@@ -231,7 +232,7 @@ CHANGES = {
     "a primary key": (
         lambda: _column(sa.Integer, nullable=False),
         lambda: _column(sa.Integer, primary_key=True),
-        ['ADD CONSTRAINT "users_pkey" PRIMARY KEY (id, c)'],
+        ['ADD CONSTRAINT "users_pkey" PRIMARY KEY ("id", "c")'],
     ),
     "what a foreign key does": (
         lambda: _column(sa.ForeignKey("target.id")),
@@ -246,7 +247,7 @@ CHANGES = {
     "how a table is stored": (
         lambda: _with(postgresql_with={"fillfactor": 80}),
         lambda: _with(postgresql_with={"fillfactor": 90, "autovacuum_enabled": "false"}),
-        ['ALTER TABLE @"users" SET (fillfactor = 90, autovacuum_enabled = false)'],
+        ['ALTER TABLE @"users" SET (autovacuum_enabled = false, fillfactor = 90)'],
     ),
     "a collation": (
         lambda: _column(sa.Text),

@@ -108,7 +108,7 @@ def _print_source(console: Any, source: dict[str, Any]) -> None:
     )
     for migration in pending:
         _print_migration(console, migration)
-    print_findings(console, source)
+    print_findings(console, source["findings"], source["unlisted"])
 
 
 def _print_migration(console: Any, migration: dict[str, Any]) -> None:

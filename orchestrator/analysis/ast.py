@@ -1,6 +1,6 @@
 """Reading Postgres's parse trees: names, types, options, what an expression calls. Pure: no I/O.
 
-A tree is libpg_query's JSON (`grammar.Parsed.fields`): a node is `{"NodeName": {…}}`, fields with a zero value are
+A tree is libpg_query's JSON (`parser.Parsed.fields`): a node is `{"NodeName": {…}}`, fields with a zero value are
 absent.
 """
 

@@ -1,6 +1,6 @@
 """A migration file as statements: where each starts, what it is, and whether a transaction can hold it. Pure: no I/O.
 
-Everything is decided by Postgres's own grammar (`grammar.py`), never by a pattern over the text.
+Everything is decided by Postgres's own grammar (`parser.py`), never by a pattern over the text.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from orchestrator.lifecycle import Lifecycle
     from orchestrator.migrator.folder import Generation
     from orchestrator.migrator.sources import Source
-    from orchestrator.schema.table_sql import Rename
+    from orchestrator.schema.renames import Rename
     from orchestrator.settings import Settings
     from orchestrator.tools.generate import Generated
 

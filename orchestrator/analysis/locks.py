@@ -27,6 +27,11 @@ class Lock(IntEnum):
         """As pg_locks has it: `AccessExclusiveLock`."""
         return f"{self.name.title().replace('_', '')}Lock"
 
+    @classmethod
+    def of(cls, mode: str) -> Lock:
+        """The lock that pg_locks calls `mode`."""
+        return next(lock for lock in cls if lock.mode == mode)
+
     @property
     def blocks(self) -> str:
         """Who waits while it is held."""

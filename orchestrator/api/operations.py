@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import re
+import typing
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import asyncpg
 import msgspec
@@ -45,17 +46,28 @@ _LOCK_LIMIT = "SET lock_timeout = '2s'"
 _JSON_HEADERS = {"Cache-Control": "no-store"}
 
 
+Body = TypeVar("Body")
+
+
 class Empty(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One way in which an operation answers: the body's type, None for none, or text of `content_type`."""
+    """One way in which an operation answers. Its body is of the type that the handler returns; other types are text."""
 
-    body: Any = None
     description: str = ""
     content_type: str = "application/json"
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply(Generic[Body]):
+    """What a handler returns that says more than a body: headers, or another status than the operation's first."""
+
+    body: Body
+    status: int | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -63,14 +75,15 @@ class Answer:
 class Operation:
     """One method of one path.
 
-    `path` is aiohttp's template; `parameters`, `query` and `headers` are Structs whose fields are what may be given.
-    `refusals` are the statuses of problems of its own, beside those that every operation has. `invalid` is the status
-    for a query or body that is not of its type.
+    `handle` returns the body, or a `Reply` with it, or None for an answer without one; the document tells of the type
+    that its annotation names. `path` is aiohttp's template; `parameters`, `query` and `headers` are Structs whose
+    fields are what may be given. `refusals` are the statuses of problems of its own, beside those that every operation
+    has. `invalid` is the status for a query or body that is not of its type.
     """
 
-    method: Literal["GET", "POST", "PUT", "DELETE"]
+    method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
     path: str
-    handle: Callable[[Call], Awaitable[web.StreamResponse]]
+    handle: Callable[[Call], Awaitable[Any]]
     summary: str
     tag: str
     answers: Mapping[int, Answer]
@@ -86,6 +99,12 @@ class Operation:
     def template(self) -> str:
         """The path as OpenAPI and the metrics have it, without the expressions that restrict its parameters."""
         return re.sub(r"\{(\w+):[^{}]*\}", r"{\1}", self.path)
+
+    @property
+    def body_type(self) -> Any:
+        """The type of the body of its answers in JSON, `NoneType` where there is none."""
+        found = typing.get_type_hints(self.handle)["return"]
+        return typing.get_args(found)[0] if typing.get_origin(found) is Reply else found
 
     @property
     def is_stream(self) -> bool:
@@ -135,14 +154,17 @@ class Call:
         self.request[CHANGED] = facts
 
 
-def json_answer(body: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
-    """The value as JSON; never kept by a cache."""
-    return web.Response(
-        status=status,
-        body=msgspec.json.encode(body, enc_hook=str),
-        content_type="application/json",
-        headers={**_JSON_HEADERS, **(headers or {})},
-    )
+def _response(operation: Operation, made: object) -> web.StreamResponse:
+    """What a handler returned as HTTP: JSON, which no cache keeps."""
+    if isinstance(made, web.StreamResponse):
+        return made
+    reply = made if isinstance(made, Reply) else Reply(made)
+    status = reply.status or next(iter(operation.answers))
+    headers = {**_JSON_HEADERS, **reply.headers}
+    if reply.body is None:
+        return web.Response(status=status, headers=headers)
+    body = msgspec.json.encode(reply.body, enc_hook=str)
+    return web.Response(status=status, body=body, content_type="application/json", headers=headers)
 
 
 async def perform(
@@ -161,7 +183,7 @@ async def perform(
             body=await request_body.read(request, operation.body, invalid=operation.invalid),
         )
         async with asyncio.timeout(None if operation.is_stream else _ANSWER_TIMEOUT_S) as limit:
-            return await operation.handle(call)
+            return _response(operation, await operation.handle(call))
     except Refusal as refusal:
         return problem(refusal.status, refusal.detail, instance=request.path, **refusal.members)
     except JobError as error:

@@ -2,82 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import msgspec
 
-from orchestrator.api.operations import Answer, Call, Operation, json_answer
+from orchestrator.api.operations import Answer, Call, Operation
 from orchestrator.database.starts import StartRow, read_starts
 from orchestrator.jobs.store import PAGE_MAX
-from orchestrator.migrator.status import migration_running, migrations_status
-
-if TYPE_CHECKING:
-    from aiohttp import web
-
-
-class AppliedRow(msgspec.Struct, frozen=True):
-    """A row of a ledger, with the name of its file where it is known."""
-
-    id: int | None
-    name: str | None
-    hash: str | None
-    created_at: int | None
-    dated: str | None
-    duration_s: float | None
-
-
-class PendingFile(msgspec.Struct, frozen=True):
-    """A file that no ledger row stands for."""
-
-    name: str
-    hash: str
-    created_at: int | None
-    dated: str | None
-    file: str
-
-
-class FindingFacts(msgspec.Struct, frozen=True):
-    """Something that is not straight, what is decided about it, and what to do."""
-
-    kind: str
-    name: str | None
-    decision: str
-    remedy: str
-    refused: bool
-    cosmetic: bool
-    row_id: int | None
-    created_at: int | None
-
-
-class SourceFacts(msgspec.Struct, frozen=True):
-    """One folder and its ledger."""
-
-    source: str
-    folder: str
-    generation: Any
-    ledger: str
-    ledger_exists: bool
-    total: int
-    applied: list[AppliedRow]
-    pending: list[PendingFile]
-    findings: list[FindingFacts]
-    unlisted: list[str]
-
-
-class Running(msgspec.Struct, frozen=True):
-    """Who migrates this database now, in whatever process, and what it waits for; `blockers` are sessions."""
-
-    pid: int
-    application_name: str | None
-    client_address: str | None
-    session_age_s: int | None
-    state: str | None
-    statement_age_s: float | None
-    query: str
-    wait_event: str | None
-    stage: str | None
-    percent: float | None
-    blockers: list[dict[str, Any]]
+from orchestrator.migrator.status import Running, SourceFacts, migration_running, migrations_status
 
 
 class Migrations(msgspec.Struct, frozen=True):
@@ -101,23 +33,23 @@ class StartsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     limit: Annotated[int, msgspec.Meta(ge=1, le=PAGE_MAX)] = 50
 
 
-async def migrations(call: Call) -> web.Response:
+async def migrations(call: Call) -> Migrations:
     """All sources."""
     backend = call.backend
     async with call.connection() as connection:
         sources = await migrations_status(connection, backend.sources, policy=backend.policy, ahead=backend.ahead)
         running = await migration_running(connection)
-    return json_answer({"sources": sources, "running": running})
+    return Migrations(sources, running)
 
 
-async def starts(call: Call) -> web.Response:
+async def starts(call: Call) -> Starts:
     """A page of starts."""
     query: StartsQuery = call.query
     before = None if query.cursor is None else int(query.cursor)
     async with call.connection() as connection:
         rows = await read_starts(connection, before=before, limit=query.limit + 1)
     shown = rows[: query.limit]
-    return json_answer(Starts(shown, str(shown[-1].id) if len(rows) > query.limit else None))
+    return Starts(shown, str(shown[-1].id) if len(rows) > query.limit else None)
 
 
 OPERATIONS = (
@@ -127,7 +59,7 @@ OPERATIONS = (
         migrations,
         "Migrations: applied, pending, and not straight",
         "starts",
-        {200: Answer(Migrations, "Both folders, compared with their ledgers now.")},
+        {200: Answer("Both folders, compared with their ledgers now.")},
     ),
     Operation(
         "GET",
@@ -135,7 +67,7 @@ OPERATIONS = (
         starts,
         "Starts of all replicas, the newest first",
         "starts",
-        {200: Answer(Starts, "A page of starts.")},
+        {200: Answer("A page of starts.")},
         query=StartsQuery,
     ),
 )

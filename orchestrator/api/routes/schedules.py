@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import msgspec
 
-from orchestrator.api.operations import Answer, Call, Operation, json_answer
+from orchestrator.api.operations import Answer, Call, Operation, Reply
 from orchestrator.api.problems import Refusal, refuse_field
 from orchestrator.api.routes.jobs import Added, HandlerName, Name
 from orchestrator.jobs import schedules
 from orchestrator.jobs.errors import UnknownHandlerError
 from orchestrator.jobs.store import ScheduleRow, read_schedule, read_schedules
-
-if TYPE_CHECKING:
-    from aiohttp import web
 
 # What stands in cron lines (numbers, names, * / , - # L W ?) and in names of zones; whether it is one is seen later.
 _CRON = r"^[0-9A-Za-z*/,#? \-]{1,200}$(?!\n)"
@@ -46,22 +43,22 @@ class ScheduleList(msgspec.Struct, frozen=True):
     schedules: list[ScheduleRow]
 
 
-async def listing(call: Call) -> web.Response:
+async def listing(call: Call) -> ScheduleList:
     """All of them."""
     async with call.connection() as connection:
-        return json_answer(ScheduleList(await read_schedules(connection)))
+        return ScheduleList(await read_schedules(connection))
 
 
-async def one(call: Call) -> web.Response:
+async def one(call: Call) -> ScheduleRow:
     """One of them."""
     async with call.connection() as connection:
         row = await read_schedule(connection, call.parameters.name)
     if row is None:
         raise _missing(call)
-    return json_answer(row)
+    return row
 
 
-async def put(call: Call) -> web.Response:
+async def put(call: Call) -> Reply[ScheduleRow]:
     """Make it, or change it."""
     name, given = call.parameters.name, call.body
     if len(msgspec.json.encode(given.payload)) > _PAYLOAD_MAX_BYTES:
@@ -80,22 +77,20 @@ async def put(call: Call) -> web.Response:
         except UnknownHandlerError as error:
             raise refuse_field("job", error.message) from None
         row = await read_schedule(connection, name)
+    assert row is not None, "it was written in this transaction"  # noqa: S101
     call.changed(schedule=name, job=given.job, cron=given.cron, timezone=given.timezone, enabled=given.enabled)
-    return json_answer(row, status=201 if is_new else 200)
+    return Reply(row, status=201 if is_new else 200)
 
 
-async def delete(call: Call) -> web.Response:
+async def delete(call: Call) -> None:
     """Remove it."""
-    from aiohttp import web
-
     async with call.connection() as connection:
         if not await schedules.delete_schedule(connection, call.parameters.name):
             raise _missing(call)
     call.changed(schedule=call.parameters.name)
-    return web.Response(status=204, headers={"Cache-Control": "no-store"})
 
 
-async def trigger(call: Call) -> web.Response:
+async def trigger(call: Call) -> Reply[Added]:
     """Add its job now."""
     async with call.connection() as connection, connection.transaction():
         try:
@@ -104,7 +99,7 @@ async def trigger(call: Call) -> web.Response:
             raise Refusal(409, f"{error.message}: this schedule's job is not one of this process") from None
     call.changed(schedule=call.parameters.name, job=made.id)
     answer = Added(made.id, made.state, made.created)
-    return json_answer(answer, status=202, headers={"Location": f"/api/jobs/{made.id}"})
+    return Reply(answer, headers={"Location": f"/api/jobs/{made.id}"})
 
 
 def _missing(call: Call) -> Refusal:
@@ -121,7 +116,7 @@ OPERATIONS = (
         listing,
         "List schedules",
         "schedules",
-        {200: Answer(ScheduleList, "All of them, by name.")},
+        {200: Answer("All of them, by name.")},
     ),
     Operation(
         "GET",
@@ -129,7 +124,7 @@ OPERATIONS = (
         one,
         "One schedule",
         "schedules",
-        {200: Answer(ScheduleRow, "The schedule.")},
+        {200: Answer("The schedule.")},
         parameters=SchedulePath,
         refusals=_NOT_FOUND,
     ),
@@ -139,7 +134,7 @@ OPERATIONS = (
         put,
         "Make a schedule, or change one",
         "schedules",
-        {200: Answer(ScheduleRow, "It is changed."), 201: Answer(ScheduleRow, "It is new.")},
+        {200: Answer("It is changed."), 201: Answer("It is new.")},
         parameters=SchedulePath,
         body=PutSchedule,
         description="From then on it is yours: what `@job(schedule=…)` says no longer changes it.",
@@ -150,7 +145,7 @@ OPERATIONS = (
         delete,
         "Remove a schedule",
         "schedules",
-        {204: Answer(None, "It is gone. One that code declares comes back at the next start: disable that.")},
+        {204: Answer("It is gone. One that code declares comes back at the next start: disable that.")},
         parameters=SchedulePath,
         refusals=_NOT_FOUND,
     ),
@@ -160,7 +155,7 @@ OPERATIONS = (
         trigger,
         "Add the schedule's job now",
         "schedules",
-        {202: Answer(Added, "Its job is in the queue.", headers={"Location": "The job's own path."})},
+        {202: Answer("Its job is in the queue.", headers={"Location": "The job's own path."})},
         parameters=SchedulePath,
         refusals={**_NOT_FOUND, 409: "Its job, or its payload, is not one of this process."},
     ),

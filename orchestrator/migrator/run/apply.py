@@ -26,6 +26,7 @@ from orchestrator.migrator.run.errors import (
     refuse_in_single_transaction,
     refused_history,
     refuses_transaction,
+    statement_of,
 )
 from orchestrator.migrator.run.execution import Execution
 from orchestrator.migrator.run.losses import Losses, ended
@@ -329,13 +330,16 @@ class Run:
         began = self._begin(file.source, migration, parsed)
         interrupted = one.unfinished.get(migration.name)
         # What was begun in steps goes on in steps, also where the grammar sees no reason for them.
-        steps = not all(s.fits_a_transaction for s in parsed) or (interrupted is not None and interrupted.is_begun)
+        steps = (interrupted is not None and interrupted.is_begun) or any(
+            not s.fits_a_transaction or s.ends_transactions != "no" for s in parsed
+        )
         if not steps:
             resumed = interrupted is not None or migration in one.plan.resumable
             try:
                 await file.in_transaction(migration, raw, parsed, began, is_last=is_last, resumed=resumed)
             except MigrationError as error:
-                if not refuses_transaction(error):
+                statement = statement_of(error, parsed)
+                if statement is None or not refuses_transaction(error, statement):
                     raise
                 steps = True
         if steps:

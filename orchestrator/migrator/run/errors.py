@@ -96,7 +96,7 @@ def failed_statement(
     }
     if single:
         state = "the database is as it was before the first of the pending files (MIGRATION_TRANSACTION=all)"
-    elif done is None:
+    elif not done:
         state = "the database is as it was before this file"
     else:
         state = f"the first {done} statements of this file are done and stay; the next start goes on behind them"
@@ -104,7 +104,7 @@ def failed_statement(
     remedy = _REMEDIES.get(error.sqlstate or "", _NEXT_STEP)
     if facts["statement_kind"] == "our own" and error.sqlstate not in LOCK_ERRORS:
         remedy = "Look at the rights of the user of DATABASE_URL, at row security and at triggers of that table"
-    if single and error.sqlstate == "25001":  # which only the server's catalogue knows: REINDEX of a partitioned table
+    if single and error.sqlstate in {"25001", "2D000"}:  # as in `refuses_transaction`
         remedy = _NOT_SINGLE
     parts = [f"{where}: {message} (SQLSTATE {error.sqlstate})"]
     parts += [f"{name}: {value}" for name, value in (("detail", error.detail), ("hint", error.hint)) if value]
@@ -123,12 +123,18 @@ def statement_of(error: MigrationError, parsed: Sequence[Statement]) -> Statemen
     return parsed[number - 1] if isinstance(number, int) and 0 < number <= len(parsed) else None
 
 
-def refuses_transaction(error: MigrationError) -> bool:
-    """Whether the server refused the statement because of the transaction around it, which only its catalogue knows.
+def refuses_transaction(error: MigrationError, statement: Statement) -> bool:
+    """Whether the server refused `statement` for the transaction around it, and would take it by itself.
 
-    REINDEX and CLUSTER of a partitioned table commit after each partition (25001, PreventInTransactionBlock).
+    Only its catalogue knows of some: REINDEX and CLUSTER of a partitioned table commit after each partition (25001,
+    PreventInTransactionBlock), and a procedure may say COMMIT (2D000, SPI_commit). What stands in a function or a block
+    is refused there as well (25001 with a context), and a SET TRANSACTION has only come too late.
     """
-    return error.facts.get("sqlstate") == "25001" and error.facts.get("statement_kind") in {"REINDEX", "CLUSTER"}
+    if error.facts.get("sqlstate") == "2D000":
+        return statement.ends_transactions != "no"
+    if error.facts.get("sqlstate") != "25001" or statement.kind in {"SELECT", "SET"}:
+        return False
+    return statement.kind in {"REINDEX", "CLUSTER"} or "context" not in error.facts
 
 
 def blocked(

@@ -19,6 +19,7 @@ from orchestrator.analysis.catalog import (
     KnownType,
     RelationKind,
 )
+from orchestrator.analysis.names_there import NamesThere, Thing
 from orchestrator.database.sessions import role_schemas
 from orchestrator.migrator.records import SERVICE_SCHEMA
 
@@ -165,6 +166,51 @@ async def read_known(connection: Any, named: Iterable[str], functions: Iterable[
         known.functions[row[0]] = row[1]
     await _read_sizes(connection, {o: t for o, t in by_oid.items() if t.name.name in set(named)})
     return known
+
+
+_THINGS = """
+    SELECT 'relation', n.nspname::text, c.relname::text, c.relkind::text
+      FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+     WHERE n.nspname !~ '^pg_(toast|temp)'
+    UNION ALL SELECT 'type', n.nspname::text, t.typname::text, ''
+      FROM pg_catalog.pg_type t JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace
+     WHERE t.typrelid = 0 AND t.typname !~ '^_'
+    UNION ALL SELECT DISTINCT 'function', n.nspname::text, p.proname::text, ''
+      FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+    UNION ALL SELECT 'schema', NULL, nspname::text, '' FROM pg_catalog.pg_namespace
+    UNION ALL SELECT 'role', NULL, rolname::text, '' FROM pg_catalog.pg_roles
+    UNION ALL SELECT 'extension', NULL, extname::text, '' FROM pg_catalog.pg_extension"""
+_COLUMN_NAMES = """
+    SELECT n.nspname::text, c.relname::text, array_agg(a.attname::text)
+      FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+      JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+     WHERE c.relname = ANY($1::text[]) AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'c') AND n.nspname !~ '^pg_'
+     GROUP BY 1, 2"""
+_CHILDREN = """
+    SELECT pn.nspname::text, p.relname::text, cn.nspname::text, c.relname::text
+      FROM pg_catalog.pg_inherits i
+      JOIN pg_catalog.pg_class p ON p.oid = i.inhparent JOIN pg_catalog.pg_namespace pn ON pn.oid = p.relnamespace
+      JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid JOIN pg_catalog.pg_namespace cn ON cn.oid = c.relnamespace
+     WHERE p.relkind IN ('r', 'p')"""
+
+
+async def read_names(connection: Any, named: Iterable[str], schemas: Iterable[str]) -> NamesThere:
+    """The names of the catalogue, with the columns of the relations in `named`; call it as `read_known`.
+
+    `schemas` are those that a run makes before the first file, where they are not there.
+    """
+    there = NamesThere(live=True, role_path=await _path(connection))
+    for kind, schema, name, relkind in await connection.fetch(_THINGS):
+        there.things[kind, schema, name] = Thing(what=_KINDS.get(relkind, ""))
+    for schema in schemas:
+        there.things.setdefault(("schema", None, schema), Thing())
+    for schema, relation, columns in await connection.fetch(_COLUMN_NAMES, list(named)):
+        there.columns[schema, relation] = dict.fromkeys(columns, True)
+    for parent_schema, parent, schema, relation in await connection.fetch(_CHILDREN):
+        there.children.setdefault((parent_schema, parent), set()).add((schema, relation))
+    rows = await connection.fetch("SELECT name::text FROM pg_catalog.pg_available_extensions")
+    there.available = frozenset(row[0] for row in rows)
+    return there
 
 
 async def _read_columns(connection: Any, known: Known, by_oid: dict[int, KnownTable], named: set[str]) -> None:

@@ -56,21 +56,26 @@ async def preview(
         for one in surveys:
             for migration in one.plan.pending:
                 refuse_in_single_transaction(migration, files[one.source.label, migration.name].statements)
-    known = await known_for(connection, files.values())
+    known, there = await known_for(connection, files.values(), surveys)
     refused = [f for s in surveys for f in s.plan.refusals]
     return {
         "would_run": not refused and bool(files),
         "refused": bool(refused),
         "transaction": transaction,
         "pending": sum(len(s.plan.pending) for s in surveys),
-        "sources": [await asyncio.to_thread(_source, one, files, known) for one in surveys],
+        "sources": [
+            await asyncio.to_thread(_source, one, files, known, there, is_one=transaction == "all") for one in surveys
+        ],
     }
 
 
-async def known_for(connection: Any, files: Iterable[SqlFile]) -> Known:
-    """The catalogue, as far as the files speak of it."""
+async def known_for(
+    connection: Any, files: Iterable[SqlFile], surveys: Sequence[Survey]
+) -> tuple[Known, NamesThere]:
+    """The catalogue, as far as the files speak of it: what is known of it for locks, and which names are there."""
     named, functions = await asyncio.to_thread(_mentioned, files)
-    return await read_known(connection, named, functions)
+    known = await read_known(connection, named, functions)
+    return known, await read_names(connection, named, {SERVICE_SCHEMA, *(one.source.table.schema for one in surveys)})
 
 
 def _mentioned(files: Iterable[SqlFile]) -> tuple[set[str], set[str]]:
@@ -94,7 +99,9 @@ def read_pending(surveys: Sequence[Survey]) -> dict[tuple[str, str], SqlFile]:
     }
 
 
-def _source(one: Survey, files: Mapping[tuple[str, str], SqlFile], known: Known) -> dict[str, Any]:
+def _source(
+    one: Survey, files: Mapping[tuple[str, str], SqlFile], known: Known, there: NamesThere, *, is_one: bool
+) -> dict[str, Any]:
     source = one.source
     pending = []
     for migration in one.plan.pending:

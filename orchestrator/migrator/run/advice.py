@@ -5,17 +5,16 @@ It reads the catalogue alone, through `CatalogNames`. Each advice is whole sente
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orchestrator.database.quoting import identifier
-from orchestrator.migrator.resolve import Kind
 from orchestrator.migrator.run.brought_by import SETTINGS_SINCE, extension_of
+from orchestrator.migrator.run.errors import already_there
 from orchestrator.migrator.sql import names
-from orchestrator.migrator.sql.names import Ref
+from orchestrator.migrator.sql.names import Ref, nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from orchestrator.migrator.folder import Migration
     from orchestrator.migrator.run.catalog_names import CatalogNames
@@ -74,17 +73,6 @@ class Circumstances(NamedTuple):
     migration: Migration
     statement_timeout_ms: int
     elapsed_s: float
-
-
-def nearest(name: str, others: Iterable[str]) -> str | None:
-    """The name among `others` that was likely meant: the same in another case, or with a letter or two changed."""
-    candidates = [one for one in dict.fromkeys(others) if one != name]
-    folded = next((one for one in candidates if one.lower() == name.lower()), None)
-    if folded is not None:
-        return folded
-    near = [one for one in candidates if abs(len(one) - len(name)) <= 1 + len(name) // 4]
-    found = difflib.get_close_matches(name, near, n=1, cutoff=0.75)
-    return found[0] if found else None
 
 
 class Cause:
@@ -251,24 +239,8 @@ class Cause:
         is_now = await self._names.kind_of(ref)
         if is_now and ref.what and is_now != ref.what:
             return f"the name {ref.name} is that of the {is_now} that is there: one of the two needs another name"
-        return f"{_named(ref)} is there already, and the ledger does not have this file. {self._remedy()}"
-
-    def _remedy(self) -> str:
-        plan, name = self._at.survey.plan, self._at.migration.name
-        if any(one.kind is Kind.ORPHANED for one in plan.findings):
-            return (
-                "The ledger has rows without a file, as after the folder was squashed: if all that this file makes is"
-                f" there, `orchestrator repair applied {name}` says so to the ledger"
-            )
-        if not plan.applied:
-            return (
-                "The ledger is empty: if the schema was made without it (drizzle-kit push, a dump), `orchestrator"
-                " repair baseline` enters the files whose objects are there"
-            )
-        return (
-            "Another tool or a person made it: if all that this file makes is there, `orchestrator repair applied"
-            f" {name}`; else take what is there out of the file, or drop it"
-        )
+        remedy = already_there(self._at.survey.plan, self._at.migration.name)
+        return f"{_named(ref)} is there already, and the ledger does not have this file. {remedy}"
 
     # --- One SQLSTATE, told by the statement -------------------------------------------------------------------------
 

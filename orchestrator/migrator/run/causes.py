@@ -18,7 +18,7 @@ from orchestrator.migrator.run.catalog_names import CatalogNames
 from orchestrator.migrator.run.errors import with_advice
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from orchestrator.errors import MigrationError
     from orchestrator.migrator.folder import Migration
@@ -121,25 +121,8 @@ def _with(earlier: Earlier, parsed: Sequence[Statement], where: str) -> Earlier:
         fields, place = one.fields(), f"{where} {statement.line}"
         earlier.made.extend((ref, place) for ref in names.made(one.node, fields))
         earlier.dropped.extend((ref, place) for ref in names.dropped(one.node, fields))
-        for name, values in _set(one.node, fields):
+        for name, values in names.settings(one.node, fields):
             earlier.settings[name] = place
             if name == "search_path":
                 earlier = earlier._replace(search_path=(values, place))
     return earlier
-
-
-def _set(node: str, fields: dict[str, Any]) -> Iterable[tuple[str, list[str]]]:
-    """What a statement sets, by SET or by set_config."""
-    if node == "VariableSetStmt" and fields.get("kind") == "VAR_SET_VALUE":
-        yield fields["name"], [_constant(one) for one in fields.get("args", ())]
-    elif node == "SelectStmt":
-        for target in fields.get("targetList", ()):
-            call = target.get("ResTarget", {}).get("val", {}).get("FuncCall", {})
-            if call.get("funcname", [{}])[-1].get("String", {}).get("sval") == "set_config":
-                name, value = (_constant(one) for one in call["args"][:2])
-                yield name, [word.strip(' "') for word in value.split(",") if word.strip(' "')]
-
-
-def _constant(node: dict[str, Any]) -> str:
-    constant = node.get("A_Const", {})
-    return str(constant.get("sval", {}).get("sval", constant.get("ival", {}).get("ival", "")))

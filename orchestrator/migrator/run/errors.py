@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import MigrationError
+from orchestrator.migrator.resolve import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from orchestrator.migrator.folder import Migration
     from orchestrator.migrator.records import Unfinished
-    from orchestrator.migrator.resolve import HistoryFinding
+    from orchestrator.migrator.resolve import HistoryFinding, Plan
     from orchestrator.migrator.sources import Source
     from orchestrator.migrator.sql.statements import Statement
 
@@ -115,6 +116,24 @@ def with_advice(error: MigrationError, advice: str) -> None:
     """Put `advice` in the place of what the error's remedy says about its cause; what it says of the state stays."""
     _, again, state = error.remedy.partition(_AGAIN)
     error.remedy = f"{advice}{again}{state}"
+
+
+def already_there(plan: Plan, name: str) -> str:
+    """What to do where the objects of the pending file `name` are in the database and the ledger does not have it."""
+    if any(one.kind is Kind.ORPHANED for one in plan.findings):
+        return (
+            "The ledger has rows without a file, as after the folder was squashed: if all that this file makes is"
+            f" there, `orchestrator repair applied {name}` says so to the ledger"
+        )
+    if not plan.applied:
+        return (
+            "The ledger is empty: if the schema was made without it (drizzle-kit push, a dump), `orchestrator repair"
+            " baseline` enters the files whose objects are there"
+        )
+    return (
+        "Another tool or a person made it: if all that this file makes is there, `orchestrator repair applied"
+        f" {name}`; else take what is there out of the file, or drop it"
+    )
 
 
 def statement_of(error: MigrationError, parsed: Sequence[Statement]) -> Statement | None:

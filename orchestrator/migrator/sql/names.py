@@ -6,12 +6,13 @@ What only the running statement knows is not seen: the text of an EXECUTE, the b
 from __future__ import annotations
 
 import contextlib
+import difflib
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from orchestrator.migrator.sql import parser
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 _Fields = dict[str, Any]
 NameKind = Literal[
@@ -25,6 +26,7 @@ class Ref(NamedTuple):
 
     `offset` counts bytes from the statement's first token, None where the grammar does not say. `is_optional`: IF
     EXISTS, IF NOT EXISTS or OR REPLACE stands with it. `what` is its kind where the command says it more closely.
+    `in_query`: a column as a query refers to it, where `of` may be an alias.
     """
 
     kind: NameKind
@@ -34,6 +36,7 @@ class Ref(NamedTuple):
     offset: int | None = None
     is_optional: bool = False
     what: str = ""
+    in_query: bool = False
 
     @property
     def key(self) -> tuple[NameKind, str | None, str, tuple[str | None, str] | None]:
@@ -45,10 +48,12 @@ def needed(node: str, fields: _Fields) -> list[Ref]:
     """What a statement needs to be there, in no promised order; of a DO block what its statements need."""
     if node == "DoStmt":
         return [ref for inner, of in inner_statements(fields) for ref in needed(inner, of)]
-    own = {cte["ctename"] for key, cte in _walk(fields) if key == "CommonTableExpr"}
+    # The definition of a range or an aggregate has functions in the shape of types.
+    tree = {"args": fields.get("args", ())} if node in {"CreateRangeStmt", "DefineStmt"} else fields
+    own = {cte["ctename"] for key, cte in _walk(tree) if key == "CommonTableExpr"}
     new = [id(one) for one in _new_relations(node, fields)]
     found = []
-    for key, one in _walk(fields):
+    for key, one in _walk(tree):
         if "relname" in one and id(one) not in new and not ("schemaname" not in one and one["relname"] in own):
             found.append(Ref("relation", one["relname"], one.get("schemaname"), offset=one.get("location")))
         elif "names" in one and "typemod" in one and not one.get("pct_type"):
@@ -64,7 +69,9 @@ def needed(node: str, fields: _Fields) -> list[Ref]:
             found += _qualified("collation", one["collname"], one.get("location"))
         elif key == "ColumnRef" and (words := _words(one["fields"])) and len(words) == len(one["fields"]):
             of = (None, words[-2]) if len(words) > 1 else None
-            found.append(Ref("column", words[-1], of=of, offset=one.get("location")))
+            found.append(Ref("column", words[-1], of=of, offset=one.get("location"), in_query=True))
+    if fields.get("missing_ok"):  # IF EXISTS: of the rest of the statement, too, nothing is needed then
+        found = [one._replace(is_optional=True) for one in found]
     found += _OF_NODE[node](fields) if node in _OF_NODE else []
     return [*found, *(Ref("schema", one.schema) for one in (*found, *made(node, fields)) if one.schema)]
 
@@ -94,6 +101,9 @@ def made(node: str, fields: _Fields) -> list[Ref]:
             for one, missing_ok in _new_columns(node, fields)
         ]
         found += [Ref("constraint", name, of=of) for name in _new_constraints(node, fields)]
+    elif node == "DefineStmt" and fields["kind"] in _OBJECTS:
+        kind, what = _OBJECTS[fields["kind"]]
+        found += [one._replace(is_optional=optional, what=what) for one in _qualified(kind, fields["defnames"])]
     elif node == "IndexStmt" and "idxname" in fields:
         schema = fields["relation"].get("schemaname")
         found.append(Ref("relation", fields["idxname"], schema, is_optional=optional, what="index"))
@@ -101,6 +111,8 @@ def made(node: str, fields: _Fields) -> list[Ref]:
         found.append(Ref("value", fields["newVal"], of=_pair(fields["typeName"]), is_optional=optional))
     elif node == "RenameStmt":
         found += [one._replace(name=fields["newname"], is_optional=False) for one in _renamed(fields)]
+    elif node == "AlterObjectSchemaStmt":
+        found += [one._replace(schema=fields["newschema"]) for one in _moved(fields)]
     return found
 
 
@@ -108,15 +120,30 @@ def dropped(node: str, fields: _Fields) -> list[Ref]:
     """What a statement drops, or gives another name."""
     if node == "DoStmt":
         return [ref for inner, of in inner_statements(fields) for ref in dropped(inner, of)]
-    if node == "DropStmt":
-        return _dropped(fields)
-    if node == "RenameStmt":
-        return _renamed(fields)
-    if node == "AlterTableStmt":
-        kinds: dict[str, NameKind] = {"AT_DropColumn": "column", "AT_DropConstraint": "constraint"}
-        of = _relation(fields["relation"])
-        return [Ref(kinds[c["subtype"]], c["name"], of=of) for c in _commands(fields) if c["subtype"] in kinds]
-    return []
+    return _DROPPED[node](fields) if node in _DROPPED else []
+
+
+def settings(node: str, fields: _Fields) -> Iterator[tuple[str, list[str]]]:
+    """What a statement sets, by SET or by set_config, with the values as words."""
+    if node == "VariableSetStmt" and fields.get("kind") == "VAR_SET_VALUE":
+        yield fields["name"], [_constant(one) for one in fields.get("args", ())]
+    elif node == "SelectStmt":
+        for target in fields.get("targetList", ()):
+            call = target.get("ResTarget", {}).get("val", {}).get("FuncCall", {})
+            if call.get("funcname", [{}])[-1].get("String", {}).get("sval") == "set_config":
+                name, value = (_constant(one) for one in call["args"][:2])
+                yield name, [word.strip(' "') for word in value.split(",") if word.strip(' "')]
+
+
+def nearest(name: str, others: Iterable[str]) -> str | None:
+    """The name among `others` that was likely meant: the same in another case, or with a letter or two changed."""
+    candidates = [one for one in dict.fromkeys(others) if one != name]
+    folded = next((one for one in candidates if one.lower() == name.lower()), None)
+    if folded is not None:
+        return folded
+    near = [one for one in candidates if abs(len(one) - len(name)) <= 1 + len(name) // 4]
+    found = difflib.get_close_matches(name, near, n=1, cutoff=0.75)
+    return found[0] if found else None
 
 
 def inner_statements(do: _Fields) -> Iterator[tuple[str, _Fields]]:
@@ -140,6 +167,7 @@ def inner_statements(do: _Fields) -> Iterator[tuple[str, _Fields]]:
 # --- By command ------------------------------------------------------------------------------------------------------
 
 _WHAT = {
+    "CompositeTypeStmt": "type",
     "CreateForeignTableStmt": "foreign table",
     "CreateSeqStmt": "sequence",
     "CreateStmt": "table",
@@ -272,6 +300,16 @@ def _dropped(fields: _Fields) -> list[Ref]:
     return found
 
 
+def _dropped_roles(fields: _Fields) -> list[Ref]:
+    return [Ref("role", one["RoleSpec"].get("rolename", "")) for one in fields.get("roles", ())]
+
+
+def _dropped_of_table(fields: _Fields) -> list[Ref]:
+    kinds: dict[str, NameKind] = {"AT_DropColumn": "column", "AT_DropConstraint": "constraint"}
+    of = _relation(fields["relation"])
+    return [Ref(kinds[c["subtype"]], c["name"], of=of) for c in _commands(fields) if c["subtype"] in kinds]
+
+
 def _renamed(fields: _Fields) -> list[Ref]:
     kind_name = fields["renameType"]
     if kind_name not in _OBJECTS:
@@ -284,6 +322,16 @@ def _renamed(fields: _Fields) -> list[Ref]:
         return [Ref(kind, name, schema, what=what)]
     words = _item_words(fields["object"]) if "object" in fields else [fields.get("subname", "")]
     return [Ref(kind, words[-1], words[-2] if len(words) > 1 else None, what=what)] if words and words[-1] else []
+
+
+def _moved(fields: _Fields) -> list[Ref]:
+    """SET SCHEMA; of what it moves, relations and types are followed."""
+    kind, what = _OBJECTS.get(fields["objectType"], (None, ""))
+    if kind == "relation":
+        schema, name = _relation(fields["relation"])
+        return [Ref("relation", name, schema, what=what)]
+    words = _item_words(fields.get("object", {})) if kind == "type" else []
+    return [Ref("type", words[-1], words[-2] if len(words) > 1 else None)] if words else []
 
 
 def _item_words(item: _Fields) -> list[str]:
@@ -351,6 +399,14 @@ _OF_NODE: dict[str, Callable[[_Fields], list[Ref]]] = {
     "VariableSetStmt": _of_setting,
 }
 
+_DROPPED: dict[str, Callable[[_Fields], list[Ref]]] = {
+    "AlterObjectSchemaStmt": _moved,
+    "AlterTableStmt": _dropped_of_table,
+    "DropRoleStmt": _dropped_roles,
+    "DropStmt": _dropped,
+    "RenameStmt": _renamed,
+}
+
 # --- Reading trees ---------------------------------------------------------------------------------------------------
 
 
@@ -363,7 +419,13 @@ def _walk(tree: Any) -> Iterator[tuple[str, _Fields]]:
             pending += [(key, one) for one in reversed(at)]
         elif isinstance(at, dict):
             yield key, at
-            pending += [(k, v) for k, v in reversed(at.items()) if isinstance(v, dict | list)]
+            # FOR UPDATE OF names what FROM calls it.
+            pending += [(k, v) for k, v in reversed(at.items()) if isinstance(v, dict | list) and k != "lockedRels"]
+
+
+def _constant(node: _Fields) -> str:
+    constant = node.get("A_Const", {})
+    return str(constant.get("sval", {}).get("sval", constant.get("ival", {}).get("ival", "")))
 
 
 def _words(parts: Sequence[_Fields]) -> list[str]:

@@ -121,6 +121,7 @@ _GROUPS = {
 }
 _GC_THRESHOLD = 50_000
 _EXIT_USAGE = 2  # as argparse has it
+_EXIT_READER_GONE = 141  # 128 + SIGPIPE, as the shell says of a program that a pipe without a reader ended
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
@@ -140,17 +141,28 @@ def main(argv: list[str] | None = None) -> NoReturn:
     if not arguments:
         parser().print_help(sys.stderr)
         _leave(_EXIT_USAGE)
-    options = parser(arguments[0] if arguments else None).parse_args(arguments)
-    _leave(options.run(options))
+    from orchestrator.commands.console import ReaderGoneError
+
+    try:
+        options = parser(arguments[0]).parse_args(arguments)
+    except SystemExit as ended:  # argparse has printed help, the version, or what is wrong
+        _leave(int(ended.code or 0))
+    try:
+        code = options.run(options)
+    except ReaderGoneError:
+        code = _EXIT_READER_GONE
+    _leave(code)
 
 
 def _leave(code: int) -> NoReturn:
     """End the process without taking the interpreter apart, which costs 20 ms: everything of ours is closed by now."""
-    try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except (OSError, ValueError):  # a reader that is gone: Python's own end knows what to do
-        raise SystemExit(code) from None
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            continue  # the reader has ended, as `head` does, and misses nothing
+        except (OSError, ValueError):  # a full disk, a closed stream: Python's own end says so
+            raise SystemExit(code) from None
     os._exit(code)
 
 

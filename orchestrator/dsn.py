@@ -119,11 +119,14 @@ class Dsn(msgspec.Struct, frozen=True):
             arguments["dsn"] = f"postgresql://?{'&'.join(tls)}"
         return arguments
 
-    def libpq_environment(self) -> dict[str, str]:
-        """Variables by which a program on libpq (pg_dump, psql) reaches the same database: nothing stands in argv.
+    def libpq_environment(self, inherited: Mapping[str, str]) -> dict[str, str]:
+        """Variables by which a program on libpq (pg_dump, psql, a client) reaches the same database as we do.
 
-        Hand them on in an environment that has no other PG* variable.
+        Nothing then has to stand in argv. `inherited` is our own environment: of it the program gets what our own
+        connections take from there where the DSN does not say it (see `connect_arguments`), or it would be another
+        user, or find no password. Hand them on in an environment that has no other PG* variable.
         """
+        taken = {name: inherited[name] for name in _TAKEN_FROM_ENVIRONMENT if inherited.get(name)}
         options = self.options
         found = {
             "PGHOST": ",".join(host for host, _ in self.hosts),
@@ -139,7 +142,7 @@ class Dsn(msgspec.Struct, frozen=True):
             found["PGOPTIONS"] = " ".join(
                 [*(f"-c {name}={value}" for name, value in escaped.items() if name != "options"), given]
             ).strip()
-        return {name: value for name, value in found.items() if value is not None}
+        return taken | {name: value for name, value in found.items() if value is not None}
 
     def with_database(self, name: str) -> Dsn:
         """The same server and user, another database."""
@@ -168,6 +171,17 @@ def parse(text: str, *, variable: str = "DATABASE_URL") -> Dsn:
     return draft.finish(names_are_safe=names_are_safe)
 
 
+# HOME: of ~/.pgpass and ~/.postgresql.
+_TAKEN_FROM_ENVIRONMENT = (
+    "HOME",
+    "PGUSER",
+    "PGPASSWORD",
+    "PGPASSFILE",
+    "PGSSLROOTCERT",
+    "PGSSLCERT",
+    "PGSSLKEY",
+    "PGSSLCRL",
+)
 PG_VARIABLES: Mapping[str, str] = MappingProxyType(
     {
         "PGHOST": "host",

@@ -1,4 +1,4 @@
-"""The state of a start: its phase, the history of phases, its facts, who listens. Pure: no I/O, no clock of its own.
+"""The state of a start: its phase, earlier phases, checks, listeners. Pure: no I/O, no clock of its own.
 
 Everything below the supervisor speaks through `Lifecycle.emit`; logs, `/health` and the event stream are listeners. The
 phase is the only truth about readiness: nothing else says whether the service serves.

@@ -1,4 +1,4 @@
-"""The order of a start, and of its end: the only file that knows it.
+"""The order of a start and of its end; no other file knows it.
 
 bind HTTP → read folders → connect → lock → extensions → migrations → launch (job server) → READY → watch
 """

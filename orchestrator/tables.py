@@ -1,4 +1,4 @@
-"""The program's own tables, as `generate` compares them with migrations/. Imported by that alone, never while serving.
+"""The program's own tables as SQLAlchemy's MetaData, for `generate`; never imported while serving.
 
     SCHEMA=orchestrator.tables:metadata MIGRATIONS_DIR=migrations orchestrator generate add_something
 

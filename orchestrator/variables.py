@@ -1,4 +1,4 @@
-"""The table of variables: names, forms, defaults, meanings, and how each text is read.
+"""The table of environment variables: the name, form, default and meaning of each, and how its text is parsed.
 
 It drives the reading (settings.py), the README and `orchestrator config`. Touches nothing but the directories and files
 that a parser is asked about.

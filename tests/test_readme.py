@@ -272,7 +272,8 @@ async def tour(tmp_path, database_url, orchestrator, _python_path) -> Tour:
 PARTS = {
     "Run it",
     "Test it",
-    "Developing",
+    "The rooms",
+    "Run the tests",
     "Jobs, in your own project",
     "In a container",
     "From the terminal",
@@ -370,7 +371,7 @@ async def test_run_it(tour):
 
 
 async def test_test_it(tour):
-    for line in [*part("Test it"), *part("Developing")]:
+    for line in [*part("Test it"), *part("The rooms"), *part("Run the tests")]:
         if line.startswith("python3 -m venv .venv && .venv/bin/pip"):
             _check_install(line)
         elif match := re.fullmatch(r"([A-Z_]+)=\d+ pytest (tests/[\w/]+\.py)", line):
@@ -378,6 +379,11 @@ async def test_test_it(tour):
             assert f'"{match[1]}"' in (ROOT / match[2]).read_text()
             line = line.replace("pytest tests/", f"pytest --collect-only -q --rootdir {ROOT} {ROOT}/tests/")  # noqa: PLW2901
             assert "tests collected" in await tour.shell(line)
+        elif match := re.fullmatch(r"pytest (tests/[\w/]+\.py)( -k \w+)?", line):
+            line = line.replace("pytest tests/", f"pytest --collect-only -q --rootdir {ROOT} {ROOT}/tests/")  # noqa: PLW2901
+            assert re.search(r"\btests? collected|\d/\d+ tests collected", await tour.shell(line))
+        elif line.startswith("grep "):
+            assert "claimer.py" in await tour.shell(line.replace("orchestrator/", f"{ROOT}/orchestrator/"))
         else:
             pytest.fail(f"no rule of this test handles: {line}")
 

@@ -254,7 +254,7 @@ def _cannot_run(source: Path) -> ConfigurationError:
 async def _version(bin_dir: Path, account: _Account) -> str | None:
     """What `postgres --version` says, or None where `account` cannot run it."""
     code, output = await _output([str(bin_dir / "postgres"), "--version"], account)
-    found = re.search(r"(\d+\.\d+|\d+(?:beta|rc)\d+)", output)
+    found = re.search(r"(?<!\d)(\d++\.\d+|\d++(?:beta|rc)\d+)", output)
     return found.group() if code == 0 and found else None
 
 

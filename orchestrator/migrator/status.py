@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from orchestrator.migrator.sources import Source
 
 
-# What we send before a statement of a file, in the same message (apply.py, group.py).
+# What we send before a statement of a file, in the same message (`apply.py`, `batching.py`).
 _OPENING = re.compile(r"^(?:SELECT pg_catalog\.set_config\([^;]*;)?(?:BEGIN;)?(?: *SET LOCAL \w+ = \w+;)*")
 _NO_EDITS: Mapping[str, Edit] = MappingProxyType({})
 

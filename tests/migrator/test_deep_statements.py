@@ -50,6 +50,18 @@ def test_there_is_no_depth_between_that_the_decoder_cannot_follow(shape: str):
         _is_one_statement((DEEP | NESTED)[shape](depth))
 
 
+@pytest.mark.parametrize("shape", ["calls", "conditions", "a text", "subqueries", "joins", "a union"])
+async def test_lint_reads_what_it_can_of_a_deep_statement(shape, orchestrator, tmp_path, write):
+    deep = (DEEP | NESTED)[shape]
+    # The depth at which the tree is cut falls on each of the nodes of a level in one of these.
+    files = [(f"{n:04}_d", f"CREATE INDEX i{n} ON t (({deep(n).removeprefix('SELECT ')}));") for n in range(60, 70)]
+    if shape in {"a text", "joins", "a union"}:
+        files = [(f"{n:04}_d", deep(n) + ";") for n in range(60, 70)]
+    files += [("1000_d", deep(400) + " WHERE f(1);" if shape == "joins" else deep(400) + ";")]
+    result = await orchestrator("lint", "--all", str(write(tmp_path / "m", *files)))
+    assert "Traceback" not in result.stderr, result.stderr[-2000:]
+
+
 @pytest.mark.parametrize("nested", ["(", "NOT ", "CASE WHEN true THEN "])
 def test_what_the_grammar_itself_finds_too_deep_is_an_error_that_names_its_place(nested: str):
     with pytest.raises(Exception, match="memory exhausted"):

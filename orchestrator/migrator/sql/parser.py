@@ -241,10 +241,18 @@ _SMALL_TREE_BYTES = 4096  # decoder and walkers can follow any tree of this size
 _BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]')
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _STEP = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
+# The nodes that can stand in one another without end, in a place where any other node can stand as well.
+_NESTING = re.compile(
+    rb'\{"(?:A_ArrayExpr|A_Expr|A_Indirection|BoolExpr|BooleanTest|CaseExpr|CoalesceExpr|CollateClause|FuncCall'
+    rb"|GroupingFunc|JoinExpr|Json\w+|MinMaxExpr|NamedArgExpr|NullTest|PLpgSQL_stmt_\w+|RangeSubselect|RowExpr|SelectStmt"
+    rb'|SubLink|TypeCast|XmlExpr|XmlSerialize)":'
+)
+_ARM = re.compile(rb'"[lr]arg":\{"[a-z]')
+_UNKNOWN_NODE = b'{"Unknown":{}'
 
 
 def _shallow(tree: bytes) -> bytes:
-    """The JSON with an empty object or list in the place of each one that is nested deeper than the limit."""
+    """The JSON with a node `Unknown` in the place of each expression that is nested deeper than the limit."""
     if len(tree) < _SMALL_TREE_BYTES:
         return tree
     # Brackets in strings are counted as well; at worst, a tree that is not deep takes the slower way.
@@ -252,16 +260,24 @@ def _shallow(tree: bytes) -> bytes:
     if max(itertools.accumulate(map(_STEP.__getitem__, brackets)), default=0) <= _DEPTH_LIMIT:
         return tree
     kept: list[bytes] = []
-    depth = start = 0
+    depth = start = cut_at = 0
     for found in _BRACKET.finditer(tree):
-        what = found[0]
+        what, position = found[0], found.start()
         if what in (b"{", b"["):
             depth += 1
-            if depth == _DEPTH_LIMIT + 1:
-                kept += [tree[start : found.start()], what]
+            if cut_at or depth <= _DEPTH_LIMIT:
+                continue
+            if _NESTING.match(tree, position):
+                kept += [tree[start:position], _UNKNOWN_NODE]
+            # The arms of a UNION are bare; whatever else is nested so deep has no name here.
+            elif _ARM.match(tree, position - 7) or depth > 2 * _DEPTH_LIMIT:
+                kept.append(tree[start : position + 1])
+            else:
+                continue
+            cut_at = depth
         elif what in (b"}", b"]"):
-            if depth == _DEPTH_LIMIT + 1:
-                start = found.start()
+            if depth == cut_at:
+                start, cut_at = position, 0
             depth -= 1
     kept.append(tree[start:])
     return b"".join(kept)

@@ -78,6 +78,8 @@ class Settings(msgspec.Struct, frozen=True):
     api_access: Literal["", "none", "read", "open"] = ""
     allowed_hosts: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
+    orchestrator_url: str = ""
+    instance_name: str = ""
     schema: str = ""
     data_dir: Path = Path("/var/lib/orchestrator")
     files: Mapping[str, Path] = msgspec.field(default_factory=lambda: _NO_FILES)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import sys
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import TYPE_CHECKING
 
 from orchestrator.commands.console import say
 from orchestrator.commands.new import facts_of, folder_of, with_new_file
 from orchestrator.commands.runner import print_json, run, with_embedded, with_json
-
-TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
 
 if TYPE_CHECKING:
     import argparse

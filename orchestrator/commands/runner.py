@@ -31,6 +31,7 @@ _OVERRIDES = {
     "migrations_dir": "MIGRATIONS_DIR",
     "data_dir": "DATA_DIR",
     "schema": "SCHEMA",
+    "url": "ORCHESTRATOR_URL",
 }
 
 

@@ -73,12 +73,11 @@ VOLATILE = frozenset(
 
 @dataclass(slots=True)
 class KnownColumn:
-    """A column; `fresh` as for tables. Not `certain`: a statement that may not have run adds it."""
+    """A column; `fresh` as for tables."""
 
     type: Type | None = None
     not_null: bool = False
     fresh: bool = False
-    certain: bool = True
 
 
 @dataclass(slots=True)

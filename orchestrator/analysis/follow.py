@@ -176,12 +176,7 @@ _RELATIONS = frozenset(
 
 def _do(known: Known, fields: ast.Tree) -> None:
     for one in block_statements(fields)[0]:
-        name = ast.relation(one.fields["relation"]) if one.conditional and one.node == "AlterTableStmt" else None
-        before = set(table.columns) if name and (table := known.find(name)) else set()
         follow(known, one.node, one.fields)
-        if name and (table := known.find(name)):
-            for column in table.columns.keys() - before:
-                table.columns[column].certain = False
 
 
 def _rename(known: Known, fields: ast.Tree) -> None:

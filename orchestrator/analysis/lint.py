@@ -19,11 +19,14 @@ from orchestrator.analysis.follow import follow
 from orchestrator.analysis.impact import impact_of
 from orchestrator.analysis.lint_rules import RULES, Hit, Level, Statements, check, check_held
 from orchestrator.analysis.locks import Holding
+from orchestrator.analysis.names_there import NamesThere
 from orchestrator.analysis.outside_database import Scope, acts
 from orchestrator.analysis.plan import known_for
 from orchestrator.analysis.sql_file import SqlFile, read_sql
+from orchestrator.analysis.would_fail import WouldFail
 from orchestrator.migrator.folder import as_node_reads, scan_folder
 from orchestrator.migrator.resolve import Kind
+from orchestrator.migrator.run.errors import already_there
 from orchestrator.migrator.sql import parser
 from orchestrator.migrator.sql.statements import SqlSyntaxError, Statement
 from orchestrator.migrator.state import readable_surveys
@@ -144,6 +147,8 @@ def lint(
     only: Iterable[Path] | None = None,
     pending: Mapping[str, SqlFile | SqlSyntaxError] | None = None,
     known: Known | None = None,
+    there: NamesThere | None = None,
+    done: Mapping[str, int] | None = None,
 ) -> LintReport:
     """Hold a folder's files against the rules.
 
@@ -153,9 +158,11 @@ def lint(
         pending: the pending files by their names, as they were read: they alone are looked at, as one release, on top
             of `known`.
         known: what is there before the first file that is read.
+        there: the names that are there before it.
+        done: how many statements of a file an interrupted run has done, by the file's name.
     """
     report = LintReport()
-    known, scope = known or Known(), Scope()
+    walk = _Walk(known or Known(), there or NamesThere(), Scope())
     wanted = None if only is None else {path.resolve() for path in only}
     of_file: dict[str, list[LintFinding]] = {}
     for problem in folder.problems:
@@ -169,32 +176,43 @@ def lint(
         is_wanted = wanted is None or file.path.resolve() in wanted
         path = str(file.path)
         read = read_sql(as_node_reads(file.path.read_bytes()), path) if pending is None else pending[file.name]
-        _text(path, read, known, report if is_wanted else None, of_file.get(file.name, ()), scope=scope)
+        skip = (done or {}).get(file.name, 0)
+        _text(path, read, walk, report if is_wanted else None, of_file.get(file.name, ()), skip=skip)
         if pending is None:
-            known.settle()
+            walk.known.settle()
     report.findings.sort(key=lambda f: (f.file, f.line, f.column))
     return report
+
+
+@dataclass(frozen=True, slots=True)
+class _Walk:
+    """What is known at the file that is looked at, from those before it."""
+
+    known: Known
+    there: NamesThere
+    scope: Scope
 
 
 def _text(
     path: str,
     read: SqlFile | SqlSyntaxError,
-    known: Known,
+    walk: _Walk,
     report: LintReport | None,
     of_folder: Sequence[LintFinding] = (),
     *,
-    scope: Scope,
+    skip: int = 0,
 ) -> None:
     """One file; `of_folder` is what the journal's entry of it breaks, which any allow in the file can speak of."""
     if report is not None:
         report.files.append(path)
     if isinstance(read, SqlSyntaxError):
+        walk.there.lose_track()
         if report is not None:
             report.findings.append(finding("syntax", path, read.reason, line=read.line, column=read.column))
             report.findings += of_folder
         return
     found: list[tuple[LintFinding, Statement | None]] = [(one, None) for one in of_folder]
-    for statement, hit in _hits(read, known, scope):
+    for statement, hit in _hits(read, walk, skip):
         if report is not None:
             found.append((_placed(path, statement, hit), statement))
     if report is None:
@@ -205,8 +223,9 @@ def _text(
     _allow(path, read, found, report)
 
 
-def _hits(file: SqlFile, known: Known, scope: Scope) -> Iterator[tuple[Statement, Hit]]:
-    at, holding = Statements(known), Holding()
+def _hits(file: SqlFile, walk: _Walk, skip: int) -> Iterator[tuple[Statement, Hit]]:
+    known, scope = walk.known, walk.scope
+    at, holding, would_fail = Statements(known), Holding(), WouldFail(known, walk.there)
     mixed_told, parsed = False, file.statements
     ends_itself = any(s.transaction_control in {"commit", "rollback"} for s in parsed)
     inside = sum(s.transactional and s.transaction_control is None for s in parsed)
@@ -216,6 +235,9 @@ def _hits(file: SqlFile, known: Known, scope: Scope) -> Iterator[tuple[Statement
         for act in acts(node, fields, scope) if node != "DropdbStmt" else ():  # that one is an error of its own
             yield statement, Hit("outside-database", act.what)
         scope.learn(node, fields)
+        if statement.index > skip:
+            for failure in would_fail.check(node, fields):
+                yield statement, Hit(*failure)
         for hit in check(at, node, fields, impact):
             # That rule says the same of the same lock, and better.
             at.told_of_lock = at.told_of_lock or hit.rule == "validate-in-same-transaction"
@@ -238,6 +260,7 @@ def _hits(file: SqlFile, known: Known, scope: Scope) -> Iterator[tuple[Statement
             holding = Holding()
             at.end()
         follow(known, node, fields)
+    known.end_transaction()
 
 
 def _placed(path: str, statement: Statement, hit: Hit) -> LintFinding:
@@ -368,10 +391,19 @@ async def lint_with_ledger(
         scope = f"all files of {folder.path}"
     else:
         pending = await asyncio.to_thread(_read_pending, one)
-        known = await known_for(connection, [file for file in pending.values() if isinstance(file, SqlFile)])
-        report = await asyncio.to_thread(lint, folder, pending=pending, known=known)
-        files = "file" if len(pending) == 1 else "files"
-        scope = f"the {len(pending)} pending {files} of {folder.path}; --all looks at every one"
+        files = [file for file in pending.values() if isinstance(file, SqlFile)]
+        known, there = await known_for(connection, files, [one])
+        done = {name: unfinished.done for name, unfinished in one.unfinished.items()}
+        report = await asyncio.to_thread(lint, folder, pending=pending, known=known, there=there, done=done)
+        names = {str(file.path): file.name for file in folder.files}
+        report.findings = [
+            replace(found, instead=f"{already_there(one.plan, names[found.file])}.")
+            if found.rule == "already-there"
+            else found
+            for found in report.findings
+        ]
+        words = "file" if len(pending) == 1 else "files"
+        scope = f"the {len(pending)} pending {words} of {folder.path}; --all looks at every one"
     paths = {file.name: str(file.path) for file in folder.files}
     for found in one.plan.findings:
         path = paths.get(found.name)

@@ -57,6 +57,12 @@ RULES: dict[str, Rule] = {
         _E, "Take the section out: a file is run as a whole, so what undoes it would run right behind it."
     ),
     "duplicate-column": Rule(_E, "Name each column once."),
+    "unknown-name": Rule(_E, "Correct the name, or make what it names in an earlier statement."),
+    "already-there": Rule(
+        _E,
+        "Take the statement out, or write IF NOT EXISTS; where all that the file makes is there, `orchestrator repair"
+        " applied NAME` says so to the ledger.",
+    ),
     "missing-file": Rule(_E, "Restore the file, or take its entry out of meta/_journal.json."),
     "broken-folder": Rule(_E, "Restore the folder from version control, or run drizzle-kit again."),
     "when-backwards": Rule(
@@ -160,14 +166,12 @@ class Statements:
     ended: bool = False
     unvalidated: set[tuple[Name, str]] = field(default_factory=set)
     told_of_lock: bool = False
-    enum_values: dict[str, Name] = field(default_factory=dict)
     emptied: set[Name] = field(default_factory=set)
 
     def end(self) -> None:
         """The transaction is over."""
         self.known.end_transaction()
         self.unvalidated.clear()
-        self.enum_values.clear()
         self.emptied.clear()
         self.told_of_lock = False
 
@@ -177,13 +181,10 @@ def check(at: Statements, node: str, fields: Tree, impact: Impact) -> Iterator[H
     if node == "DoStmt":
         for inner in block_statements(fields)[0]:
             for hit in check(at, inner.node, inner.fields, impact_of(inner.node, inner.fields, at.known)):
-                if inner.conditional and hit.rule == "duplicate-column":
-                    continue  # IF NOT EXISTS (…) THEN, or EXCEPTION WHEN duplicate_column: the file has seen to it
                 yield hit._replace(offset=0)  # the place inside the block's text is not one in the file
         return
     if rule := _CHECKS.get(node):
         yield from rule(at, fields, impact)
-    yield from _enum_values_used(at, node, fields)
 
 
 def check_held(at: Statements, held: list[HeldLock]) -> Iterator[Hit]:
@@ -225,8 +226,6 @@ def _alter_table(at: Statements, fields: Tree, impact: Impact) -> Iterator[Hit]:
     changed = {hit.offset for hit in works if hit.rule == "type-change"}
     for command in ast.commands(fields):
         kind = command["subtype"].removeprefix("AT_")
-        if kind == "AddColumn":
-            yield from _doubled(known, name, command)
         if known.is_fresh(name):
             continue
         if kind == "AddConstraint" and ast.is_unvalidated(added := command["def"]["Constraint"]):
@@ -259,13 +258,6 @@ def _work_why(touch: Touch, work: Work) -> str:
     tables = touch.table if work.other is None else f"{touch.table} and {work.other}"
     ends = ", and running code meets another type" if work.cause is Cause.TYPE_CHANGE else ""
     return f"{work.why}{builds}: {touch.lock.blocks} of {tables} wait meanwhile{ends}"
-
-
-def _doubled(known: Known, name: Name, command: Tree) -> Iterator[Hit]:
-    definition = command["def"]["ColumnDef"]
-    column = known.column(name, definition["colname"])
-    if not command.get("missing_ok") and column is not None and column.certain:
-        yield Hit("duplicate-column", f"{name} has a column {definition['colname']} already", ast.offset(definition))
 
 
 def _validate(at: Statements, name: Name, command: Tree) -> Iterator[Hit]:
@@ -438,38 +430,8 @@ def _alter_enum(at: Statements, fields: Tree, impact: Impact) -> Iterator[Hit]:
     del impact
     name = ast.qualified(ast.strings(fields["typeName"]))
     fact = at.known.type_fact(name)
-    if "oldVal" in fields:
-        if not (fact and fact.fresh):
-            yield Hit("rename", f"running code that uses the value {fields['oldVal']!r} of {name} fails from here on")
-    elif not (fact and fact.fresh_in_transaction):
-        at.enum_values[fields["newVal"]] = name
-
-
-def _enum_values_used(at: Statements, node: str, fields: Tree) -> Iterator[Hit]:
-    """ALTER TYPE … ADD VALUE, then its use before COMMIT: 55P04."""
-    if not at.enum_values or node == "AlterEnumStmt":
-        return
-    for _, constant in ast.nodes(fields, "A_Const"):
-        value = constant.get("sval", {}).get("sval")
-        name = at.enum_values.get(value) if value is not None else None
-        if name is not None and _is_of_type(at.known, name, fields):
-            why = f"the value {value!r} of {name} is used in the transaction that adds it: it fails (55P04)"
-            yield Hit("enum-value-used", why, ast.offset(constant))
-            return
-
-
-def _is_of_type(known: Known, name: Name, fields: Tree) -> bool:
-    """Whether a statement has to do with that type: by a cast, a column's definition, or a table that has it."""
-    for _, written in ast.nodes(fields, "typeName"):
-        if ast.qualified(ast.strings(written.get("names")) or ["?"]).name == name.name:
-            return True
-    tables = ast.mentioned("", fields)
-    return any(
-        column.type and column.type.name.name == name.name
-        for table in map(known.find, tables)
-        if table
-        for column in table.columns.values()
-    )
+    if "oldVal" in fields and not (fact and fact.fresh):
+        yield Hit("rename", f"running code that uses the value {fields['oldVal']!r} of {name} fails from here on")
 
 
 def _create_table(at: Statements, fields: Tree, impact: Impact) -> Iterator[Hit]:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from orchestrator.analysis import ast
-from orchestrator.analysis.do_blocks import block_statements
 from orchestrator.migrator.sql import names
 from orchestrator.migrator.sql.names import Ref, nearest
 
@@ -91,7 +90,7 @@ class NamesThere:
 
     def absent(self, node: str, fields: Tree) -> list[Absent]:
         """What the statement needs and is not there; nothing is said of what may not run."""
-        if not (self.live and self._is_certain) or node == "DoStmt":
+        if not (self.live and self._is_certain):
             return []
         if node == "CreateExtensionStmt":
             name = fields["extname"]
@@ -112,7 +111,7 @@ class NamesThere:
 
     def present(self, node: str, fields: Tree) -> list[Ref]:
         """What the statement makes and is there for certain."""
-        if not self._is_certain or node in {"DoStmt", "RenameStmt", "AlterObjectSchemaStmt"}:
+        if not self._is_certain or node in {"RenameStmt", "AlterObjectSchemaStmt"}:
             return []
         gone = {(ref.kind, ref.name) for ref in names.dropped(node, fields)}
         return [
@@ -190,14 +189,8 @@ class NamesThere:
 
     # --- Following ---------------------------------------------------------------------------------------------------
 
-    def learn(self, node: str, fields: Tree) -> None:
-        """Follow what the statement makes and drops."""
-        if node == "DoStmt":
-            inner, is_whole = block_statements(fields)
-            for one in inner:
-                self._learn(one.node, one.fields, certain=not one.conditional)
-            self._is_certain = self._is_certain and is_whole
-            return
+    def learn(self, node: str, fields: Tree, *, certain: bool = True) -> None:
+        """Follow what the statement makes and drops; not `certain`: it may not run."""
         if node == "CreateExtensionStmt" and ("extension", None, fields["extname"]) not in self.things:
             self._may_be_brought = True
         if self._reaches_far(node, fields):
@@ -205,7 +198,7 @@ class NamesThere:
         for name, values in names.settings(node, fields):
             if name == "search_path":
                 self.path = [value for value in values if value not in {"", "$user"}]
-        self._learn(node, fields, certain=True)
+        self._learn(node, fields, certain=certain)
 
     def _reaches_far(self, node: str, fields: Tree) -> bool:
         """Whether it may change what its text does not name."""
@@ -251,6 +244,10 @@ class NamesThere:
     def _make(self, ref: Ref, *, certain: bool) -> None:
         if ref.kind == "column":
             place = self._find("relation", ref.of) if ref.of else None
+            if place is None and ref.of and not self.live:  # never heard of: made before the files that we see
+                place = self._in_place(Ref("relation", ref.of[1], ref.of[0]), {}).schema, ref.of[1]
+                self.things["relation", place[0], place[1]] = Thing(certain=False)
+                self.columns.setdefault(place, {})
             self._forget_children(place)
             known = self.columns.get(place) if place else None
             if known is not None:

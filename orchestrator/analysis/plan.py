@@ -9,13 +9,15 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Literal
 
 from orchestrator.analysis import ast
-from orchestrator.analysis.catalog_reader import read_known
+from orchestrator.analysis.catalog_reader import read_known, read_names
 from orchestrator.analysis.do_blocks import block_statements
 from orchestrator.analysis.follow import follow
 from orchestrator.analysis.impact import impact_of
 from orchestrator.analysis.locks import Holding, Impact
 from orchestrator.analysis.sql_file import SqlFile
-from orchestrator.migrator.run.errors import refuse_in_single_transaction
+from orchestrator.analysis.would_fail import WouldFail
+from orchestrator.migrator.records import SERVICE_SCHEMA
+from orchestrator.migrator.run.errors import already_there, refuse_in_single_transaction
 from orchestrator.migrator.state import readable_surveys
 from orchestrator.migrator.status import described_findings
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
     from orchestrator.analysis.catalog import Known
     from orchestrator.analysis.locks import HeldLock, Touch
+    from orchestrator.analysis.names_there import NamesThere
     from orchestrator.migrator.resolve import Ahead, Policy
     from orchestrator.migrator.sources import Source
     from orchestrator.migrator.sql.statements import Statement
@@ -58,20 +61,19 @@ async def preview(
                 refuse_in_single_transaction(migration, files[one.source.label, migration.name].statements)
     known, there = await known_for(connection, files.values(), surveys)
     refused = [f for s in surveys for f in s.plan.refusals]
+    is_one = transaction == "all"
+    told = [await asyncio.to_thread(_source, one, files, known, there, is_one=is_one) for one in surveys]
     return {
         "would_run": not refused and bool(files),
         "refused": bool(refused),
         "transaction": transaction,
         "pending": sum(len(s.plan.pending) for s in surveys),
-        "sources": [
-            await asyncio.to_thread(_source, one, files, known, there, is_one=transaction == "all") for one in surveys
-        ],
+        "failures": sum(len(migration["failures"]) for source in told for migration in source["pending"]),
+        "sources": told,
     }
 
 
-async def known_for(
-    connection: Any, files: Iterable[SqlFile], surveys: Sequence[Survey]
-) -> tuple[Known, NamesThere]:
+async def known_for(connection: Any, files: Iterable[SqlFile], surveys: Sequence[Survey]) -> tuple[Known, NamesThere]:
     """The catalogue, as far as the files speak of it: what is known of it for locks, and which names are there."""
     named, functions = await asyncio.to_thread(_mentioned, files)
     known = await read_known(connection, named, functions)
@@ -114,9 +116,12 @@ def _source(
                 "size_bytes": migration.size_bytes,
                 "transaction": "one" if file.is_one_transaction else "steps",
                 "statements_done": done,
-                **_statements(file, known),
+                **_statements(file, known, there, done, is_one=is_one),
             }
         )
+        if any(failure["rule"] == "already-there" for failure in pending[-1]["failures"]):
+            pending[-1]["remedy"] = already_there(one.plan, migration.name)
+    known.end_transaction()
     return {
         "source": source.label,
         "folder": str(source.folder.path),
@@ -129,8 +134,12 @@ def _source(
     }
 
 
-def _statements(file: SqlFile, known: Known) -> dict[str, Any]:
-    """The statements of a file; neighbours that do the same to the same tables are one entry with a count."""
+def _statements(file: SqlFile, known: Known, there: NamesThere, done: int, *, is_one: bool) -> dict[str, Any]:
+    """The statements of a file; neighbours that do the same to the same tables are one entry with a count.
+
+    The first `done` were run already; `is_one`: the transaction goes on in the next file.
+    """
+    failures, would_fail = list[dict[str, Any]](), WouldFail(known, there)
     shown: list[dict[str, Any]] = []
     held: list[HeldLock] = []
     holding = Holding()
@@ -142,6 +151,8 @@ def _statements(file: SqlFile, known: Known) -> dict[str, Any]:
             known.end_transaction()
             holding = Holding()
             in_own = in_own or statement.transaction_control is not None
+        for failure in would_fail.check(node, fields) if statement.index > done else ():
+            failures.append({"line": statement.line, "rule": failure.rule, "why": failure.why})
         impact = impact_of(node, fields, known, outside=not statement.transactional)
         held += holding.add(statement.index, node, impact)
         if in_own and steps:
@@ -152,9 +163,11 @@ def _statements(file: SqlFile, known: Known) -> dict[str, Any]:
             continue
         last = statement.kind, impact
         shown.append(_described(statement, fields, impact))
-    known.end_transaction()
+    if not is_one:
+        known.end_transaction()
     return {
         "statements": shown,
+        "failures": failures,
         "held": _held(held),
         "hurts": any(s["hurts"] for s in shown) or bool(held),
     }

@@ -26,7 +26,9 @@ def plan(parser: argparse.ArgumentParser) -> None:
 def with_plan_options(parser: argparse.ArgumentParser) -> None:
     """The options that `migrate --dry-run` shares."""
     with_json(parser)
-    parser.add_argument("--exit-code", action="store_true", help="exit 1 when something is pending, 70 when refused")
+    parser.add_argument(
+        "--exit-code", action="store_true", help="exit 1 when something is pending, 70 when refused or bound to fail"
+    )
 
 
 def show_plan(options: argparse.Namespace) -> int:
@@ -41,7 +43,7 @@ def show_plan(options: argparse.Namespace) -> int:
             return 0
         from orchestrator.errors import EXIT_MIGRATION
 
-        return EXIT_MIGRATION if found["refused"] else int(found["pending"] > 0)
+        return EXIT_MIGRATION if found["refused"] or found["failures"] else int(found["pending"] > 0)
 
     gather = partial(_gather, embedded=getattr(options, "embedded", False))
     return run(options, gather, show, default_level="warning")
@@ -80,6 +82,7 @@ def _print(found: dict[str, Any]) -> None:
     for source in found["sources"]:
         _print_source(console, source)
     hurting = [p["name"] for s in found["sources"] for p in s["pending"] if p["hurts"]]
+    failing = [p["name"] for s in found["sources"] for p in s["pending"] if p["failures"]]
     if found["refused"]:
         console.print("\n[bold red]Refused:[/] nothing would run until the findings above are dealt with.")
     elif not found["pending"]:
@@ -90,6 +93,8 @@ def _print(found: dict[str, Any]) -> None:
         console.print(f"\n{amount} would run.")
         if found["transaction"] == "all":
             console.print("[yellow]MIGRATION_TRANSACTION=all[/]: every lock above stays until the last one is done.")
+        if failing:
+            console.print(f"[bold red]It would fail[/] in: {', '.join(failing)}")
         if hurting:
             console.print(f"[bold red]Running code would wait[/] in: {', '.join(hurting)}")
         else:
@@ -138,6 +143,10 @@ def _print_migration(console: Any, migration: dict[str, Any]) -> None:
         else:
             table.add_row(*_folded(list(group)), style="dim")
     console.print(table)
+    for failure in migration["failures"]:
+        console.print(f"  [bold red]would fail[/]: line {failure['line']}: {escape(failure['why'])}")
+    if "remedy" in migration:
+        console.print(f"  {escape(migration['remedy'])}")
     for held in migration["held"]:
         console.print(
             f"  [bold red]held[/]: the lock on {escape(held['table'])} that statement {held['taken_by']} takes stays"

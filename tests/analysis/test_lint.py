@@ -24,6 +24,7 @@ from orchestrator.analysis.lint import (
 from orchestrator.analysis.lint_rules import RULES
 from orchestrator.analysis.lint_squawk import SQUAWK, UNLIKE_SQUAWK
 from orchestrator.analysis.locks import Lock
+from orchestrator.analysis.names_there import NamesThere, Thing
 from orchestrator.analysis.sql_file import read_sql
 from orchestrator.commands.lint import github_line
 
@@ -100,6 +101,7 @@ CASES = {
     "a column twice in a table": Case("CREATE TABLE n (a int, a text);", "duplicate-column"),
     "a column set twice": Case("UPDATE t SET a = 1, a = 2 WHERE id = 1;", "duplicate-column"),
     "a column inserted twice": Case("INSERT INTO t (a, a) VALUES (1, 2);", "duplicate-column"),
+    "a table that is there already": Case("CREATE TABLE t (id int);", "already-there"),
     "a column that is there already": Case("ALTER TABLE t ADD COLUMN a int;", "duplicate-column"),
     "a database is dropped": Case("DROP DATABASE x;", "drop-database"),
     "a role is made": Case("CREATE ROLE x;", "outside-database"),
@@ -239,7 +241,12 @@ def lint_text(text: str, known) -> LintReport:
     """One file, with nothing before it but what is known, against the rules."""
     path = Path("x.sql")
     folder = LintFolder(path.parent, (LintFile("x", path),))
-    return lint(folder, pending={"x": read_sql(text.encode(), str(path))}, known=known)
+    there = NamesThere()
+    there.begin_file()
+    for table in known.tables.values():
+        there.things["relation", table.name.schema, table.name.name] = Thing(what=table.kind)
+        there.columns[table.name.schema, table.name.name] = dict.fromkeys(table.columns, True)
+    return lint(folder, pending={"x": read_sql(text.encode(), str(path))}, known=known, there=there)
 
 
 def rules(findings: list[LintFinding], *levels: Level) -> list[str]:
@@ -263,6 +270,7 @@ def test_every_rule_has_a_case_or_a_folder():
         "unlisted-file",
         "changed-after-apply",
         "never-runs",
+        "unknown-name",  # with a database alone: tests/analysis/test_lint_names.py
     }
     assert told | of_folders | {"unused-allow", "allow-without-reason"} == set(RULES)
 

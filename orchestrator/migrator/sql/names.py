@@ -10,6 +10,7 @@ import difflib
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from orchestrator.migrator.sql import parser
+from orchestrator.migrator.sql.blocks import plpgsql_tree
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -148,15 +149,7 @@ def nearest(name: str, others: Iterable[str]) -> str | None:
 
 def inner_statements(do: _Fields) -> Iterator[tuple[str, _Fields]]:
     """The statements that are written in a DO block in PL/pgSQL, whether or not they run."""
-    written = [one["DefElem"]["arg"] for one in do.get("args", ()) if one["DefElem"]["defname"] == "as"]
-    body = written[0].get("String", {}).get("sval", "") if written else ""
-    if "$orchestrator$" in body:
-        return
-    try:
-        block = parser.plpgsql(f"DO $orchestrator${body}$orchestrator$".encode())
-    except parser.GrammarError:
-        return
-    for key, one in _walk(block):
+    for key, one in _walk(plpgsql_tree(do) or ()):
         if key == "PLpgSQL_stmt_execsql":
             with contextlib.suppress(parser.GrammarError):
                 yield from (

@@ -378,7 +378,7 @@ def _allows(raw: bytes, parsed: Sequence[Statement]) -> list[_Allow]:
 
 
 async def lint_with_ledger(
-    connection: Any, source: Source, folder: LintFolder, *, every: bool
+    connection: Any, source: Source, folder: LintFolder, *, every: bool, extensions: Sequence[str] = ()
 ) -> tuple[LintReport, str]:
     """What is found in the pending files (or in all), and in words what was looked at.
 
@@ -393,6 +393,7 @@ async def lint_with_ledger(
         pending = await asyncio.to_thread(_read_pending, one)
         files = [file for file in pending.values() if isinstance(file, SqlFile)]
         known, there = await known_for(connection, files, [one])
+        there.install(extensions)
         done = {name: unfinished.done for name, unfinished in one.unfinished.items()}
         report = await asyncio.to_thread(lint, folder, pending=pending, known=known, there=there, done=done)
         names = {str(file.path): file.name for file in folder.files}

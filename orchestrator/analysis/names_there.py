@@ -82,6 +82,13 @@ class NamesThere:
         self.path = list(self.role_path)
         self.things = {key: thing for key, thing in self.things.items() if key[1] != "pg_temp"}
 
+    def install(self, extensions: Iterable[str]) -> None:
+        """These are made before the first file: what they bring is not known."""
+        for name in extensions:
+            if ("extension", None, name) not in self.things and name in self.available:
+                self.things["extension", None, name] = Thing()
+                self._may_be_brought = True
+
     def lose_track(self) -> None:
         """Something ran that was not followed: nothing is certain from here on."""
         self._is_certain = False

@@ -45,8 +45,11 @@ async def preview(
     policy: Policy,
     ahead: Ahead,
     transaction: Literal["each", "all"] = "each",
+    extensions: Sequence[str] = (),
 ) -> dict[str, Any]:
     """What `migrate` would do now, JSON-ready. Call it in a transaction that only reads.
+
+    `extensions` are those that a run makes first.
 
     Raises:
         ReadDeniedError: the role may not read a ledger that is there, with the GRANTs that let it.
@@ -60,6 +63,7 @@ async def preview(
             for migration in one.plan.pending:
                 refuse_in_single_transaction(migration, files[one.source.label, migration.name].statements)
     known, there = await known_for(connection, files.values(), surveys)
+    there.install(extensions)
     refused = [f for s in surveys for f in s.plan.refusals]
     is_one = transaction == "all"
     told = [await asyncio.to_thread(_source, one, files, known, there, is_one=is_one) for one in surveys]

@@ -67,7 +67,7 @@ async def _with_ledger(
 
     sources = await asyncio.to_thread(read_sources, settings)
     async with reading(settings, life, given(settings.migration_database), "lint") as connection:
-        return await lint_with_ledger(connection, sources[-1], folder, every=every)
+        return await lint_with_ledger(connection, sources[-1], folder, every=every, extensions=settings.extensions)
 
 
 def _is_broken(folder: LintFolder) -> bool:

@@ -71,6 +71,7 @@ async def _gather(settings: Settings, life: Lifecycle, *, embedded: bool) -> dic
             policy=settings.migration_policy,
             ahead=settings.migration_ahead,
             transaction=settings.migration_transaction,
+            extensions=settings.extensions,
         )
         return {"version": __version__, "server": await server_status(connection, dsn), **found}
 

@@ -409,7 +409,11 @@ async def _planned(
     try:
         async with live.transaction(readonly=True, isolation="repeatable_read"):
             found = await preview(
-                live, [one.source for one in surveys], policy=how.options.policy, ahead=how.options.ahead
+                live,
+                [one.source for one in surveys],
+                policy=how.options.policy,
+                ahead=how.options.ahead,
+                extensions=how.extensions,
             )
     except SqlSyntaxError:
         return {}  # the run ends with the same error

@@ -54,6 +54,8 @@ PASSES = [
     "SELECT * FROM pg_class, information_schema.tables; SELECT now(), date('2020-01-01')",
     "DROP TYPE mood CASCADE; CREATE TYPE mood AS ENUM ('x'); ALTER TABLE orders ADD COLUMN feel mood",
     "CREATE FUNCTION f(a anyelement) RETURNS int LANGUAGE sql AS 'SELECT 1'; CREATE VIEW v AS SELECT f(id) FROM orders",
+    "CREATE TRIGGER t BEFORE INSERT ON orders FOR EACH ROW EXECUTE FUNCTION touch(); DROP TRIGGER t ON orders;"
+    "DROP POLICY IF EXISTS p ON orders; COMMENT ON COLUMN orders.id IS 'x'; ALTER TABLE orders ADD COLUMN n int",
     "CREATE AGGREGATE total(int) (sfunc = int4pl, stype = int4); SELECT total(id) FROM orders",
     "INSERT INTO orders VALUES (1) ON CONFLICT (id) DO UPDATE SET total = excluded.total WHERE orders.id = 1",
 ]
@@ -63,7 +65,7 @@ PASSES = [
 def told(database_url, admin, write, tmp_path):
     """`await told(files…)` → errors of lint, failures of plan, and the pending files of plan."""
 
-    async def run(*files: str, before: str = BEFORE, transaction: str = "each"):
+    async def run(*files: str, before: str = BEFORE, transaction: str = "each", extensions=()):
         if before:
             await admin.script(database_url, before)
         path = write(tmp_path / "m", *((f"{n:04}_m", text) for n, text in enumerate(files)))
@@ -72,8 +74,12 @@ def told(database_url, admin, write, tmp_path):
             own_session(parse(database_url), wait_timeout_s=5, connect_timeout_s=5, application_name="t") as connection,
             connection.transaction(readonly=True, isolation="repeatable_read"),
         ):
-            report, _ = await lint_with_ledger(connection, source, read_lint_folder(path), every=False)
-            planned = await preview(connection, [source], policy="drizzle", ahead="refuse", transaction=transaction)
+            report, _ = await lint_with_ledger(
+                connection, source, read_lint_folder(path), every=False, extensions=extensions
+            )
+            planned = await preview(
+                connection, [source], policy="drizzle", ahead="refuse", transaction=transaction, extensions=extensions
+            )
         pending = planned["sources"][0]["pending"]
         errors = [f for f in report.findings if f.level == "error"]
         return errors, [failure for one in pending for failure in one["failures"]], pending
@@ -136,6 +142,13 @@ async def test_a_schema_without_a_ledger_leads_to_a_baseline_and_orphan_rows_to_
     errors, _, pending = await told("CREATE TABLE orders (id int)", before="")
     assert "repair applied 0000_m" in errors[0].instead
     assert "repair applied 0000_m" in next(p["remedy"] for p in pending if "remedy" in p)
+
+
+async def test_what_an_extension_brings_that_a_run_makes_first_is_not_missing(told):
+    errors, failures, _ = await told("CREATE TABLE h (a hstore)", extensions=["hstore"])
+    assert (errors, failures) == ([], [])
+    errors, _, _ = await told("CREATE TABLE h (a hstore)", before="")
+    assert [f.rule for f in errors] == ["unknown-name"]
 
 
 async def test_one_transaction_for_all_uses_an_enum_value_before_it_is_committed(told):

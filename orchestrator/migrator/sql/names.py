@@ -286,7 +286,6 @@ def _dropped(fields: _Fields) -> list[Ref]:
         if kind_name in _OF_A_TABLE:
             of = (words[-3] if len(words) > 2 else None, words[-2]) if len(words) > 1 else None  # noqa: PLR2004
             found.append(Ref(kind, words[-1], of=of, is_optional=optional, what=what))
-            found += [Ref("relation", of[1], of[0], is_optional=optional)] if of else []
         else:
             schema = words[-2] if len(words) > 1 else None
             found.append(Ref(kind, words[-1], schema, is_optional=optional, what=what))
@@ -315,6 +314,12 @@ def _renamed(fields: _Fields) -> list[Ref]:
         return [Ref(kind, name, schema, what=what)]
     words = _item_words(fields["object"]) if "object" in fields else [fields.get("subname", "")]
     return [Ref(kind, words[-1], words[-2] if len(words) > 1 else None, what=what)] if words and words[-1] else []
+
+
+def _of_drop(fields: _Fields) -> list[Ref]:
+    """What a DROP or a COMMENT needs: what it names, and the relation that this is of."""
+    found = _dropped(fields)
+    return [*found, *(Ref("relation", r.of[1], r.of[0], is_optional=r.is_optional) for r in found if r.of)]
 
 
 def _moved(fields: _Fields) -> list[Ref]:
@@ -382,9 +387,9 @@ _OF_NODE: dict[str, Callable[[_Fields], list[Ref]]] = {
     "AlterSystemStmt": _of_setting,
     "AlterTableStmt": _of_commands,
     "AlterTypeStmt": lambda f: _qualified("type", f["typeName"]),
-    "CommentStmt": _dropped,
+    "CommentStmt": _of_drop,
     "CreateTrigStmt": lambda f: _qualified("function", f["funcname"]),
-    "DropStmt": _dropped,
+    "DropStmt": _of_drop,
     "IndexStmt": _of_index,
     "InsertStmt": _of_insert,
     "RenameStmt": _of_rename,

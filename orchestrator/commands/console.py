@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from orchestrator.errors import EXIT_CONFIG, OrchestratorError
 from orchestrator.printable import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from typing import TextIO
 
     from rich.console import Console
     from rich.table import Table
+
+    from orchestrator.migrator.status import FindingFacts
 
 # Off a terminal nobody sees a width: names stay on one line, for grep and for scripts.
 _WIDTH_OFF_A_TERMINAL = 200
@@ -25,9 +27,23 @@ class NotConfirmedError(OrchestratorError):
     exit_code = EXIT_CONFIG
 
 
+class ReaderGoneError(BaseException):
+    """Whoever read what is printed has ended, as `head` does: there is nothing to tell, and nobody to tell it to.
+
+    It is no fault that anything on the way could deal with: like SystemExit, it ends the command.
+    """
+
+
 def say(*words: object, end: str = "\n", file: TextIO | None = None, flush: bool = False) -> None:
-    """`print` for a person or a script: nothing in the words steers a terminal."""
-    print(*(printable(str(word)) for word in words), end=end, file=file, flush=flush)
+    """`print` for a person or a script: nothing in the words steers a terminal.
+
+    Raises:
+        ReaderGoneError: it is printed into a pipe that nobody reads any more.
+    """
+    try:
+        print(*(printable(str(word)) for word in words), end=end, file=file, flush=flush)
+    except BrokenPipeError as error:
+        raise ReaderGoneError from error
 
 
 def terminal(**options: Any) -> Console:
@@ -39,6 +55,9 @@ def terminal(**options: Any) -> Console:
         def render(self, *arguments: Any, **more: Any) -> Iterator[Segment]:
             for one in super().render(*arguments, **more):
                 yield one if one.control else Segment(printable(one.text), one.style)
+
+        def on_broken_pipe(self) -> NoReturn:
+            raise ReaderGoneError
 
     return Harmless(**options)
 
@@ -76,19 +95,19 @@ def size_words(size: int) -> str:
     return f"{value:.1f} TB"
 
 
-def print_findings(console: Any, source: dict[str, Any]) -> None:
+def print_findings(console: Any, findings: Sequence[FindingFacts], unlisted: Sequence[str]) -> None:
     """Print where the history of one source is not straight, and the files that no run will use."""
     from rich.markup import escape
 
-    for finding in source["findings"]:
-        kind = str(finding["kind"]).replace("_", " ")
-        mark = "[red]refused[/]" if finding["refused"] else "[yellow]warning[/]"
-        console.print(f"  {mark} {kind}: {escape(finding['name'])}: {escape(finding['decision'])}")
-        console.print(f"          → {escape(finding['remedy'])}")
-        if finding.get("diff"):
-            console.print(finding["diff"], markup=False, highlight=False)
-    if source["unlisted"]:
-        console.print(f"  [yellow]warning[/] not named by the journal: {escape(', '.join(source['unlisted']))}")
+    for finding in findings:
+        mark = "[red]refused[/]" if finding.refused else "[yellow]warning[/]"
+        kind = str(finding.kind).replace("_", " ")
+        console.print(f"  {mark} {kind}: {escape(finding.name)}: {escape(finding.decision)}")
+        console.print(f"          → {escape(finding.remedy)}")
+        if finding.diff:
+            console.print(finding.diff, markup=False, highlight=False)
+    if unlisted:
+        console.print(f"  [yellow]warning[/] not named by the journal: {escape(', '.join(unlisted))}")
 
 
 def can_ask() -> bool:

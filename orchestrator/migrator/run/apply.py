@@ -26,6 +26,7 @@ from orchestrator.migrator.run.errors import (
     refuse_in_single_transaction,
     refused_history,
     refuses_transaction,
+    statement_of,
 )
 from orchestrator.migrator.run.execution import Execution
 from orchestrator.migrator.run.losses import Losses, ended
@@ -109,6 +110,7 @@ async def migrate(
         except MigrationError as error:
             run.failed()
             error.facts.setdefault("applied_before", [m.name for m in run.applied])
+            await run.explain(error, surveys)
             await name_earlier_setting(error, [m for s in surveys for m in s.source.folder.migrations])
             raise
         finally:
@@ -328,13 +330,16 @@ class Run:
         began = self._begin(file.source, migration, parsed)
         interrupted = one.unfinished.get(migration.name)
         # What was begun in steps goes on in steps, also where the grammar sees no reason for them.
-        steps = not all(s.fits_a_transaction for s in parsed) or (interrupted is not None and interrupted.is_begun)
+        steps = (interrupted is not None and interrupted.is_begun) or any(
+            not s.fits_a_transaction or s.ends_transactions != "no" for s in parsed
+        )
         if not steps:
             resumed = interrupted is not None or migration in one.plan.resumable
             try:
                 await file.in_transaction(migration, raw, parsed, began, is_last=is_last, resumed=resumed)
             except MigrationError as error:
-                if not refuses_transaction(error):
+                statement = statement_of(error, parsed)
+                if statement is None or not refuses_transaction(error, statement):
                     raise
                 steps = True
         if steps:
@@ -407,6 +412,13 @@ class Run:
         for item in self._items.values():
             if item.state == "running":
                 item.state = "failed"
+
+    async def explain(self, error: MigrationError, surveys: Sequence[Survey]) -> None:
+        """Give a refused statement the advice that fits its cause."""
+        from orchestrator.migrator.run.causes import explain  # the grammar, once something has failed
+
+        elapsed_s = self._at_work.lost[1] if self._at_work.lost else 0.0
+        await explain(error, self._session, self._options, surveys, elapsed_s=elapsed_s)
 
     async def leave(self) -> None:
         """Take the session back from the files, for what is said of the run at its end; and say that it has ended."""

@@ -53,6 +53,12 @@ _EXISTS = {
 }
 
 
+_ENDING_PROCEDURE = (
+    "SELECT 1 FROM pg_catalog.pg_proc p WHERE p.prokind = 'p' AND p.proname = $1"
+    " AND pg_catalog.lower(p.prosrc) ~ '\\m(commit|rollback|call)\\M' LIMIT 1"
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Look:
     """What the catalogue says before a statement is run.
@@ -99,6 +105,20 @@ async def _create(connection: Any, index: ConcurrentIndex, before: frozenset[int
     made = [found for found in indexes if found["oid"] not in before]
     invalid = [found for found in made if not found["valid"]]
     return Look(is_done=len(made) > len(invalid), leftovers=_drops(invalid), known=before)
+
+
+async def calls_an_end(connection: Any, statement: Statement) -> bool:
+    """Whether a CALL may run COMMIT or ROLLBACK: a procedure of that name says so, or calls others, which may.
+
+    False for what is no CALL, and for languages whose text does not tell: then the server refuses it in a transaction.
+    """
+    from orchestrator.migrator.sql import parser
+
+    (parsed,) = parser.parse(statement.text.encode())
+    if parsed.node != "CallStmt":
+        return False
+    name = parsed.fields()["funccall"]["funcname"][-1]["String"]["sval"]
+    return bool(await _fetch(connection, _ENDING_PROCEDURE, name))
 
 
 def stops_others(statement: Statement) -> bool:

@@ -3,6 +3,11 @@
 The library is loaded by ctypes, without importing `postgast`: its Python layer builds protobuf descriptors for 700 node
 types (tens of ms at start), and all that is needed here is JSON, which libpg_query writes itself. ctypes lets go of the
 GIL during a call, and libpg_query keeps its state per thread, so parsing may run in any thread.
+
+Nothing that a file says may end the process. libpg_query writes a tree by recursion and never checks the stack: a sum
+of 70,000 terms ended the process with a segmentation fault. So a large text is parsed on a stack that is large enough
+for any tree that a text of its length can have, and a deep tree is cut off at a depth that no caller looks below,
+before it becomes Python objects.
 """
 
 from __future__ import annotations
@@ -10,18 +15,23 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.util
+import itertools
+import re
 import struct
 import sys
+import threading
 from ctypes import POINTER, Structure, c_char_p, c_int, c_size_t, c_void_p
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import msgspec
 
 from orchestrator.errors import OrchestratorError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+_Result = TypeVar("_Result")
 
 # The names that postgast/native.py looks for.
 _LIBRARY_NAMES = {"darwin": "libpg_query.dylib", "win32": "pg_query.dll"}
@@ -60,8 +70,8 @@ class Parsed(NamedTuple):
     body: msgspec.Raw
 
     def fields(self) -> dict[str, Any]:
-        """The node's fields; those with a zero value are absent."""
-        fields: dict[str, Any] = msgspec.json.decode(self.body)
+        """The node's fields; those with a zero value are absent, and what is nested too deep is empty."""
+        fields: dict[str, Any] = msgspec.json.decode(_shallow(bytes(self.body)))
         return fields
 
 
@@ -73,11 +83,18 @@ def parse(sql: bytes) -> list[Parsed]:
     Raises:
         GrammarError: for the first error in it.
     """
+    return _on_a_large_stack(_parse, sql)
+
+
+def _parse(sql: bytes) -> list[Parsed]:
     library = _library()
     result = library.pg_query_parse(sql)
     try:
         _raise_error(result.error)
-        tree = _tree_decoder().decode(result.tree)
+        try:
+            tree = _tree_decoder().decode(result.tree)
+        except RecursionError:
+            tree = _tree_decoder().decode(_shallow(result.tree))
     finally:
         library.pg_query_free_parse_result(result)
     return [
@@ -127,11 +144,15 @@ def plpgsql(function: bytes) -> Any:
     Raises:
         GrammarError: it is no PL/pgSQL that can be read without a catalogue.
     """
+    return _on_a_large_stack(_plpgsql, function)
+
+
+def _plpgsql(function: bytes) -> Any:
     library = _library()
     result = library.pg_query_parse_plpgsql(function)
     try:
         _raise_error(result.error)
-        return msgspec.json.decode(result.functions)
+        return msgspec.json.decode(_shallow(result.functions))
     finally:
         library.pg_query_free_plpgsql_parse_result(result)
 
@@ -174,6 +195,92 @@ def _varint(packed: bytes, position: int) -> tuple[int, int]:
         if byte < 0x80:  # noqa: PLR2004 (the top bit says that more follow)
             return value, position
         shift += 7
+
+
+# Measured: a term of a sum takes 120 bytes of stack and two bytes of text, and no other tree takes more.
+_STACK_BYTES_A_BYTE = 256
+_STACK_BYTES = 16 << 20
+# The stack of any thread holds the tree of such a text: the smallest stacks (musl, some limits) are 1 MiB.
+_PLAIN_BYTES = 8 * 1024
+_stack_size = threading.Lock()
+
+
+def _on_a_large_stack(work: Callable[[bytes], _Result], sql: bytes) -> _Result:
+    """Return `work(sql)`; a large text is worked on in a thread whose stack no tree of it can overflow.
+
+    Raises what `work` raises, and GrammarError where the system grants no such stack.
+    """
+    if len(sql) <= _PLAIN_BYTES:
+        return work(sql)
+    results: list[_Result] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(work(sql))
+        except BaseException as error:  # noqa: BLE001 it is raised where it is waited for
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="parser", daemon=True)
+    with _stack_size:  # one setting for the process
+        before = threading.stack_size(_STACK_BYTES + _STACK_BYTES_A_BYTE * len(sql))
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise GrammarError("the statement is too large to be parsed here", 0) from error
+        finally:
+            threading.stack_size(before)
+    thread.join()
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+_DEPTH_LIMIT = 120
+_SMALL_TREE_BYTES = 4096  # decoder and walkers can follow any tree of this size to its end
+_BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]')
+_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_STEP = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
+# The nodes that can stand in one another without end, in a place where any other node can stand as well.
+_NESTING = re.compile(
+    rb'\{"(?:A_ArrayExpr|A_Expr|A_Indirection|BoolExpr|BooleanTest|CaseExpr|CoalesceExpr|CollateClause|FuncCall'
+    rb"|GroupingFunc|JoinExpr|Json\w+|MinMaxExpr|NamedArgExpr|NullTest|PLpgSQL_stmt_\w+|RangeSubselect|RowExpr|SelectStmt"
+    rb'|SubLink|TypeCast|XmlExpr|XmlSerialize)":'
+)
+_ARM = re.compile(rb'"[lr]arg":\{"[a-z]')
+_UNKNOWN_NODE = b'{"Unknown":{}'
+
+
+def _shallow(tree: bytes) -> bytes:
+    """The JSON with a node `Unknown` in the place of each expression that is nested deeper than the limit."""
+    if len(tree) < _SMALL_TREE_BYTES:
+        return tree
+    # Brackets in strings are counted as well; at worst, a tree that is not deep takes the slower way.
+    brackets = tree.translate(None, _NOT_BRACKETS)
+    if max(itertools.accumulate(map(_STEP.__getitem__, brackets)), default=0) <= _DEPTH_LIMIT:
+        return tree
+    kept: list[bytes] = []
+    depth = start = cut_at = 0
+    for found in _BRACKET.finditer(tree):
+        what, position = found[0], found.start()
+        if what in (b"{", b"["):
+            depth += 1
+            if cut_at or depth <= _DEPTH_LIMIT:
+                continue
+            if _NESTING.match(tree, position):
+                kept += [tree[start:position], _UNKNOWN_NODE]
+            # The arms of a UNION are bare; whatever else is nested so deep has no name here.
+            elif _ARM.match(tree, position - 7) or depth > 2 * _DEPTH_LIMIT:
+                kept.append(tree[start : position + 1])
+            else:
+                continue
+            cut_at = depth
+        elif what in (b"}", b"]"):
+            if depth == cut_at:
+                start, cut_at = position, 0
+            depth -= 1
+    kept.append(tree[start:])
+    return b"".join(kept)
 
 
 def _raise_error(error: Any) -> None:

@@ -1,6 +1,6 @@
 """A migration file as statements: where each starts, what it is, and whether a transaction can hold it. Pure: no I/O.
 
-Everything is decided by Postgres's own grammar (`grammar.py`), never by a pattern over the text.
+Everything is decided by Postgres's own grammar (`parser.py`), never by a pattern over the text.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import msgspec
 
 from orchestrator.errors import MigrationError
 from orchestrator.migrator.sql import parser
+from orchestrator.migrator.sql.blocks import EndsTransactions, ends_transactions
 from orchestrator.migrator.sql.effects import leaves_nothing
 from orchestrator.migrator.sql.options import has_option, is_on
 from orchestrator.redaction import HIDDEN, MASK, masked
@@ -59,6 +60,7 @@ class Statement(msgspec.Struct, frozen=True, gc=False):
     `transaction_control` says what it does to the transaction around it; PREPARE TRANSACTION ends it like a commit.
     `changes_session` is True for what outlives the transaction in the session's settings; into a DO block nobody sees.
     `leaves_nothing` is True for what a roll back undoes to the last (`effects`).
+    `ends_transactions` says whether a CALL or DO commits or rolls back inside, which the server refuses in a block.
     `parsed` is its tree, where `statements` was asked to keep the trees.
     """
 
@@ -74,6 +76,7 @@ class Statement(msgspec.Struct, frozen=True, gc=False):
     changes_session: bool
     concurrent_index: ConcurrentIndex | None
     leaves_nothing: bool
+    ends_transactions: EndsTransactions = "no"
     parsed: parser.Parsed | None = None
 
     def __repr__(self) -> str:
@@ -155,6 +158,7 @@ def statements(raw: bytes, *, path: str, keep_trees: bool = False) -> tuple[Stat
                     changes_session=kind.changes_session,
                     concurrent_index=kind.concurrent_index,
                     leaves_nothing=kind.leaves_nothing,
+                    ends_transactions=kind.ends_transactions,
                     parsed=parsed if keep_trees else None,
                 )
             )
@@ -284,6 +288,7 @@ class _Kind(msgspec.Struct, frozen=True):
     concurrent_index: ConcurrentIndex | None = None
     copies_from_client: bool = False
     leaves_nothing: bool = False
+    ends_transactions: EndsTransactions = "no"
 
 
 # In what the grammar has accepted, nothing else starts with these six letters, and they start nothing else.
@@ -538,6 +543,7 @@ _BY_NODE: dict[str, Callable[[dict[str, Any]], _Kind]] = {
     "AlterSubscriptionStmt": _alter_subscription,
     "AlterSystemStmt": lambda _: _Kind("ALTER SYSTEM", transactional=False),
     "AlterTableStmt": _alter_table,
+    "CallStmt": lambda _: _Kind("CALL", ends_transactions="maybe"),
     # Without a table it commits after each one; of a partitioned table only the catalogue knows.
     "ClusterStmt": lambda f: _Kind("CLUSTER", transactional="relation" in f),
     "CopyStmt": _copy,
@@ -553,6 +559,7 @@ _BY_NODE: dict[str, Callable[[dict[str, Any]], _Kind]] = {
     "DiscardStmt": lambda f: _Kind(
         f["target"].replace("_", " "), transactional=f["target"] != "DISCARD_ALL", changes_session=True
     ),
+    "DoStmt": lambda f: _Kind("DO", ends_transactions=ends_transactions(f)),
     "DropStmt": _drop,
     # With a slot, which only the catalogue knows, it cannot; outside a transaction it always can.
     "DropSubscriptionStmt": lambda _: _Kind("DROP SUBSCRIPTION", transactional=False),

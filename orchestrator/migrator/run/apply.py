@@ -110,6 +110,7 @@ async def migrate(
         except MigrationError as error:
             run.failed()
             error.facts.setdefault("applied_before", [m.name for m in run.applied])
+            await run.explain(error, surveys)
             await name_earlier_setting(error, [m for s in surveys for m in s.source.folder.migrations])
             raise
         finally:
@@ -428,6 +429,13 @@ class Run:
         for item in self._items.values():
             if item.state == "running":
                 item.state = "failed"
+
+    async def explain(self, error: MigrationError, surveys: Sequence[Survey]) -> None:
+        """Give a refused statement the advice that fits its cause."""
+        from orchestrator.migrator.run.causes import explain  # the grammar, once something has failed
+
+        elapsed_s = self._at_work.lost[1] if self._at_work.lost else 0.0
+        await explain(error, self._session, self._options, surveys, elapsed_s=elapsed_s)
 
     async def leave(self) -> None:
         """Take the session back from the files, for what is said of the run at its end; and say that it has ended."""

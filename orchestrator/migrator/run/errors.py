@@ -21,22 +21,14 @@ LOCK_ERRORS = frozenset({"55P03", "40P01"})
 _NEXT_STEP = "Fix what it names: the file, the data or the server"
 
 _AGAIN = "; then start again"
-_EXISTS = "The schema has this already and the ledger does not: another tool made it. Bring the two together"
-_EXTENSION = "if an extension brings it, name that in EXTENSIONS (e.g. EXTENSIONS=vector,uuid-ossp)"
 
 _NOT_SINGLE = "Set MIGRATION_TRANSACTION=each (the default), or take the statement out"
 
-# What to do next, by SQLSTATE (PostgreSQL manual, appendix A).
+# What to do next, by SQLSTATE (PostgreSQL manual, appendix A), where that has one cause; `causes` tells the others.
 _REMEDIES: dict[str, str] = {
     "42501": "Grant the user of DATABASE_URL what it lacks, or give MIGRATION_DATABASE_URL a user that has it",
-    "42P07": _EXISTS,
-    "42701": _EXISTS,
-    "42710": _EXISTS,
-    "42704": f"A type or object is missing; {_EXTENSION}",
-    "42883": f"A function is missing; {_EXTENSION}",
     "53100": "The server's disk is full: free some space or enlarge the volume",
     "53200": "The server ran out of memory: give it more",
-    "57014": "The statement was cancelled or timed out: raise MIGRATION_STATEMENT_TIMEOUT (0 = none)",
     "55P03": "A lock was not to be had: stop what holds the table",
     "40P01": "Another session and the migration waited for each other: stop that session",
     "25006": "The session is read-only: check default_transaction_read_only of the role and of the database",
@@ -117,6 +109,12 @@ def failed_statement(
     parts = [f"{where}: {message} (SQLSTATE {error.sqlstate})"]
     parts += [f"{name}: {value}" for name, value in (("detail", error.detail), ("hint", error.hint)) if value]
     return MigrationError("; ".join(parts), remedy=f"{remedy}{_AGAIN}; {state}.", facts=facts)
+
+
+def with_advice(error: MigrationError, advice: str) -> None:
+    """Put `advice` in the place of what the error's remedy says about its cause; what it says of the state stays."""
+    _, again, state = error.remedy.partition(_AGAIN)
+    error.remedy = f"{advice}{again}{state}"
 
 
 def statement_of(error: MigrationError, parsed: Sequence[Statement]) -> Statement | None:

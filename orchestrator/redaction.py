@@ -1,4 +1,4 @@
-"""Take secrets out of texts: those that are known, and what looks like one. Pure: no I/O.
+"""Take secrets out of text: the known ones, and whatever looks like one. Pure: no I/O.
 
 The texts come from outside (a server's messages, a handler's errors, the files of users), so nothing here costs more
 than time in proportion to their length: each pattern has one way to match, or is tried once for each place. SQL is read

@@ -111,10 +111,21 @@ def flush(limit_s: float | None) -> None:
     # In a thread: what is stuck in a write to it, a handler's print for one, holds the stream's lock.
     _thread.start_new_thread(write_out, ())
     done.acquire(timeout=-1 if limit_s is None else limit_s)
-    raw = getattr(sys.stdout, "buffer", None)
-    failed = getattr(getattr(raw, "raw", raw), "failed", None)
+    failed = _failure_of_output()
     if failed is not None and failed.errno not in {errno.EPIPE, errno.EBADF}:
         say(f"orchestrator: what was written to standard output is lost: {failed.strerror}\n".encode())
+
+
+def has_reader() -> bool:
+    """Whether anybody reads what goes to standard output, as far as the last write has shown: what goes on asks this."""
+    failed = _failure_of_output()
+    return failed is None or failed.errno != errno.EPIPE
+
+
+def _failure_of_output() -> OSError | None:
+    raw = getattr(sys.stdout, "buffer", None)
+    failed: OSError | None = getattr(getattr(raw, "raw", raw), "failed", None)
+    return failed
 
 
 def say(line: bytes) -> None:

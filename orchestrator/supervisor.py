@@ -1,4 +1,4 @@
-"""The order of a start, and of its end: the only file that knows it.
+"""The order of a start and of its end; no other file knows it.
 
 bind HTTP → read folders → connect → lock → extensions → migrations → launch (job server) → READY → watch
 """
@@ -57,7 +57,7 @@ async def serve(settings: Settings, life: Lifecycle, *, embedded: bool = False) 
     from orchestrator.api.server import listening
     from orchestrator.notifications import notifying
 
-    backend = Backend(Safety.of(settings))
+    backend, life.instance = Backend(Safety.of(settings)), settings.instance_name
     app, last_s = build_app(life, backend), settings.shutdown_timeout_s * _LAST_ANSWERS_SHARE
     async with (
         listening(

@@ -39,7 +39,7 @@ _TOKENS_LIMIT_BYTES = 1 << 20
 _NAME_LIMIT_BYTES = 63
 # dbmate; goose and sql-migrate; node-pg-migrate and the like.
 _DOWN = re.compile(
-    rb"--+\s*(?:migrate:down|\+(?:goose|migrate)\s+down|down(?:\s+migration)?\s*:?\s*-*$)", re.IGNORECASE
+    rb"--+\s*(?:migrate:down|\+(?:goose|migrate)\s+down|down(?:\s+migration)?(?:\s*+:)?\s*+-*+$)", re.IGNORECASE
 )
 # What a comment says, not SQL.
 _ALLOW = re.compile(r"lint:\s*allow\b[ \t]*([\w-]*)[ \t,:]*(.*)", re.IGNORECASE)

@@ -56,6 +56,7 @@ _PORT_ATTEMPTS = 3
 # Time for the processes of a killed predecessor to go.
 _PREDECESSOR_TIMEOUT_S = 10.0
 _SOCKET_PREFIX = "orchestrator-pg-"
+_SOCKETS = Path("/tmp")  # noqa: S108  # mkdtemp makes the directory; TMPDIR may be too long for a socket's path
 # Where root's copy of the binaries goes when the data directory is out of the server's reach, too.
 _SYSTEM_STATE = Path("/var/lib/orchestrator")
 # Nothing is inherited: PG*, LD_*, LC_*, PYTHON* of ours would change what the server does.
@@ -253,7 +254,7 @@ def _cannot_run(source: Path) -> ConfigurationError:
 async def _version(bin_dir: Path, account: _Account) -> str | None:
     """What `postgres --version` says, or None where `account` cannot run it."""
     code, output = await _output([str(bin_dir / "postgres"), "--version"], account)
-    found = re.search(r"(\d+\.\d+|\d+(?:beta|rc)\d+)", output)
+    found = re.search(r"(?<!\d)(\d++\.\d+|\d++(?:beta|rc)\d+)", output)
     return found.group() if code == 0 and found else None
 
 
@@ -348,7 +349,35 @@ def _open_own(path: Path, flags: int) -> int:
     raise _not_ours(path)
 
 
+def _write_own(path: Path, text: str, how: int = os.O_CREAT) -> None:
+    """Write `text` into a file of ours in place of what it holds, with `O_APPEND` after it; raises as `_open_own`."""
+    with open(_open_own(path, os.O_WRONLY | how), "w", encoding="utf-8") as file:
+        if not how & os.O_APPEND:
+            file.truncate()
+        file.write(text)
+
+
+@contextlib.contextmanager
+def _held(directory: Path) -> Iterator[Path]:
+    """A name for `directory` that stays with it: whoever owns its parent can put another one, or a link, in its place.
+
+    Raises:
+        EmbeddedServerError: a link or something else stands there.
+    """
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno not in {errno.ELOOP, errno.ENOTDIR}:
+            raise
+        raise _not_ours(directory) from error
+    try:
+        yield Path(f"/proc/self/fd/{fd}")
+    finally:
+        os.close(fd)
+
+
 def _not_ours(path: Path) -> EmbeddedServerError:
+    path = path.parent.resolve() / path.name  # a held directory by the name that people know
     return EmbeddedServerError(
         f"{path} is a link, no plain file, or belongs to another user: nothing was written to it",
         remedy="Look at who can write to that directory; then remove the file, or use another --data-dir.",
@@ -408,7 +437,7 @@ def _remove_leftovers(data_dir: Path) -> None:
 def _remove_socket_dir(link: Path) -> None:
     target = link.readlink()
     link.unlink()
-    if target.name.startswith(_SOCKET_PREFIX) and not target.is_symlink():
+    if target.name.startswith(_SOCKET_PREFIX) and target.parent == _SOCKETS and not target.is_symlink():
         shutil.rmtree(target, ignore_errors=True)
 
 
@@ -445,7 +474,8 @@ async def _initialize(cluster: Path, binaries: _Binaries, account: _Account, loc
     try:
         password = secrets.token_urlsafe(24)
         data = unfinished / "data"
-        _prepare(unfinished, data, account, password)
+        with _held(unfinished) as held:
+            _prepare(held, account, password)
         reachable = await _is_reachable(data, account)
         failure = ""
         for locale in _locales(binaries.major):
@@ -478,22 +508,16 @@ def _locales(major: int) -> list[list[str]]:
     return [["--locale=C.UTF-8"], ["--locale=C"]]
 
 
-def _prepare(unfinished: Path, data: Path, account: _Account, password: str) -> None:
-    unfinished.chmod(0o711 if account.uid >= 0 else 0o700)
-    data.mkdir(mode=0o700)
-    account.own(data)
-    pgpass = unfinished / "pgpass"
-    pgpass.touch(mode=0o600)
-    pgpass.write_text(f"*:*:*:{_USER}:{password}\n", encoding="ascii")
+def _prepare(held: Path, account: _Account, password: str) -> None:
+    held.chmod(0o711 if account.uid >= 0 else 0o700)
+    _write_own(held / "pgpass", f"*:*:*:{_USER}:{password}\n")
+    (held / "data").mkdir(mode=0o700)
+    account.own(held / "data")
 
 
 def _finish(unfinished: Path, cluster: Path) -> None:
-    # initdb's user owns the file by now, and could put a link there: that is not followed.
-    fd = os.open(unfinished / "data" / "postgresql.conf", os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
-    with os.fdopen(fd, "w", encoding="utf-8") as configuration:
-        if os.fstat(fd).st_nlink != 1:
-            raise _not_ours(unfinished / "data" / "postgresql.conf")
-        configuration.write(_FIRST_RUN_SETTINGS)
+    with _held(unfinished) as held:
+        _write_own(held / "data" / "postgresql.conf", _FIRST_RUN_SETTINGS, os.O_APPEND)
     unfinished.rename(cluster)
     parent = os.open(cluster.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -561,8 +585,9 @@ async def _running(
     emit: Callable[..., None],
 ) -> AsyncIterator[EmbeddedServer]:
     log_file = cluster.with_suffix(".log")
-    password = _read_password(cluster / "pgpass")
-    socket_dir = _make_socket_dir(cluster, account)
+    with _held(cluster) as held:
+        password = _read_password(held / "pgpass", cluster / "pgpass")
+        socket_dir = _make_socket_dir(held, account)
     started = False
     try:
         for attempt in range(1, _PORT_ATTEMPTS + 1):
@@ -579,7 +604,8 @@ async def _running(
                     if process.returncode is None or _is_free(port) or attempt == _PORT_ATTEMPTS:
                         raise
                     continue
-                (cluster / "port").write_text(f"{port}\n", encoding="ascii")
+                with _held(cluster) as held:
+                    _write_own(held / "port", f"{port}\n")
                 server = EmbeddedServer(
                     dsn=dsn,
                     host=_HOST,
@@ -614,19 +640,20 @@ async def _running(
             emit("embedded.stopped", data_dir=str(cluster))
 
 
-def _read_password(pgpass: Path) -> str:
+def _read_password(pgpass: Path, shown: Path) -> str:
     try:
-        return pgpass.read_text(encoding="ascii").strip().rpartition(":")[2]
+        with open(_open_own(pgpass, os.O_RDONLY), encoding="ascii") as file:
+            return file.read().strip().rpartition(":")[2]
     except OSError as error:
         raise EmbeddedServerError(
-            f"the password of the embedded Postgres cannot be read from {pgpass} ({error.strerror})",
+            f"the password of the embedded Postgres cannot be read from {shown} ({error.strerror})",
             remedy="Start as the user that started it first, or use another --data-dir.",
         ) from error
 
 
 def _make_socket_dir(cluster: Path, account: _Account) -> Path:
     """A short 0700 directory for the socket, since sun_path holds 107 bytes; a link beside the data leads to it."""
-    directory = Path(tempfile.mkdtemp(prefix=_SOCKET_PREFIX, dir="/tmp"))  # not TMPDIR, which may be long
+    directory = Path(tempfile.mkdtemp(prefix=_SOCKET_PREFIX, dir=_SOCKETS))
     account.own(directory)
     link = cluster / "socket"
     link.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
 """What to run, what is applied, and where history is not straight: a function of files and ledger rows. Pure: no I/O.
 
 The rules are Drizzle's, of the folder's generation (v0: `drizzle-orm` 0.45 `pg-core/dialect.js`; v1: `drizzle-orm` 1.0
-`migrator.utils.js`, `up-migrations/pg.js`). Where Drizzle decides in silence, a `Finding` says what was decided.
+`migrator.utils.js`, `up-migrations/pg.js`). Where Drizzle decides in silence, a `HistoryFinding` says what was decided.
 """
 
 from __future__ import annotations

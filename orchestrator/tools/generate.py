@@ -20,8 +20,10 @@ from orchestrator.database.quoting import identifier, literal
 from orchestrator.database.scratch import scratch_database, server_errors_explained
 from orchestrator.errors import MigrationError
 from orchestrator.migrator.sql.statements import BREAKPOINT
-from orchestrator.schema.table_sql import Rename, Step, Target, moved_enums, named, steps, suspected_renames
-from orchestrator.schema.tables import Catalogue, read_catalogue, schemas_with_types
+from orchestrator.schema.renames import Rename, moved_enums, suspected_renames
+from orchestrator.schema.steps import Rank, Step
+from orchestrator.schema.table_sql import steps
+from orchestrator.schema.tables import Catalogue, named, read_catalogue
 from orchestrator.tools.replay import LEFT_OUT, replay
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
     from orchestrator.dsn import Dsn
     from orchestrator.migrator.sources import Source
+    from orchestrator.schema.steps import Target
     from orchestrator.schema.tables import ObjectName
 
     # The candidates for one new table or column → the one it was, or None: it is new.
@@ -80,6 +83,7 @@ async def generate(
     *,
     ask: Ask | None,
     renames: Collection[str] = (),
+    excluded: Collection[ObjectName] = (),
     allow_drops: bool = False,
     extensions: Sequence[str] = (),
     connect_timeout_s: float = 5.0,
@@ -92,6 +96,7 @@ async def generate(
         metadata: the code's tables.
         ask: asks a person which of the old names a new one was; without it what may be a rename is commented out.
         renames: answers given beforehand, `old=new` as `Rename.spelled`; `*` says that all else is none.
+        excluded: tables that `metadata` lacks and that are to be left alone, with the foreign keys to them.
         allow_drops: what takes something away for good is not commented out.
         extensions: extensions to make before the replay.
         connect_timeout_s: for one attempt to connect.
@@ -113,7 +118,7 @@ async def generate(
             on_event=lambda event: left_out.append(str(event.facts["text"])) if event.name == LEFT_OUT else None,
         )
         with server_errors_explained(server, doing="comparing code and migrations"):
-            both = await enter(_connected(server, ours, theirs, metadata, ledgers(sources)))
+            both = await enter(_connected(server, ours, theirs, metadata, ledgers(sources), frozenset(excluded)))
             found = await both.generate(ask, set(renames), allow_drops=allow_drops, said=await _commented(sources))
             return replace(found, left_out=tuple(left_out))
 
@@ -133,7 +138,12 @@ async def _commented(sources: Sequence[Source]) -> frozenset[str]:
 
 @asynccontextmanager
 async def _connected(
-    live: Dsn, ours: Dsn, theirs: Dsn, metadata: MetaData, without: frozenset[ObjectName]
+    live: Dsn,
+    ours: Dsn,
+    theirs: Dsn,
+    metadata: MetaData,
+    without: frozenset[ObjectName],
+    excluded: frozenset[ObjectName],
 ) -> AsyncIterator[_Both]:
     """Make the metadata real in `theirs`, and be connected to both."""
     from orchestrator.schema.models import create_all, schemas_of, tables_of
@@ -145,14 +155,16 @@ async def _connected(
             stack.push_async_callback(close, one)
             connections.append(one)
         path = await _copy_extensions(*connections)
+        for one in connections:
+            await one.execute("SELECT pg_catalog.set_config('search_path', $1, false)", path)
         await create_all(theirs, metadata, path=path)
         schemas, tables = schemas_of(metadata), tables_of(metadata)
-        # A type may be where no table is: there it alone is compared, and nothing beside it.
-        places = schemas | await schemas_with_types(connections[1])
-        wanted = await read_catalogue(connections[1], places, path=path)
+        wanted = await read_catalogue(connections[1], schemas, path=path)
         # What listeners of the metadata make beside its tables is not its own.
         wanted = replace(wanted, tables={name: table for name, table in wanted.tables.items() if name in tables})
-        yield _Both(live, ours, connections[0], connections[1], metadata, schemas, path, without - tables, wanted)
+        yield _Both(
+            live, ours, connections[0], connections[1], metadata, schemas, path, (without - tables) | excluded, wanted
+        )
 
 
 @dataclass(slots=True)
@@ -177,8 +189,9 @@ class _Both:
 
     async def _read(self) -> Catalogue:
         wanted = self.wanted
-        found = await read_catalogue(self.connection, wanted.schemas, path=self.path, without=self.without)
+        found = await read_catalogue(self.connection, self.schemas, path=self.path, without=self.without)
 
+        # A type may be where no table is: there it alone is compared, and nothing beside it.
         def is_compared(name: ObjectName, same: Collection[ObjectName]) -> bool:
             return name[0] in self.schemas or name in same
 
@@ -187,7 +200,6 @@ class _Both:
             enums={name: one for name, one in found.enums.items() if is_compared(name, wanted.enums)},
             domains={name: one for name, one in found.domains.items() if is_compared(name, wanted.domains)},
             sequences={name: one for name, one in found.sequences.items() if is_compared(name, wanted.sequences)},
-            tables={name: one for name, one in found.tables.items() if name[0] in self.schemas},
         )
 
     async def generate(
@@ -271,9 +283,9 @@ class _Both:
         if schema is not None and schema not in before.schemas:
             sql_before = f"CREATE SCHEMA IF NOT EXISTS {identifier(schema)}"
             await self._run(sql_before)
-            self.answered.append(Step(-1, sql_before))
+            self.answered.append(Step(Rank.ANSWER, sql_before))
         await self._run(sql)
-        self.answered.append(Step(-1, sql))
+        self.answered.append(Step(Rank.ANSWER, sql))
 
     async def _run(self, sql: str) -> None:
         await self.connection.execute(sql)
@@ -471,7 +483,7 @@ def _files(
         return (("", _text(active, withheld, unasked)),)
     values = [step for step in active if step.adds_enum_value]
     # Renames run before all else, or the second file's statements would find other names.
-    first = [step for step in active if step.rank < 0]
+    first = [step for step in active if step.rank is Rank.ANSWER]
     rest = [step for step in active if step not in values and step not in first]
     return (
         ("_values", _text([*first, *values], (), ())),

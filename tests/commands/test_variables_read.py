@@ -46,11 +46,6 @@ SOMETIMES = {
     "plan": "DATA_DIR",
     "generate": "DATA_DIR",
 }
-MODELS = """
-import sqlalchemy as s
-metadata = s.MetaData()
-s.Table("a", metadata, s.Column("id", s.Integer, primary_key=True))
-"""
 FILES = (("0000_a", "CREATE TABLE public.a (id int PRIMARY KEY)"),)
 MODELS = """
 import sqlalchemy

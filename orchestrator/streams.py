@@ -117,7 +117,7 @@ def flush(limit_s: float | None) -> None:
 
 
 def has_reader() -> bool:
-    """Whether anybody reads what goes to standard output, as far as the last write has shown: what goes on asks this."""
+    """Whether anybody reads what goes to standard output, as far as the last write has shown."""
     failed = _failure_of_output()
     return failed is None or failed.errno != errno.EPIPE
 

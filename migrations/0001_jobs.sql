@@ -63,6 +63,9 @@ CREATE INDEX "jobs_finished_queue_index" ON "orchestrator"."jobs" ("queue", "id"
 --> statement-breakpoint
 CREATE INDEX "jobs_failed_index" ON "orchestrator"."jobs" ("id") WHERE "state" IN ('failed', 'cancelled');
 --> statement-breakpoint
+-- What failed and waits to be tried again.
+CREATE INDEX "jobs_retrying_index" ON "orchestrator"."jobs" ("id") WHERE "attempt" > 0 AND "state" IN ('scheduled', 'queued');
+--> statement-breakpoint
 CREATE UNIQUE INDEX "jobs_dedupe_index" ON "orchestrator"."jobs" ("name", "dedupe_key") WHERE "dedupe_key" IS NOT NULL AND "state" IN ('scheduled', 'queued', 'running');
 --> statement-breakpoint
 CREATE UNIQUE INDEX "jobs_idempotency_index" ON "orchestrator"."jobs" ("idempotency_key") WHERE "idempotency_key" IS NOT NULL;
@@ -176,6 +179,12 @@ CREATE TABLE "orchestrator"."job_limits" (
 	"name" text PRIMARY KEY
 );
 --> statement-breakpoint
+-- Queues whose jobs nobody claims for now. What runs goes on; what is added waits.
+CREATE TABLE "orchestrator"."paused_queues" (
+	"queue" text PRIMARY KEY,
+	"paused_at" timestamp with time zone DEFAULT now() NOT NULL
+);
+--> statement-breakpoint
 CREATE FUNCTION "orchestrator"."forget_deleted_jobs"() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
 	DELETE FROM "orchestrator"."job_attempts" a USING gone g WHERE a."job_id" = g."id";
@@ -211,6 +220,7 @@ DECLARE
 	v_since timestamp with time zone;
 	v_limited text[];
 	v_rooms integer[];
+	v_paused text[];
 	v_picked bigint[];
 	v_more bigint[];
 BEGIN
@@ -239,11 +249,13 @@ BEGIN
 		INSERT INTO orchestrator.job_events (job_id, attempt, name, queue, state)
 		SELECT q.id, q.attempt, q.name, q.queue, 'queued' FROM queued q;
 	END IF;
+	SELECT coalesce(array_agg(p.queue), '{}') INTO v_paused FROM orchestrator.paused_queues p;
 	IF cardinality(p_limited) > 0 THEN
 		SELECT array_agg(w.name) INTO v_limited
 		FROM (
 			SELECT k.name FROM unnest(p_limited) AS l(name) JOIN orchestrator.job_limits k ON k.name = l.name
-			WHERE EXISTS (SELECT FROM orchestrator.jobs j WHERE j.state = 'queued' AND j.name = l.name)
+			WHERE EXISTS (SELECT FROM orchestrator.jobs j WHERE j.state = 'queued' AND j.name = l.name
+				AND j.queue <> ALL(v_paused))
 			FOR UPDATE OF k SKIP LOCKED
 		) w;
 	END IF;
@@ -269,7 +281,7 @@ BEGIN
 			FROM (
 				SELECT j.id FROM orchestrator.jobs j
 				WHERE j.state = 'queued' AND j.priority = p_after_priority AND j.id > p_after_id
-					AND j.name = ANY(p_names) AND (j.unreadable IS NULL OR NOT j.unreadable && p_schemas)
+					AND j.name = ANY(p_names) AND j.queue <> ALL(v_paused) AND (j.unreadable IS NULL OR NOT j.unreadable && p_schemas)
 				ORDER BY j.priority DESC, j.id LIMIT p_room FOR UPDATE SKIP LOCKED
 			) c;
 		END IF;
@@ -277,7 +289,7 @@ BEGIN
 			SELECT array_agg(c.id) INTO v_picked
 			FROM (
 				SELECT j.id FROM orchestrator.jobs j
-				WHERE j.state = 'queued' AND j.name = ANY(p_names)
+				WHERE j.state = 'queued' AND j.name = ANY(p_names) AND j.queue <> ALL(v_paused)
 					AND (j.unreadable IS NULL OR NOT j.unreadable && p_schemas)
 				ORDER BY j.priority DESC, j.id LIMIT p_room FOR UPDATE SKIP LOCKED
 			) c;
@@ -288,7 +300,7 @@ BEGIN
 		FROM unnest(v_limited, v_rooms) AS w(name, room)
 		CROSS JOIN LATERAL (
 			SELECT j.id FROM orchestrator.jobs j
-			WHERE j.state = 'queued' AND j.name = w.name AND (j.unreadable IS NULL OR NOT j.unreadable && p_schemas)
+			WHERE j.state = 'queued' AND j.name = w.name AND j.queue <> ALL(v_paused) AND (j.unreadable IS NULL OR NOT j.unreadable && p_schemas)
 			ORDER BY j.priority DESC, j.id LIMIT w.room FOR UPDATE SKIP LOCKED
 		) c;
 		SELECT array_agg(c.id) INTO v_picked

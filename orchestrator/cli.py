@@ -39,6 +39,8 @@ COMMANDS = (
     Command("after", "repair", "mend the ledger: accept, mark, adopt, upgrade", "repair baseline --to NAME"),
     Command("after", "backup", "copy the whole database into a file, proven by --test", "backup --test"),
     Command("after", "restore", "put a backup in the database's place, and keep what was there", "restore FILE"),
+    Command("work", "jobs", "list jobs, show one and its log; retry, cancel, add; pause a queue", "jobs list --watch"),
+    Command("work", "schedules", "list schedules; set, pause, resume and run one", "schedules run nightly"),
     Command("look", "config", "show what would be used and where each value came from", "config"),
     Command("look", "token", "make a token for API_TOKEN, or a line for API_TOKENS_FILE", "token"),
     Command("look", "notify", "send a test notification to every target of NOTIFY_URL", "notify --test"),
@@ -62,9 +64,12 @@ _BACKUPS = "BACKUP_DIR BACKUP_KEEP BACKUP_MAX_AGE BACKUP_KEY"
 _MIGRATE = f"{_DATABASE} {_FOLDER} EXTENSIONS MIGRATION_LOCK_TIMEOUT {_RUN} BACKUP_BEFORE_MIGRATE {_BACKUPS} DATA_DIR"
 _SERVE = (
     "HOST PORT PORT_FILE API_TOKEN API_TOKENS API_ACCESS ALLOWED_HOSTS CORS_ORIGINS JOBS JOBS_CONCURRENCY JOBS_LEASE"
-    " JOBS_RETENTION NOTIFY_URL NOTIFY_AFTER"
+    " JOBS_RETENTION NOTIFY_URL NOTIFY_AFTER INSTANCE_NAME"
 )
+_QUEUE = "ORCHESTRATOR_URL API_TOKEN HOST PORT PORT_FILE JOBS DATABASE_URL DB_WAIT_TIMEOUT DB_CONNECT_TIMEOUT"
 READS = {
+    "jobs": _QUEUE,
+    "schedules": _QUEUE,
     "serve": f"{_MIGRATE} {_SERVE}",
     "migrate": _MIGRATE,
     "wait": "DATABASE_URL DB_WAIT_TIMEOUT DB_CONNECT_TIMEOUT",
@@ -85,6 +90,8 @@ READS = {
 
 # The page of the manual that tells of a command.
 PAGES = {
+    "jobs": "jobs",
+    "schedules": "jobs",
     "serve": "start",
     "migrate": "start",
     "wait": "start",
@@ -115,12 +122,14 @@ of ours (or, where a command says so, a difference that was found)
 _GROUPS = {
     "run": "Run",
     "look": "Look, and change nothing",
+    "work": "Work with the queue, of a running server or of the database",
     "before": "Before a migration runs",
     "after": "After, and back",
     "write": "Write migrations",
 }
 _GC_THRESHOLD = 50_000
 _EXIT_USAGE = 2  # as argparse has it
+_EXIT_READER_GONE = 141  # 128 + SIGPIPE, as the shell says of a program that a pipe without a reader ended
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
@@ -140,17 +149,28 @@ def main(argv: list[str] | None = None) -> NoReturn:
     if not arguments:
         parser().print_help(sys.stderr)
         _leave(_EXIT_USAGE)
-    options = parser(arguments[0] if arguments else None).parse_args(arguments)
-    _leave(options.run(options))
+    from orchestrator.commands.console import ReaderGoneError
+
+    try:
+        options = parser(arguments[0]).parse_args(arguments)
+    except SystemExit as ended:  # argparse has printed help, the version, or what is wrong
+        _leave(int(ended.code or 0))
+    try:
+        code = options.run(options)
+    except ReaderGoneError:
+        code = _EXIT_READER_GONE
+    _leave(code)
 
 
 def _leave(code: int) -> NoReturn:
     """End the process without taking the interpreter apart, which costs 20 ms: everything of ours is closed by now."""
-    try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except (OSError, ValueError):  # a reader that is gone: Python's own end knows what to do
-        raise SystemExit(code) from None
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            continue  # the reader has ended, as `head` does, and misses nothing
+        except (OSError, ValueError):  # a full disk, a closed stream: Python's own end says so
+            raise SystemExit(code) from None
     os._exit(code)
 
 

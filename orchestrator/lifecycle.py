@@ -134,7 +134,8 @@ class Lifecycle(msgspec.Struct):
     `now` gives Unix seconds and `monotonic` monotonic seconds; both are handed in, so that a table can test this.
     `clean` takes secrets out of facts: what is remembered here is shown to everybody who asks. Events are handed on as
     they are. `stop_within_s` is what a stop may take from its first moment on (SHUTDOWN_TIMEOUT). `revision` grows with
-    every event and every check: where it is the same, and no migration runs, so is all the rest.
+    every event and every check: where it is the same, and no migration runs, so is all the rest. `instance` is what the
+    operator calls this one (INSTANCE_NAME).
     Not thread-safe: all calls come from the event loop's thread.
     """
 
@@ -148,6 +149,7 @@ class Lifecycle(msgspec.Struct):
     failure: Mapping[str, object] | None = None
     stop_within_s: float = 15.0
     clean: Callable[[dict[str, object]], dict[str, object]] = dict
+    instance: str = ""
     revision: int = 0
     _phase: Phase = Phase.STARTING
     _entered_at: float = 0.0

@@ -57,7 +57,7 @@ async def serve(settings: Settings, life: Lifecycle, *, embedded: bool = False, 
     from orchestrator.api.server import listening
     from orchestrator.notifications import notifying
 
-    backend = Backend(Safety.of(settings))
+    backend, life.instance = Backend(Safety.of(settings)), settings.instance_name
     app, last_s = build_app(life, backend), settings.shutdown_timeout_s * _LAST_ANSWERS_SHARE
     async with (
         listening(

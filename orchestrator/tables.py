@@ -208,6 +208,7 @@ jobs = Table(
     Index("jobs_finished_name_index", "name", "id", postgresql_where=text("finished_at IS NOT NULL")),
     Index("jobs_finished_queue_index", "queue", "id", postgresql_where=text("finished_at IS NOT NULL")),
     Index("jobs_failed_index", "id", postgresql_where=text("state IN ('failed', 'cancelled')")),
+    Index("jobs_retrying_index", "id", postgresql_where=text("attempt > 0 AND state IN ('scheduled', 'queued')")),
     Index(
         "jobs_dedupe_index",
         "name",
@@ -379,6 +380,14 @@ server_runs = Table(
 # Locked while the jobs of a handler with a limit are counted and claimed.
 job_limits = Table("job_limits", metadata, Column("name", Text, primary_key=True))
 
+# Nobody claims the jobs of these queues for now.
+paused_queues = Table(
+    "paused_queues",
+    metadata,
+    Column("queue", Text, primary_key=True),
+    _time("paused_at", nullable=False, default=_NOW),
+)
+
 # ------------------------------------------- 0002: ledgers that were mended by hand, changes through the API
 
 repairs = Table(
@@ -422,3 +431,8 @@ api_changes = Table(
     ),
 )
 Index("api_changes_changed_index", api_changes.c.changed_at)
+Index(
+    "api_changes_job_index",
+    api_changes.c.facts.op("->>")(text("'job'")),
+    postgresql_where=text("(facts ->> 'job') IS NOT NULL"),
+)

@@ -187,6 +187,21 @@ def _origins(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(origins))
 
 
+_NAME_MAX = 60
+
+
+def _name(text: str) -> str:
+    if not text.isprintable() or len(text) > _NAME_MAX:
+        raise UnusableError("is longer, or holds what cannot be printed")
+    return text
+
+
+def _url(text: str) -> str:
+    if not re.fullmatch(r"https?://[^\s/?#@]+/?", text):
+        raise UnusableError("is no URL of a server")
+    return text.rstrip("/")
+
+
 def _targets(text: str) -> tuple[str, ...]:
     targets = tuple(dict.fromkeys(text.split()))
     if not all(re.fullmatch(r"[a-z][a-z0-9+.\-]*://\S+", target) for target in targets):
@@ -534,6 +549,24 @@ VARIABLES: tuple[Variable, ...] = (
         "https://stats.example.org",
         field="cors_origins",
         parse=_origins,
+    ),
+    Variable(
+        "INSTANCE_NAME",
+        "a name of at most 60 characters",
+        "",
+        "What this instance is called in the titles of its page, where you have several: staging, production.",
+        "staging",
+        field="instance_name",
+        parse=_name,
+    ),
+    Variable(
+        "ORCHESTRATOR_URL",
+        "a URL, http:// or https://",
+        "",
+        "The server that `jobs` and `schedules` ask; without it the one that runs here, else the database.",
+        "https://jobs.example.org",
+        field="orchestrator_url",
+        parse=_url,
     ),
     Variable(
         "SCHEMA",

@@ -85,7 +85,15 @@ def test_no_variable_is_named_that_does_not_exist():
 
 
 # What a command cannot be parsed without.
-_NEEDED = {"new": ["NAME"], "completion": ["bash"], "repair": ["upgrade"], "restore": ["FILE"], "notify": ["--test"]}
+_NEEDED = {
+    "new": ["NAME"],
+    "completion": ["bash"],
+    "repair": ["upgrade"],
+    "restore": ["FILE"],
+    "notify": ["--test"],
+    "jobs": ["list"],
+    "schedules": ["list"],
+}
 
 
 def test_the_table_of_commands_is_all_of_them_and_each_example_is_one_that_parses():
@@ -268,6 +276,7 @@ PARTS = {
     "Run the tests",
     "Jobs, in your own project",
     "In a container",
+    "From the terminal",
     "The API",
     "Move a Drizzle deployment over, and back",
     "Write and ship a migration",
@@ -426,6 +435,14 @@ async def test_jobs_in_your_own_project_and_the_api(tour, wait_until):
                 async with http.get(path) as answer:
                     assert (answer.status, answer.content_type) == (200, "text/event-stream")
     _check_compose(compose, exported)
+
+
+async def test_from_the_terminal(tour):
+    async with tour.serving("orchestrator serve"):
+        tour.env["API_TOKEN"] = ""
+        await tour.shell("""orchestrator jobs add database.analyze '{"tables": []}' --direct""")
+        for line in part("From the terminal"):
+            await tour.shell(line.replace(" 17", " 1"))
 
 
 async def test_move_a_drizzle_deployment_over(tour):

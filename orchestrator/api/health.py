@@ -107,6 +107,7 @@ class Health(msgspec.Struct, frozen=True):
     uptime_s: float
     started_at: str
     version: str | None
+    instance: str | None
     migrations: HealthMigrations
     checks: Mapping[str, Mapping[str, object]]
     history: Sequence[PhaseEntry]
@@ -131,6 +132,7 @@ def health(life: Lifecycle, *, tells_all: bool = True) -> Health:
         uptime_s=round(life.uptime_s, 3),
         started_at=_iso(life.now() - life.uptime_s),
         version=__version__ if tells_all else None,
+        instance=(life.instance or None) if tells_all else None,
         migrations=HealthMigrations(
             applied=migrations.applied,
             total=migrations.total,

@@ -23,6 +23,7 @@ from orchestrator.api.audit import CHANGED
 from orchestrator.api.problems import Refusal, problem, refuse_field
 from orchestrator.api.request_body import refuse_invalid
 from orchestrator.database.connect_errors import CONNECTION_ERRORS
+from orchestrator.jobs.bulk import CountError
 from orchestrator.jobs.errors import (
     IdempotencyError,
     JobError,
@@ -47,6 +48,7 @@ _JSON_HEADERS = {"Cache-Control": "no-store"}
 
 
 Body = TypeVar("Body")
+T = TypeVar("T")
 
 
 class Empty(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -187,7 +189,7 @@ async def perform(
     except Refusal as refusal:
         return problem(refusal.status, refusal.detail, instance=request.path, **refusal.members)
     except JobError as error:
-        return _job_problem(error, request)
+        return _job_problem(error, request, backend)
     except (*CONNECTION_ERRORS, TimeoutError) as error:
         if limit is not None and limit.expired():
             return problem(503, "this took too long; ask for less", headers=_LATER, instance=request.path)
@@ -215,7 +217,26 @@ _LATER = {"Retry-After": "1"}
 _PASSING = ("08", "53", "57", "40", "25", "55")
 
 
-def _job_problem(error: JobError, request: web.Request) -> web.Response:
+_NAMES_SHOWN = 200
+
+
+def handler_names(backend: Backend) -> list[str]:
+    """The names of jobs that can be added here, for who gave another one."""
+    return [] if backend.registry is None else sorted(backend.registry.handlers)[:_NAMES_SHOWN]
+
+
+def existing(found: T | None, what: str) -> T:
+    """What was found.
+
+    Raises:
+        Refusal: 404, where it is None.
+    """
+    if found is None:
+        raise Refusal(404, f"there is no {what}")
+    return found
+
+
+def _job_problem(error: JobError, request: web.Request, backend: Backend) -> web.Response:
     facts: dict[str, Any] = {"instance": request.path}
     if error.remedy:
         facts["remedy"] = error.remedy
@@ -223,13 +244,17 @@ def _job_problem(error: JobError, request: web.Request) -> web.Response:
         case PayloadError():
             refusal = refuse_field(f"payload{error.path.removeprefix('$')}", error.reason, **facts)
         case UnknownHandlerError():
-            refusal = refuse_field("name", error.message, **facts)
+            refusal = refuse_field("name", error.message, allowed=handler_names(backend), **facts)
         case ScheduleError():
             refusal = refuse_field("cron", error.message, **facts)
         case JobNotFoundError() | ScheduleNotFoundError():
             refusal = Refusal(404, error.message, **facts)
         case JobStateError():
-            refusal = Refusal(409, error.message, state=error.state, sibling_id=error.sibling_id, **facts)
+            refusal = Refusal(
+                409, error.message, state=error.state, sibling_id=error.sibling_id, allowed=error.allowed, **facts
+            )
+        case CountError():
+            refusal = Refusal(409, error.message, count=error.count, **facts)
         case IdempotencyError():
             # A conflict with what is there (RFC 9110, 15.5.10); the job that has the key is told.
             refusal = Refusal(409, error.message, job_id=error.job_id, **facts)
@@ -243,7 +268,7 @@ def _parameters(operation: Operation, match: Mapping[str, str]) -> Any:
         return msgspec.convert(dict(match), operation.parameters, strict=False)
     except (msgspec.ValidationError, ValueError) as error:
         if operation.method == "PUT":  # the one method that makes what its path names
-            raise refuse_invalid(error, 422) from None
+            raise refuse_invalid(error, 422, operation.parameters) from None
         raise Refusal(404, "there is no such thing") from None
 
 
@@ -259,7 +284,7 @@ def _query(operation: Operation, request: web.Request) -> Any:
     try:
         query = msgspec.convert(values, operation.query, strict=False)
     except (msgspec.ValidationError, ValueError) as error:
-        raise refuse_invalid(error, operation.invalid) from None
+        raise refuse_invalid(error, operation.invalid, operation.query) from None
     # Text is all that a query has, so msgspec is lenient: it takes the word null for None, and numbers for times.
     for name, text in values.items():
         value = getattr(query, name)
@@ -280,4 +305,4 @@ def _headers(operation: Operation, request: web.Request) -> Any:
     try:
         return msgspec.convert(values, operation.headers, strict=False)
     except (msgspec.ValidationError, ValueError) as error:
-        raise refuse_invalid(error, 400) from None
+        raise refuse_invalid(error, 400, operation.headers) from None

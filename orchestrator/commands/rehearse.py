@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from orchestrator.commands.backup import with_own_rights
 from orchestrator.commands.runner import prepared, print_json, run, with_folder, with_json
 from orchestrator.commands.verify import scratch_server, with_scratch
 
-TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
 if TYPE_CHECKING:
     import argparse
     from typing import Any

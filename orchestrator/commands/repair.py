@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from orchestrator.commands.runner import prepared, print_json, run, with_folder, with_json
 from orchestrator.commands.verify import print_differences, print_edit, scratch_server, with_scratch
 
-TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence

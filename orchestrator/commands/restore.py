@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 from orchestrator.commands.backup import read_file, resolved, with_trust
 from orchestrator.commands.console import say
 from orchestrator.commands.runner import print_json, run, with_json
-
-TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
 
 if TYPE_CHECKING:
     import argparse

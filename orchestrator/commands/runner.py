@@ -6,11 +6,10 @@ import os
 import signal
 import sys
 import time
+from typing import TYPE_CHECKING
 
 from orchestrator import __version__
 from orchestrator.commands.console import say
-
-TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
 
 if TYPE_CHECKING:
     import argparse
@@ -32,6 +31,7 @@ _OVERRIDES = {
     "migrations_dir": "MIGRATIONS_DIR",
     "data_dir": "DATA_DIR",
     "schema": "SCHEMA",
+    "url": "ORCHESTRATOR_URL",
 }
 
 

@@ -6,6 +6,7 @@ The types are what goes over the wire. Times are in UTC; what is JSON in the dat
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
@@ -64,14 +65,28 @@ class Attempt(msgspec.Struct, frozen=True):
     error: Any
 
 
+class JobChange(msgspec.Struct, frozen=True):
+    """A request through the API that made or changed a job: `by` is the name of the token that it showed."""
+
+    at: Moment
+    by: str
+    address: str
+    method: str
+    path: str
+
+
 class Job(JobSummary, frozen=True):
-    """One job, whole. `error` is the last attempt's; the newest 100 attempts are in `attempts`, oldest first."""
+    """One job, whole. `error` is the last attempt's; the newest 100 attempts are in `attempts`, oldest first.
+
+    `changes` are the requests that asked for it and changed it, of the last 90 days.
+    """
 
     payload: Any
     output: Any
     error: Any
     lease_until: Moment | None
     attempts: list[Attempt]
+    changes: list[JobChange]
 
 
 class JobPage(msgspec.Struct, frozen=True):
@@ -113,7 +128,9 @@ class Counts(msgspec.Struct, frozen=True):
 
 
 class QueueFigures(msgspec.Struct, frozen=True):
-    """One queue. `oldest_queued_s` is the age of the job that has been due for longest, null where none waits.
+    """One queue; nobody claims its jobs where it has been paused since `paused_at`.
+
+    `oldest_queued_s` is the age of the job that has been due for longest, null where none waits.
 
     `throughput_per_s` counts the jobs that ended in the last minute, `ended_per_minute` those of the last 30 minutes,
     oldest first.
@@ -124,6 +141,7 @@ class QueueFigures(msgspec.Struct, frozen=True):
     oldest_queued_s: float | None
     throughput_per_s: float
     ended_per_minute: list[int]
+    paused_at: Moment | None = None
 
 
 class Worker(msgspec.Struct, frozen=True):
@@ -150,7 +168,11 @@ class Queues(msgspec.Struct, frozen=True):
 
 
 class ScheduleRow(msgspec.Struct, frozen=True):
-    """One schedule. `source`: code follows `@job(schedule=…)`, api is what a person changed."""
+    """One schedule. `source`: code follows `@job(schedule=…)`, api is what a person changed.
+
+    `last_run_at` is when its time came last; `last_job_*` are about its newest job, whoever asked for that: None where
+    there is none, or it is no longer kept.
+    """
 
     name: str
     job: str
@@ -162,27 +184,41 @@ class ScheduleRow(msgspec.Struct, frozen=True):
     next_run_at: Moment | None
     last_run_at: Moment | None
     last_job_id: int | None
+    last_job_state: State | None
+    last_job_at: Moment | None
     created_at: Moment
     updated_at: Moment
 
 
-class JobFilter(msgspec.Struct, frozen=True):
-    """Which jobs: every member that is given must hold. `since` is about when they were added."""
+# `$` of Python matches before a last line break, that of JSON Schema does not: the look-ahead makes them one.
+# No handler, queue or schedule has another name; NUL, which Postgres refuses, is none of these.
+NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.:\-]{0,99}$(?!\n)"
+Name = Annotated[str, msgspec.Meta(pattern=NAME)]
+
+
+class JobFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which jobs: every member that is given must hold.
+
+    `since` is about when they were added. `retrying` are those that failed and wait for their next attempt. `failure`
+    is the key of a group of failures.
+    """
 
     state: State | None = None
-    name: str | None = None
-    queue: str | None = None
-    schedule: str | None = None
-    since: datetime | None = None
+    name: Name | None = None
+    queue: Name | None = None
+    schedule: Name | None = None
+    since: Moment | None = None
+    retrying: bool | None = None
+    failure: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{16}$(?!\n)")] | None = None
 
 
-_SUMMARY = f"""
+SUMMARY = f"""
     j.id, j.name, j.queue, j.state, j.priority, j.attempt, j.max_attempts, j.run_at, j.created_at, j.started_at,
     j.finished_at, j.timeout_s, j.cancel_requested, j.worker, j.dedupe_key, j.schedule, j.progress::text AS progress,
     left(j.error->>'message', {_MESSAGE_MAX}) AS error_message
 """
 _JOB = f"""
-SELECT {_SUMMARY}, j.payload::text AS payload, j.error::text AS error,
+SELECT {SUMMARY}, j.payload::text AS payload, j.error::text AS error,
     CASE WHEN j.state = 'running' THEN (
         SELECT w.seen_at + make_interval(secs => w.lease_s) FROM orchestrator.workers w WHERE w.id = j.worker
     ) END AS lease_until,
@@ -191,7 +227,11 @@ SELECT {_SUMMARY}, j.payload::text AS payload, j.error::text AS error,
         ELSE j.output::text END AS output,
     (SELECT coalesce(jsonb_agg(to_jsonb(a) - 'job_id' ORDER BY a.attempt), '[]'::jsonb)::text FROM (
         SELECT * FROM orchestrator.job_attempts WHERE job_id = j.id ORDER BY attempt DESC LIMIT {_ATTEMPTS_MAX}
-    ) a) AS attempts
+    ) a) AS attempts,
+    (SELECT coalesce(jsonb_agg(to_jsonb(c) ORDER BY c.at), '[]'::jsonb)::text FROM (
+        SELECT changed_at AS at, token AS by, address, method, path FROM orchestrator.api_changes
+        WHERE facts->>'job' = j.id::text ORDER BY id DESC LIMIT {_ATTEMPTS_MAX}
+    ) c) AS changes
 FROM orchestrator.jobs j WHERE j.id = $1
 """  # noqa: S608 constants of this file
 _JSON = frozenset({"payload", "output", "error", "progress", "facts"})
@@ -201,7 +241,8 @@ def _json(text: str | None) -> Any:
     return None if text is None else msgspec.Raw(text.encode())
 
 
-def _fields(row: Any) -> dict[str, Any]:
+def fields_of(row: Any) -> dict[str, Any]:
+    """A row's columns by name, what is JSON in it as its own text."""
     return {name: _json(value) if name in _JSON else value for name, value in row.items()}
 
 
@@ -221,20 +262,33 @@ async def read_job(connection: Any, job_id: int) -> Job | None:
     row = await connection.fetchrow(_JOB, job_id)
     if row is None:
         return None
-    fields = _fields(row)
+    fields = fields_of(row)
     fields["attempts"] = msgspec.json.decode(row["attempts"], type=list[Attempt])
+    fields["changes"] = msgspec.json.decode(row["changes"], type=list[JobChange])
     return Job(**fields)
 
 
 _PARTS = ("j.finished_at IS NOT NULL", *(f"j.state = '{state}'" for state in ("scheduled", "queued", "running")))
 
 
-async def read_jobs(connection: Any, which: JobFilter, *, before: int | None, limit: int) -> JobPage:
-    """A page of `limit` jobs, the newest first; `before` is the last page's `next_cursor`."""
-    conditions, arguments = [], []
+RETRYING = "j.attempt > 0 AND j.state IN ('scheduled', 'queued') AND j.error IS NOT NULL"
+# Failures that differ in numbers alone are the same one.
+FAILURE_KEY = """left(encode(sha256(convert_to(concat_ws(E'\\n', j.name, j.error->>'type',
+    regexp_replace(left(j.error->>'message', 300), '[0-9]+', '#', 'g')), 'UTF8')), 'hex'), 16)"""
+
+
+def conditions_of(which: JobFilter, before: int | None = None) -> tuple[list[str], list[object]]:
+    """Conditions on `jobs j` for the filter, and their arguments from $1 on; `before` is an id that all lie below."""
+    conditions: list[str] = []
+    arguments: list[object] = []
     if which.state is not None:
         # A literal out of STATES, so that the partial indexes serve.
         conditions.append(f"j.state = '{STATES[STATES.index(which.state)]}'")
+    if which.retrying is not None:
+        conditions.append(RETRYING if which.retrying else f"({RETRYING}) IS NOT TRUE")
+    if which.failure is not None:
+        arguments.append(which.failure)
+        conditions.append(f"j.error IS NOT NULL AND {FAILURE_KEY} = ${len(arguments)}")
     for column, comparison, value in (
         ("name", "=", which.name),
         ("queue", "=", which.queue),
@@ -245,11 +299,17 @@ async def read_jobs(connection: Any, which: JobFilter, *, before: int | None, li
         if value is not None:
             arguments.append(value)
             conditions.append(f"j.{column} {comparison} ${len(arguments)}")
+    return conditions, arguments
+
+
+async def read_jobs(connection: Any, which: JobFilter, *, before: int | None, limit: int) -> JobPage:
+    """A page of `limit` jobs, the newest first; `before` is the last page's `next_cursor`."""
+    conditions, arguments = conditions_of(which, before)
     # What has ended and what has not are found by indexes of their own, and merged: each is a page at most.
     is_narrow = which.state is None and any((which.name, which.queue, which.schedule))
     parts = _PARTS if is_narrow else ("true",)
     selects = [
-        f"(SELECT {_SUMMARY} FROM orchestrator.jobs j WHERE {' AND '.join([part, *conditions])}"  # noqa: S608 columns and operators are constants, values are parameters
+        f"(SELECT {SUMMARY} FROM orchestrator.jobs j WHERE {' AND '.join([part, *conditions])}"  # noqa: S608 columns and operators are constants, values are parameters
         f" ORDER BY j.id DESC LIMIT ${len(arguments) + 1})"
         for part in parts
     ]
@@ -258,7 +318,7 @@ async def read_jobs(connection: Any, which: JobFilter, *, before: int | None, li
         *arguments,
         limit + 1,
     )
-    jobs = [JobSummary(**_fields(row)) for row in rows[:limit]]
+    jobs = [JobSummary(**fields_of(row)) for row in rows[:limit]]
     return JobPage(jobs, str(jobs[-1].id) if len(rows) > limit else None)
 
 
@@ -274,7 +334,7 @@ async def read_log(connection: Any, job_id: int, *, after: int, limit: int) -> L
         after,
         limit + 1,
     )
-    lines = [LogLine(**_fields(row)) for row in rows[:limit]]
+    lines = [LogLine(**fields_of(row)) for row in rows[:limit]]
     return LogPage(job_id, state, lines, str(lines[-1].id) if len(rows) > limit else None)
 
 
@@ -306,6 +366,9 @@ FROM orchestrator.workers ORDER BY id
 """
 
 
+_PAUSED = "SELECT queue, paused_at FROM orchestrator.paused_queues"
+
+
 async def read_workers(connection: Any) -> list[Worker]:
     """Every worker that is known."""
     return [Worker(**row) for row in await connection.fetch(_WORKERS)]
@@ -320,14 +383,22 @@ async def read_sample(connection: Any) -> tuple[list[NameFigures], Queues]:
         minutes_ago = min(max(row["minutes_ago"], 0), _MINUTES - 1)
         ended.setdefault(row["queue"], [0] * _MINUTES)[_MINUTES - 1 - minutes_ago] += row["count"]
     workers = await read_workers(connection)
-    return figures, queues_of(figures, ended, workers, await connection.fetchval("SELECT clock_timestamp()"))
+    paused = {row["queue"]: row["paused_at"] for row in await connection.fetch(_PAUSED)}
+    return figures, queues_of(figures, ended, workers, await connection.fetchval("SELECT clock_timestamp()"), paused)
+
+
+_NOTHING_PAUSED: Mapping[str, datetime] = MappingProxyType({})
 
 
 def queues_of(
-    figures: Sequence[NameFigures], ended: Mapping[str, list[int]], workers: list[Worker], sampled_at: datetime
+    figures: Sequence[NameFigures],
+    ended: Mapping[str, list[int]],
+    workers: list[Worker],
+    sampled_at: datetime,
+    paused: Mapping[str, datetime] = _NOTHING_PAUSED,
 ) -> Queues:
     """Figures by name as figures by queue; `ended` are the jobs that ended in each minute, oldest first."""
-    counts: dict[str, dict[str, int]] = {}
+    counts: dict[str, dict[str, int]] = {name: {} for name in paused}
     oldest: dict[str, float] = {}
     for figure in figures:
         of = counts.setdefault(figure.queue, {})
@@ -335,7 +406,7 @@ def queues_of(
         if figure.oldest_s is not None:
             oldest[figure.queue] = max(0.0, figure.oldest_s, oldest.get(figure.queue, 0.0))
     queues = [
-        QueueFigures(name, Counts(**of), oldest.get(name), round(minutes[-1] / 60, 3), minutes)
+        QueueFigures(name, Counts(**of), oldest.get(name), round(minutes[-1] / 60, 3), minutes, paused.get(name))
         for name, of in sorted(counts.items())
         for minutes in [ended.get(name, [0] * _MINUTES)]
     ]
@@ -343,21 +414,22 @@ def queues_of(
 
 
 _SCHEDULE = """
-SELECT name, job, cron, timezone, payload::text AS payload, enabled, source, next_run_at, last_run_at, last_job_id,
-    created_at, updated_at
-FROM orchestrator.schedules
+SELECT s.name, s.job, s.cron, s.timezone, s.payload::text AS payload, s.enabled, s.source, s.next_run_at,
+    s.last_run_at, s.last_job_id, j.state AS last_job_state, coalesce(j.started_at, j.created_at) AS last_job_at,
+    s.created_at, s.updated_at
+FROM orchestrator.schedules s LEFT JOIN orchestrator.jobs j ON j.id = s.last_job_id
 """
 
 
 async def read_schedules(connection: Any) -> list[ScheduleRow]:
     """All schedules, by name."""
-    return [ScheduleRow(**_fields(row)) for row in await connection.fetch(f"{_SCHEDULE} ORDER BY name")]
+    return [ScheduleRow(**fields_of(row)) for row in await connection.fetch(f"{_SCHEDULE} ORDER BY s.name")]
 
 
 async def read_schedule(connection: Any, name: str) -> ScheduleRow | None:
     """The schedule of that name, or None."""
-    row = await connection.fetchrow(f"{_SCHEDULE} WHERE name = $1", name)
-    return None if row is None else ScheduleRow(**_fields(row))
+    row = await connection.fetchrow(f"{_SCHEDULE} WHERE s.name = $1", name)
+    return None if row is None else ScheduleRow(**fields_of(row))
 
 
 class EventRow(msgspec.Struct, frozen=True):
@@ -469,7 +541,7 @@ async def read_results(
         limit,
         *([name] if name else []),
     )
-    return [ResultRow(**_fields({**row, "error": None}) | {"error": row["error"]}) for row in rows]
+    return [ResultRow(**fields_of({**row, "error": None}) | {"error": row["error"]}) for row in rows]
 
 
 async def read_unfinished_ids(

@@ -83,6 +83,7 @@ async def generate(
     *,
     ask: Ask | None,
     renames: Collection[str] = (),
+    excluded: Collection[ObjectName] = (),
     allow_drops: bool = False,
     extensions: Sequence[str] = (),
     connect_timeout_s: float = 5.0,
@@ -95,6 +96,7 @@ async def generate(
         metadata: the code's tables.
         ask: asks a person which of the old names a new one was; without it what may be a rename is commented out.
         renames: answers given beforehand, `old=new` as `Rename.spelled`; `*` says that all else is none.
+        excluded: tables that `metadata` lacks and that are to be left alone, with the foreign keys to them.
         allow_drops: what takes something away for good is not commented out.
         extensions: extensions to make before the replay.
         connect_timeout_s: for one attempt to connect.
@@ -116,7 +118,7 @@ async def generate(
             on_event=lambda event: left_out.append(str(event.facts["text"])) if event.name == LEFT_OUT else None,
         )
         with server_errors_explained(server, doing="comparing code and migrations"):
-            both = await enter(_connected(server, ours, theirs, metadata, ledgers(sources)))
+            both = await enter(_connected(server, ours, theirs, metadata, ledgers(sources), frozenset(excluded)))
             found = await both.generate(ask, set(renames), allow_drops=allow_drops, said=await _commented(sources))
             return replace(found, left_out=tuple(left_out))
 
@@ -136,7 +138,12 @@ async def _commented(sources: Sequence[Source]) -> frozenset[str]:
 
 @asynccontextmanager
 async def _connected(
-    live: Dsn, ours: Dsn, theirs: Dsn, metadata: MetaData, without: frozenset[ObjectName]
+    live: Dsn,
+    ours: Dsn,
+    theirs: Dsn,
+    metadata: MetaData,
+    without: frozenset[ObjectName],
+    excluded: frozenset[ObjectName],
 ) -> AsyncIterator[_Both]:
     """Make the metadata real in `theirs`, and be connected to both."""
     from orchestrator.schema.models import create_all, schemas_of, tables_of
@@ -155,7 +162,9 @@ async def _connected(
         wanted = await read_catalogue(connections[1], schemas, path=path)
         # What listeners of the metadata make beside its tables is not its own.
         wanted = replace(wanted, tables={name: table for name, table in wanted.tables.items() if name in tables})
-        yield _Both(live, ours, connections[0], connections[1], metadata, schemas, path, without - tables, wanted)
+        yield _Both(
+            live, ours, connections[0], connections[1], metadata, schemas, path, (without - tables) | excluded, wanted
+        )
 
 
 @dataclass(slots=True)

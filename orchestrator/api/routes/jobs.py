@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
-from orchestrator.api.operations import Answer, Call, Operation, Reply
+from orchestrator.api.operations import Answer, Call, Operation, Reply, existing
 from orchestrator.api.problems import Refusal, refuse_field
 from orchestrator.api.request_body import off_the_loop
 from orchestrator.jobs import queue
 from orchestrator.jobs.errors import PayloadError, UnknownHandlerError
+from orchestrator.jobs.search import search_jobs
 from orchestrator.jobs.store import (
     ID_MAX,
     PAGE_MAX,
@@ -35,11 +36,10 @@ _YEARS_S = 10 * 365 * 86400.0
 _KEY = r"^[\x21-\x7e]{1,255}$(?!\n)"
 _QUEUE = r"^[A-Za-z0-9_][A-Za-z0-9_.:\-]{0,99}$(?!\n)"
 _NUMBER = r"^[0-9]{1,18}$(?!\n)"
-# No handler and no schedule has another name; NUL, which Postgres refuses, is none of these.
-NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.:\-]{0,99}$(?!\n)"
+# Anything but NUL, which Postgres refuses.
+_TEXT = r"^[^\x00]*$"
 
 Key = Annotated[str, msgspec.Meta(pattern=_KEY)]
-Name = Annotated[str, msgspec.Meta(pattern=NAME)]
 # One of the handlers: the document of a live server lists them.
 HandlerName = Annotated[str, msgspec.Meta(extra_json_schema={"x-handlers": True})]
 
@@ -103,16 +103,21 @@ class Changed(msgspec.Struct, frozen=True):
     state: State
 
 
-class ListQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Which jobs, and how many a page."""
+class ListQuery(JobFilter, frozen=True, forbid_unknown_fields=True):
+    """Which jobs, and how many a page. `q` is an id, or a part of a name or of an error.
 
-    state: State | None = None
-    name: Annotated[str, msgspec.Meta(pattern=NAME)] | None = None
-    queue: Annotated[str, msgspec.Meta(pattern=NAME)] | None = None
-    schedule: Annotated[str, msgspec.Meta(pattern=NAME)] | None = None
-    since: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
+    A page of a search may be short and not be the last: it looks at a bounded number of jobs.
+    """
+
+    q: Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=_TEXT)] | None = None
     cursor: Annotated[str, msgspec.Meta(pattern=_NUMBER)] | None = None
     limit: Annotated[int, msgspec.Meta(ge=1, le=PAGE_MAX)] = 50
+
+
+class RunAgain(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Another job like this one. `payload` is its own where it is left out."""
+
+    payload: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 class LogQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -192,19 +197,17 @@ def _checked(jobs: list[NewJob], registry: Registry | None) -> list[queue.NewJob
 async def listing(call: Call) -> JobPage:
     """A page of jobs."""
     query: ListQuery = call.query
-    which = JobFilter(query.state, query.name, query.queue, query.schedule, query.since)
+    before = None if query.cursor is None else int(query.cursor)
     async with call.connection() as connection:
-        before = None if query.cursor is None else int(query.cursor)
-        return await read_jobs(connection, which, before=before, limit=query.limit)
+        if query.q is not None:
+            return await search_jobs(connection, query, query.q, before=before, limit=query.limit)
+        return await read_jobs(connection, query, before=before, limit=query.limit)
 
 
 async def one(call: Call) -> Job:
     """One job."""
     async with call.connection() as connection:
-        job = await read_job(connection, call.parameters.id)
-    if job is None:
-        raise _missing(call)
-    return job
+        return existing(await read_job(connection, call.parameters.id), f"job {call.parameters.id}")
 
 
 async def log(call: Call) -> LogPage:
@@ -212,9 +215,19 @@ async def log(call: Call) -> LogPage:
     after = 0 if call.query.cursor is None else int(call.query.cursor)
     async with call.connection() as connection:
         page = await read_log(connection, call.parameters.id, after=after, limit=call.query.limit)
-    if page is None:
-        raise _missing(call)
-    return page
+    return existing(page, f"job {call.parameters.id}")
+
+
+async def run_again(call: Call) -> Reply[Added]:
+    """Add another job like this one."""
+    given: RunAgain = call.body
+    async with call.connection() as connection:
+        job = existing(await read_job(connection, call.parameters.id), f"job {call.parameters.id}")
+        payload = job.payload if given.payload is msgspec.UNSET else given.payload
+        wanted = queue.NewJob(job.name, payload, queue=job.queue, priority=job.priority, timeout_s=job.timeout_s)
+        (made,) = await queue.enqueue_many(connection, [wanted], registry=call.backend.registry)
+    call.changed(job=made.id, name=job.name, like=job.id)
+    return Reply(Added(made.id, made.state, made.created), headers={"Location": f"/api/jobs/{made.id}"})
 
 
 async def cancel(call: Call) -> Reply[Changed]:
@@ -231,10 +244,6 @@ async def retry(call: Call) -> Reply[Changed]:
         state = await queue.retry(connection, call.parameters.id)
     call.changed(job=call.parameters.id, state=state)
     return Reply(Changed(call.parameters.id, state))
-
-
-def _missing(call: Call) -> Refusal:
-    return Refusal(404, f"there is no job {call.parameters.id}")
 
 
 assert ID_MAX >= 10**18  # noqa: S101 a cursor of 18 digits is a bigint
@@ -306,6 +315,17 @@ OPERATIONS = (
         {202: Answer("It is cancelled, or told to stop.")},
         parameters=JobPath,
         refusals={**_NOT_FOUND, 409: "It is finished."},
+    ),
+    Operation(
+        "POST",
+        f"{_JOB}/again",
+        run_again,
+        "Add another job like this one, with this payload or another",
+        "jobs",
+        {202: Answer("It is in the queue.", headers={"Location": "The job's own path."})},
+        parameters=JobPath,
+        body=RunAgain,
+        refusals=_NOT_FOUND,
     ),
     Operation(
         "POST",

@@ -8,7 +8,8 @@ import msgspec
 
 from orchestrator.api.operations import Answer, Call, Operation
 from orchestrator.api.problems import Refusal
-from orchestrator.jobs.store import Queues  # noqa: TC001 the type of a body, read from the annotation
+from orchestrator.jobs.bulk import pause_queue, resume_queue
+from orchestrator.jobs.store import Name, Queues  # noqa: TC001 the type of a body, read from the annotation
 
 
 class HandlerFacts(msgspec.Struct, frozen=True):
@@ -58,7 +59,62 @@ async def handlers(call: Call) -> Handlers:
     )
 
 
+class QueuePath(msgspec.Struct, frozen=True):
+    """A queue's name."""
+
+    name: Name
+
+
+class Paused(msgspec.Struct, frozen=True):
+    """Whether the queue is paused now; `changed` where it was not so before."""
+
+    name: str
+    paused: bool
+    changed: bool
+
+
+async def pause(call: Call) -> Paused:
+    """Let nobody claim its jobs."""
+    async with call.connection() as connection:
+        changed = await pause_queue(connection, call.parameters.name)
+    return _changed(call, paused=True, changed=changed)
+
+
+async def resume(call: Call) -> Paused:
+    """Claim its jobs again."""
+    async with call.connection() as connection:
+        changed = await resume_queue(connection, call.parameters.name)
+    return _changed(call, paused=False, changed=changed)
+
+
+def _changed(call: Call, *, paused: bool, changed: bool) -> Paused:
+    call.changed(queue=call.parameters.name, paused=paused)
+    if call.backend.sampler is not None:
+        call.backend.sampler.outdate()
+    return Paused(call.parameters.name, paused=paused, changed=changed)
+
+
+_QUEUE = "/api/queues/{name}"
+
 OPERATIONS = (
+    Operation(
+        "POST",
+        f"{_QUEUE}/pause",
+        pause,
+        "Pause a queue: what runs goes on, nothing more is begun",
+        "queues",
+        {200: Answer("It is paused, on all replicas.")},
+        parameters=QueuePath,
+    ),
+    Operation(
+        "POST",
+        f"{_QUEUE}/resume",
+        resume,
+        "Let a paused queue go on",
+        "queues",
+        {200: Answer("Its jobs are claimed again.")},
+        parameters=QueuePath,
+    ),
     Operation(
         "GET",
         "/api/queues",

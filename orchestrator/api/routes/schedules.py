@@ -6,12 +6,12 @@ from typing import Annotated, Any
 
 import msgspec
 
-from orchestrator.api.operations import Answer, Call, Operation, Reply
+from orchestrator.api.operations import Answer, Call, Operation, Reply, existing, handler_names
 from orchestrator.api.problems import Refusal, refuse_field
-from orchestrator.api.routes.jobs import Added, HandlerName, Name
+from orchestrator.api.routes.jobs import Added, HandlerName
 from orchestrator.jobs import schedules
 from orchestrator.jobs.errors import UnknownHandlerError
-from orchestrator.jobs.store import ScheduleRow, read_schedule, read_schedules
+from orchestrator.jobs.store import Name, ScheduleRow, read_schedule, read_schedules
 
 # What stands in cron lines (numbers, names, * / , - # L W ?) and in names of zones; whether it is one is seen later.
 _CRON = r"^[0-9A-Za-z*/,#? \-]{1,200}$(?!\n)"
@@ -37,6 +37,18 @@ class PutSchedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     enabled: bool = True
 
 
+class PatchSchedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is to be changed of a schedule; `enabled` false pauses it."""
+
+    job: HandlerName | msgspec.UnsetType = msgspec.UNSET
+    cron: Annotated[str, msgspec.Meta(pattern=_CRON, examples=["*/5 * * * *"])] | msgspec.UnsetType = msgspec.UNSET
+    timezone: Annotated[str, msgspec.Meta(pattern=_ZONE, extra_json_schema={"x-zones": True})] | msgspec.UnsetType = (
+        msgspec.UNSET
+    )
+    payload: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
+    enabled: bool | msgspec.UnsetType = msgspec.UNSET
+
+
 class ScheduleList(msgspec.Struct, frozen=True):
     """All schedules, by name."""
 
@@ -53,16 +65,43 @@ async def one(call: Call) -> ScheduleRow:
     """One of them."""
     async with call.connection() as connection:
         row = await read_schedule(connection, call.parameters.name)
-    if row is None:
-        raise _missing(call)
+    return existing(row, f"schedule {call.parameters.name!r}")
+
+
+async def patch(call: Call) -> ScheduleRow:
+    """Change what is given, and leave the rest as it is."""
+    name, given = call.parameters.name, call.body
+    changed = {one: value for one, value in msgspec.structs.asdict(given).items() if value is not msgspec.UNSET}
+    _check_size(changed.get("payload"))
+    async with call.connection() as connection, connection.transaction():
+        if set(changed) <= {"enabled"}:  # also where this process does not know the job
+            if changed:
+                await schedules.set_enabled(connection, name, enabled=given.enabled)
+        else:
+            row = existing(await read_schedule(connection, name), f"schedule {name!r}")
+            before = {one: getattr(row, one) for one in PatchSchedule.__struct_fields__}
+            await _put(call, connection, schedules.Schedule(name=name, **{**before, **changed}))
+        row = existing(await read_schedule(connection, name), f"schedule {name!r}")
+    call.changed(schedule=name, **{one: value for one, value in changed.items() if one != "payload"})
     return row
+
+
+def _check_size(payload: object) -> None:
+    if len(msgspec.json.encode(payload)) > _PAYLOAD_MAX_BYTES:
+        raise refuse_field("payload", f"it is larger than {_PAYLOAD_MAX_BYTES} bytes", status=413)
+
+
+async def _put(call: Call, connection: Any, schedule: schedules.Schedule) -> bool:
+    try:
+        return await schedules.put_schedule(connection, schedule, registry=call.backend.registry)
+    except UnknownHandlerError as error:
+        raise refuse_field("job", error.message, allowed=handler_names(call.backend)) from None
 
 
 async def put(call: Call) -> Reply[ScheduleRow]:
     """Make it, or change it."""
     name, given = call.parameters.name, call.body
-    if len(msgspec.json.encode(given.payload)) > _PAYLOAD_MAX_BYTES:
-        raise refuse_field("payload", f"it is larger than {_PAYLOAD_MAX_BYTES} bytes", status=413)
+    _check_size(given.payload)
     schedule = schedules.Schedule(
         name=name,
         job=given.job,
@@ -72,12 +111,8 @@ async def put(call: Call) -> Reply[ScheduleRow]:
         enabled=given.enabled,
     )
     async with call.connection() as connection, connection.transaction():
-        try:
-            is_new = await schedules.put_schedule(connection, schedule, registry=call.backend.registry)
-        except UnknownHandlerError as error:
-            raise refuse_field("job", error.message) from None
-        row = await read_schedule(connection, name)
-    assert row is not None, "it was written in this transaction"  # noqa: S101
+        is_new = await _put(call, connection, schedule)
+        row = existing(await read_schedule(connection, name), f"schedule {name!r}")
     call.changed(schedule=name, job=given.job, cron=given.cron, timezone=given.timezone, enabled=given.enabled)
     return Reply(row, status=201 if is_new else 200)
 
@@ -86,7 +121,7 @@ async def delete(call: Call) -> None:
     """Remove it."""
     async with call.connection() as connection:
         if not await schedules.delete_schedule(connection, call.parameters.name):
-            raise _missing(call)
+            raise Refusal(404, f"there is no schedule {call.parameters.name!r}")
     call.changed(schedule=call.parameters.name)
 
 
@@ -100,10 +135,6 @@ async def trigger(call: Call) -> Reply[Added]:
     call.changed(schedule=call.parameters.name, job=made.id)
     answer = Added(made.id, made.state, made.created)
     return Reply(answer, headers={"Location": f"/api/jobs/{made.id}"})
-
-
-def _missing(call: Call) -> Refusal:
-    return Refusal(404, f"there is no schedule {call.parameters.name!r}")
 
 
 _SCHEDULE = "/api/schedules/{name}"
@@ -138,6 +169,18 @@ OPERATIONS = (
         parameters=SchedulePath,
         body=PutSchedule,
         description="From then on it is yours: what `@job(schedule=…)` says no longer changes it.",
+    ),
+    Operation(
+        "PATCH",
+        _SCHEDULE,
+        patch,
+        "Change a schedule in part, pause it, or let it go on",
+        "schedules",
+        {200: Answer("The schedule, as it is now.")},
+        parameters=SchedulePath,
+        body=PatchSchedule,
+        refusals=_NOT_FOUND,
+        description="From then on it is yours, as with PUT.",
     ),
     Operation(
         "DELETE",

@@ -16,12 +16,13 @@ import msgspec
 
 from orchestrator.api.operations import Answer, Call, Operation
 from orchestrator.api.problems import Refusal
-from orchestrator.api.routes.jobs import HandlerName, Name  # noqa: TC001 msgspec reads the annotations
+from orchestrator.api.routes.jobs import HandlerName  # noqa: TC001 msgspec reads the annotations
 from orchestrator.jobs import queue, schedules
 from orchestrator.jobs.errors import PayloadError, UnknownHandlerError
 from orchestrator.jobs.store import (
     PAGE_MAX,
     Id,
+    Name,
     NameFigures,
     ResultRow,
     ScheduleRow,

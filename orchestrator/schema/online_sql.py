@@ -18,10 +18,12 @@ if TYPE_CHECKING:
 
     from orchestrator.schema.tables import Constraint
 
-_NAMES = r'\((?:"(?:[^"]|"")+"(?:, )?)+\)'
+# Of a key whose names are all quoted, as they are read for `generate`.
 _UNIQUE = re.compile(
-    rf"(?P<kind>UNIQUE|PRIMARY KEY)(?P<nulls> NULLS NOT DISTINCT)? (?P<columns>{_NAMES})"
-    rf"(?P<include> INCLUDE {_NAMES})?(?P<when>(?: NOT)?(?: DEFERRABLE.*)?)"
+    r"(?P<kind>UNIQUE|PRIMARY KEY)(?P<nulls> NULLS NOT DISTINCT)?"
+    r' (?P<columns>\((?:"(?:[^"]|"")++"(?:, )?)++\))'
+    r'(?P<include> INCLUDE \((?:"(?:[^"]|"")++"(?:, )?)++\))?'
+    r"(?P<when> DEFERRABLE.*)?"
 )
 _NAME_BYTES = 48
 MADE_AGAIN = "drop-constraint because it is made again below"
@@ -44,7 +46,7 @@ def not_valid(table: str, name: str, definition: str, *, key: bool = False, note
 def _by_index(table: str, name: str, found: re.Match[str]) -> Iterator[Step]:
     made = f"CREATE UNIQUE INDEX CONCURRENTLY {name} ON {table} {found['columns']}"
     yield Step(Rank.CONCURRENTLY, f"{made}{found['include'] or ''}{found['nulls'] or ''}")
-    yield Step(Rank.FINISH, ddl.add_constraint(table, name, f"{found['kind']} USING INDEX {name}{found['when']}"))
+    yield Step(Rank.FINISH, ddl.add_constraint(table, name, f"{found['kind']} USING INDEX {name}{found['when'] or ''}"))
 
 
 def index(sql: str) -> Step:

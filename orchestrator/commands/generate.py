@@ -35,6 +35,12 @@ def generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where code and migrations differ")
     parser.add_argument("--allow-drops", action="store_true", help="write drops to be run, and not commented out")
     parser.add_argument(
+        "--online", action="store_true", help="change tables that are in use without making their users wait"
+    )
+    parser.add_argument(
+        "--remake-views", action="store_true", help="drop the views in the way of a change, and make them again"
+    )
+    parser.add_argument(
         "--rename",
         metavar="OLD=NEW",
         action="append",
@@ -105,6 +111,8 @@ async def _work(options: argparse.Namespace, settings: Settings, life: Lifecycle
             renames=answers,
             excluded=excluded,
             allow_drops=options.allow_drops,
+            remake_views=options.remake_views,
+            online=options.online,
             extensions=settings.extensions,
             connect_timeout_s=settings.db_connect_timeout_s,
         )

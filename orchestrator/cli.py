@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 
-from orchestrator import __version__
+from orchestrator import __version__, streams
 
 TYPE_CHECKING = False  # as in typing, which costs `healthcheck` 8 of 25 ms
 if TYPE_CHECKING:
@@ -134,6 +134,7 @@ _EXIT_USAGE = 2  # as argparse has it
 def main(argv: list[str] | None = None) -> NoReturn:
     """Run one command and end the process with its exit code."""
     arguments = sys.argv[1:] if argv is None else argv
+    streams.secure()
     if arguments[:1] == ["healthcheck"]:
         from orchestrator import healthcheck
 
@@ -148,17 +149,20 @@ def main(argv: list[str] | None = None) -> NoReturn:
     if not arguments:
         parser().print_help(sys.stderr)
         _leave(_EXIT_USAGE)
-    options = parser(arguments[0] if arguments else None).parse_args(arguments)
-    _leave(options.run(options))
-
-
-def _leave(code: int) -> NoReturn:
-    """End the process without taking the interpreter apart, which costs 20 ms: everything of ours is closed by now."""
     try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except (OSError, ValueError):  # a reader that is gone: Python's own end knows what to do
-        raise SystemExit(code) from None
+        options = parser(arguments[0]).parse_args(arguments)
+    except SystemExit as ended:  # argparse has printed help, the version, or what is wrong
+        _leave(int(ended.code or 0))
+    # A server prints nothing of its own, and handlers may be stuck in a print: its stop does not wait for a reader.
+    _leave(options.run(options), flush_limit_s=0.5 if arguments[0] == "serve" else None)
+
+
+def _leave(code: int, *, flush_limit_s: float | None = None) -> NoReturn:
+    """End the process without taking the interpreter apart, which costs 20 ms: everything of ours is closed by now.
+
+    What was printed is waited for as long as a reader takes, or for `flush_limit_s`.
+    """
+    streams.flush(flush_limit_s)
     os._exit(code)
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
 
+from orchestrator import dsn_parameters as parameters
 from orchestrator.errors import ConfigurationError, Problem
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ class Dsn(msgspec.Struct, frozen=True):
         if not self.statement_cache:
             arguments["statement_cache_size"] = 0
         # asyncpg takes the names of TLS files from a DSN alone.
-        tls = [f"{name}={percent_encoded(options[name])}" for name in _TLS_FILES if name in options]
+        tls = [f"{name}={percent_encoded(options[name])}" for name in parameters.TLS_FILES if name in options]
         if tls and options.get("sslrootcert") != "system":
             arguments["dsn"] = f"postgresql://?{'&'.join(tls)}"
         return arguments
@@ -126,7 +127,7 @@ class Dsn(msgspec.Struct, frozen=True):
         connections take from there where the DSN does not say it (see `connect_arguments`), or it would be another
         user, or find no password. Hand them on in an environment that has no other PG* variable.
         """
-        taken = {name: inherited[name] for name in _TAKEN_FROM_ENVIRONMENT if inherited.get(name)}
+        taken = {name: inherited[name] for name in parameters.TAKEN_FROM_ENVIRONMENT if inherited.get(name)}
         options = self.options
         found = {
             "PGHOST": ",".join(host for host, _ in self.hosts),
@@ -135,7 +136,7 @@ class Dsn(msgspec.Struct, frozen=True):
             "PGDATABASE": self.database,
             "PGPASSWORD": self.password,
         }
-        found |= {name: options.get(keyword) for name, keyword in PG_VARIABLES.items() if keyword in options}
+        found |= {name: options.get(keyword) for name, keyword in parameters.PG_VARIABLES.items() if keyword in options}
         if self.server_settings:
             escaped = {k: v.replace("\\", "\\\\").replace(" ", "\\ ") for k, v in self.server_settings.items()}
             given = self.server_settings.get("options", "")  # options as a whole, in libpq's own form
@@ -171,49 +172,14 @@ def parse(text: str, *, variable: str = "DATABASE_URL") -> Dsn:
     return draft.finish(names_are_safe=names_are_safe)
 
 
-# HOME: of ~/.pgpass and ~/.postgresql.
-_TAKEN_FROM_ENVIRONMENT = (
-    "HOME",
-    "PGUSER",
-    "PGPASSWORD",
-    "PGPASSFILE",
-    "PGSSLROOTCERT",
-    "PGSSLCERT",
-    "PGSSLKEY",
-    "PGSSLCRL",
-)
-PG_VARIABLES: Mapping[str, str] = MappingProxyType(
-    {
-        "PGHOST": "host",
-        "PGPORT": "port",
-        "PGUSER": "user",
-        "PGPASSWORD": "password",
-        "PGDATABASE": "dbname",
-        "PGPASSFILE": "passfile",
-        "PGSSLMODE": "sslmode",
-        "PGSSLROOTCERT": "sslrootcert",
-        "PGSSLCERT": "sslcert",
-        "PGSSLKEY": "sslkey",
-        "PGSSLCRL": "sslcrl",
-        "PGSSLNEGOTIATION": "sslnegotiation",
-        "PGCHANNELBINDING": "channel_binding",
-        "PGGSSENCMODE": "gssencmode",
-        "PGAPPNAME": "application_name",
-        "PGOPTIONS": "options",
-        "PGCONNECT_TIMEOUT": "connect_timeout",
-        "PGTARGETSESSIONATTRS": "target_session_attrs",
-    }
-)
-
-
 def from_pg_variables(mapping: Mapping[str, str]) -> Dsn:
     """Read libpq's variables (PG_VARIABLES; the manual's 34.15), an empty one being as good as none.
 
     Raises:
         ConfigurationError: each problem names its own variable; PGHOST is required.
     """
-    draft = _Draft(variable="PGHOST", names={keyword: name for name, keyword in PG_VARIABLES.items()})
-    for name, keyword in PG_VARIABLES.items():
+    draft = _Draft(variable="PGHOST", names={keyword: name for name, keyword in parameters.PG_VARIABLES.items()})
+    for name, keyword in parameters.PG_VARIABLES.items():
         if mapping.get(name):
             draft.given.append((keyword, mapping[name]))
     return draft.finish(names_are_safe=True)
@@ -225,116 +191,6 @@ def percent_encoded(text: str) -> str:
         c if c.isascii() and (c.isalnum() or c in "-._~") else "".join(f"%{b:02X}" for b in c.encode("utf-8"))
         for c in text
     )
-
-
-_SSLMODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
-_TLS_VERSIONS = ("TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3")
-# What asyncpg understands, as asyncpg/connect_utils.py reads it (0.30 to 0.32), and what database/dial.py does itself.
-CHOICES: Mapping[str, tuple[str, ...]] = {
-    "sslmode": _SSLMODES,
-    "sslnegotiation": ("postgres", "direct"),
-    "ssl_min_protocol_version": _TLS_VERSIONS,
-    "ssl_max_protocol_version": _TLS_VERSIONS,
-    "target_session_attrs": ("any", "primary", "standby", "prefer-standby", "read-write", "read-only"),
-    "gsslib": ("gssapi", "sspi"),
-    "load_balance_hosts": ("disable", "random"),
-    "channel_binding": ("disable", "prefer", "require"),
-}
-_FREE = frozenset({"sslrootcert", "sslcert", "sslkey", "sslcrl", "sslpassword", "passfile", "krbsrvname"})
-_TLS_FILES = (
-    "sslrootcert",
-    "sslcert",
-    "sslkey",
-    "sslcrl",
-    "sslpassword",
-    "ssl_min_protocol_version",
-    "ssl_max_protocol_version",
-)
-_PLACE = {
-    "host": "host",
-    "port": "port",
-    "user": "user",
-    "password": "password",
-    "dbname": "dbname",
-    "database": "dbname",
-}
-# Settings of the server that clients pass in a URL, by the name that the server knows.
-_SERVER_SETTINGS: Mapping[str, str] = {
-    "application_name": "application_name",
-    "datestyle": "DateStyle",
-    "default_transaction_isolation": "default_transaction_isolation",
-    "idle_in_transaction_session_timeout": "idle_in_transaction_session_timeout",
-    "idle_session_timeout": "idle_session_timeout",
-    "intervalstyle": "IntervalStyle",
-    "jit": "jit",
-    "lock_timeout": "lock_timeout",
-    "maintenance_work_mem": "maintenance_work_mem",
-    "options": "options",
-    "role": "role",
-    "search_path": "search_path",
-    "statement_timeout": "statement_timeout",
-    "synchronous_commit": "synchronous_commit",
-    "timezone": "TimeZone",
-    "transaction_timeout": "transaction_timeout",
-    "work_mem": "work_mem",
-}
-_SCHEMAS = frozenset({"schema", "currentschema"})  # Prisma, JDBC
-# False or 0 means: no prepared statements, since a pooler is in between. postgres.js, Rails, Prisma, SQLAlchemy, JDBC.
-_CACHES = frozenset(
-    {"prepare", "prepared_statements", "statement_cache_size", "prepared_statement_cache_size", "preparethreshold"}
-)
-# What tunes another client or its pool, and changes nothing about which database is meant or who is trusted.
-_DROPPED = frozenset(
-    {
-        *("keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout"),  # libpq
-        *("sslsni", "sslcompression", "client_encoding", "min_protocol_version", "krbspn"),
-        *("connection_limit", "pool_timeout", "socket_timeout", "sslidentity", "single_use_connections"),  # Prisma
-        *(
-            "max",
-            "idle_timeout",
-            "max_lifetime",
-            "backoff",
-            "max_pipeline",
-            "fetch_types",
-            "debug",
-            "keep_alive",
-        ),  # postgres.js
-        *("uselibpqcompat", "connectiontimeoutmillis", "idletimeoutmillis", "query_timeout", "binary"),  # node-postgres
-        *("pool_max_conns", "pool_min_conns", "pool_max_conn_lifetime", "pool_max_conn_idle_time"),  # pgx
-        *("pool_health_check_period", "default_query_exec_mode", "statement_cache_mode"),
-        *("pool", "pool_size", "max_overflow", "pool_recycle", "pool_pre_ping", "async_fallback"),  # SQLAlchemy, Rails
-        *("min_size", "max_size", "command_timeout", "timeout", "encoding"),  # asyncpg, Django
-        *("tcpkeepalive", "sockettimeout", "logintimeout", "reconnect", "checkout_timeout", "reaping_frequency"),
-    }
-)
-# Demands on security that asyncpg cannot meet: to drop one in silence would be to connect with less than was asked for.
-_DEMANDS: Mapping[str, tuple[str, ...]] = {
-    "gssencmode": ("disable", "prefer"),
-    "require_auth": (),
-    "requirepeer": (),
-    "sslaccept": ("accept_invalid_certs",),
-    "sslcertmode": ("allow",),
-    "sslcrldir": (),
-}
-_UNSUPPORTED: Mapping[str, str] = {
-    "service": "a connection service file is not read; write its values here",
-    "servicefile": "a connection service file is not read; write its values here",
-    "hostaddr": "asyncpg has no `hostaddr`; write the address as the host",
-    "replication": "a replication connection cannot run migrations; leave it out",
-    "requiressl": "it is libpq's old word; write sslmode=require",
-}
-_SPECIAL = frozenset({"connect_timeout", "fallback_application_name", "pgbouncer", "ssl"})
-_KNOWN = frozenset(
-    {*CHOICES, *_FREE, *_PLACE, *_SERVER_SETTINGS, *_SCHEMAS, *_CACHES, *_DROPPED, *_DEMANDS, *_UNSUPPORTED, *_SPECIAL}
-)
-_TRUE, _FALSE = frozenset({"true", "1", "on", "yes", "t"}), frozenset({"false", "0", "off", "no", "f"})
-# node-postgres, postgres.js and SQLAlchemy say `ssl`; libpq itself reads ssl=true as sslmode=require.
-_SSL_WORDS: Mapping[str, str] = {
-    **{mode: mode for mode in _SSLMODES},
-    **dict.fromkeys(_TRUE, "require"),
-    **dict.fromkeys(_FALSE, "disable"),
-    "no-verify": "require",
-}
 
 
 class _Draft(msgspec.Struct):
@@ -379,7 +235,10 @@ class _Draft(msgspec.Struct):
         user, database = self.place.get("user") or None, self.place.get("dbname") or None
         if database is None and user is None:
             self._lacks("dbname", "names no database")
-        if self.options.get("sslnegotiation") == "direct" and self.options.get("sslmode") not in _SSLMODES[3:]:
+        if (
+            self.options.get("sslnegotiation") == "direct"
+            and self.options.get("sslmode") not in parameters.SSLMODES[3:]
+        ):
             self.add(
                 "sslnegotiation", "is direct without TLS being required", "direct with sslmode=require", "postgres"
             )
@@ -399,21 +258,21 @@ class _Draft(msgspec.Struct):
 
     def _take(self, name: str, value: str, *, may_be_named: bool) -> None:
         keyword = name.lower()
-        if keyword not in _KNOWN:
+        if keyword not in parameters.KNOWN:
             self._unknown(name, may_be_named=may_be_named)
         elif "\0" in value:
             self.add(keyword, "holds a NUL character", "text", "…")
         elif not value:
             pass  # as good as not given, in libpq too
-        elif keyword in _PLACE:
-            self._take_place(_PLACE[keyword], value)
-        elif keyword in CHOICES:
+        elif keyword in parameters.PLACE:
+            self._take_place(parameters.PLACE[keyword], value)
+        elif keyword in parameters.CHOICES:
             self._take_choice(keyword, value)
-        elif keyword in _FREE:
+        elif keyword in parameters.FREE:
             self.options[keyword] = value
-        elif keyword in _SERVER_SETTINGS:
-            self.server_settings[_SERVER_SETTINGS[keyword]] = value
-        elif keyword in _DROPPED:
+        elif keyword in parameters.SERVER_SETTINGS:
+            self.server_settings[parameters.SERVER_SETTINGS[keyword]] = value
+        elif keyword in parameters.DROPPED:
             self.dropped.append(keyword)
         else:
             self._take_foreign(keyword, value)
@@ -424,7 +283,7 @@ class _Draft(msgspec.Struct):
         self.place[keyword] = value
 
     def _take_choice(self, keyword: str, value: str) -> None:
-        choices = CHOICES[keyword]
+        choices = parameters.CHOICES[keyword]
         if keyword == "sslmode" and value == "no-verify":
             value = "require"  # node-postgres; asyncpg's `require` verifies nothing unless a root certificate is there
         if value in choices:
@@ -434,18 +293,18 @@ class _Draft(msgspec.Struct):
 
     def _take_foreign(self, keyword: str, value: str) -> None:
         word = value.lower()
-        if keyword in _UNSUPPORTED:
-            self.add(keyword, f"is not supported: {_UNSUPPORTED[keyword]}", "… left out", "")
-        elif keyword in _DEMANDS:
+        if keyword in parameters.UNSUPPORTED:
+            self.add(keyword, f"is not supported: {parameters.UNSUPPORTED[keyword]}", "… left out", "")
+        elif keyword in parameters.DEMANDS:
             self._take_demand(keyword, word)
-        elif keyword in _SCHEMAS:
+        elif keyword in parameters.SCHEMAS:
             # A name, where search_path is a list: quoted unless that changes nothing.
             plain = re.fullmatch(r"[a-z_][a-z0-9_]*", value)
             self.server_settings["search_path"] = value if plain else '"' + value.replace('"', '""') + '"'
-        elif keyword in _CACHES:
-            self.statement_cache = self.statement_cache and word not in _FALSE
+        elif keyword in parameters.CACHES:
+            self.statement_cache = self.statement_cache and word not in parameters.FALSE
         elif keyword == "pgbouncer":
-            self.statement_cache = self.statement_cache and word not in _TRUE
+            self.statement_cache = self.statement_cache and word not in parameters.TRUE
         elif keyword == "fallback_application_name":
             self.server_settings.setdefault("application_name", value)
         elif keyword == "ssl":
@@ -454,7 +313,7 @@ class _Draft(msgspec.Struct):
             self._take_timeout(value)
 
     def _take_demand(self, keyword: str, word: str) -> None:
-        met = _DEMANDS[keyword]
+        met = parameters.DEMANDS[keyword]
         if word in met:
             self.dropped.append(keyword)
         else:
@@ -462,8 +321,8 @@ class _Draft(msgspec.Struct):
             self.add(keyword, "asks for what asyncpg cannot do", expected, met[0] if met else "")
 
     def _take_ssl(self, word: str) -> None:
-        if word in _SSL_WORDS:
-            self.options.setdefault("sslmode", _SSL_WORDS[word])
+        if word in parameters.SSL_WORDS:
+            self.options.setdefault("sslmode", parameters.SSL_WORDS[word])
         else:
             self.add("ssl", "has a value that is not known; better use `sslmode`", "true|false", "true")
 
@@ -477,7 +336,7 @@ class _Draft(msgspec.Struct):
         import difflib  # late: only for a start that ends here
 
         if may_be_named and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.]{0,39}", name):
-            close = difflib.get_close_matches(name.lower(), sorted(_KNOWN), n=1, cutoff=0.75)
+            close = difflib.get_close_matches(name.lower(), sorted(parameters.KNOWN), n=1, cutoff=0.75)
             meant = f"; is `{close[0]}` meant?" if close else ""
             what = f"has an unknown parameter `{name}`{meant}"
         else:

@@ -106,12 +106,16 @@ def _without_url_password(run: re.Match[str]) -> str:
         user = _USER.match(text, at + 3)
         end = user.end() if user else at + 3
         if end < last and text[end] == ":" and at > 0 and not text[at - 1].isspace():
+            if text[end + 1 : last] in _PLACEHOLDERS:
+                return text
             return f"{text[: end + 1]}{HIDDEN}{text[last:]}"
         at = text.find("://", end, last)
     return text
 
 
 _USER = re.compile(r"[^\s/:@]*+")
+# What stands for a password in our own messages: an example shows how one is written (see `dsn.EXAMPLE`).
+_PLACEHOLDERS = frozenset({"PASSWORD", "p%40ss"})
 
 
 # ---------------------------------------------------------------------------------------------------------------- SQL

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from orchestrator import dsn as dsns
+from orchestrator import dsn_parameters
 from orchestrator.dsn import Dsn
 from orchestrator.errors import ConfigurationError, Problem
 from orchestrator.healthcheck import default_port_file
@@ -268,7 +269,7 @@ class _Reading:
         # As libpq has it: what the URL does not say, these do. pg_dump, which gets the DSN alone, needs it.
         for variable, keyword in _BESIDE_A_URL.items():
             if keyword not in found.options and (word := self.text(BY_NAME[variable])) is not None:
-                if word not in dsns.CHOICES[keyword]:
+                if word not in dsn_parameters.CHOICES[keyword]:
                     self.problem(BY_NAME[variable], "has a value that is not known")
                     return None
                 found = msgspec.structs.replace(found, options={**found.options, keyword: word})
@@ -278,7 +279,7 @@ class _Reading:
 
     def _rereadable(self, found: Dsn, name: str) -> Dsn:
         """The DSN, which reads its files again when it is asked to: the secrets in them are rotated."""
-        if not {name, *dsns.PG_VARIABLES}.intersection(self.files):
+        if not {name, *dsn_parameters.PG_VARIABLES}.intersection(self.files):
             return found
         environ, overrides = dict(self._environ), self._overrides
 
@@ -295,7 +296,7 @@ class _Reading:
 
     def _pg(self) -> Dsn | None:
         texts: dict[str, str] = {}
-        for name in dsns.PG_VARIABLES:
+        for name in dsn_parameters.PG_VARIABLES:
             text = self.text(BY_NAME[name])
             if text is not None:
                 texts[name] = text

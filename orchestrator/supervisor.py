@@ -42,7 +42,7 @@ _JOBS_SHARE = 0.45
 _LAST_ANSWERS_SHARE = 0.02
 
 
-async def serve(settings: Settings, life: Lifecycle, *, embedded: bool = False) -> None:
+async def serve(settings: Settings, life: Lifecycle, *, embedded: bool = False, upgrade_data: bool = False) -> None:
     """Start and serve until cancelled. `/health` answers from the first moment; nothing else before READY.
 
     Cancelled in any phase it unwinds in the reverse order: work in a transaction is rolled back, the lock released,
@@ -79,7 +79,7 @@ async def serve(settings: Settings, life: Lifecycle, *, embedded: bool = False) 
             from orchestrator.jobs.schedule_monitor import try_backup_directory  # before the night shows it
 
             await try_backup_directory(settings.backup_dir, life)
-        async with chosen_database(settings, life, embedded=embedded) as (given, migrating):
+        async with chosen_database(settings, life, embedded=embedded, upgrade_data=upgrade_data) as (given, migrating):
             # One decision of where, for the migrations, the pool, the jobs and the monitor: jobs are written.
             migration_dsn = migrating.with_role("read-write")
             migrated = await _bring_up(settings, migration_dsn, sources, life, command="serve")

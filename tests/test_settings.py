@@ -10,7 +10,8 @@ import msgspec
 import pytest
 
 from orchestrator import settings as module
-from orchestrator.dsn import PG_VARIABLES, parse
+from orchestrator.dsn import parse
+from orchestrator.dsn_parameters import PG_VARIABLES
 from orchestrator.errors import EXIT_CONFIG, ConfigurationError, Problem
 from orchestrator.settings import Settings, load
 from orchestrator.variables import VARIABLES, markdown_table

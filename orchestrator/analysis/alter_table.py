@@ -103,7 +103,7 @@ def _alter_index(found: ImpactDraft, name: Name, lock: Lock, commands: list[Tree
 
 def _add_column(found: ImpactDraft, name: Name, command: Tree, inherit: bool) -> None:  # noqa: FBT001 (the handlers' form)
     definition = command["def"]["ColumnDef"]
-    column, place = definition["colname"], _offset(definition)
+    column, place = definition["colname"], ast.offset(definition)
     if command.get("missing_ok") and found.known.column(name, column) is not None:
         found.notes.append(f"{name}.{column} is there: nothing is done")
         return
@@ -114,11 +114,11 @@ def _add_column(found: ImpactDraft, name: Name, command: Tree, inherit: bool) ->
         kind = constraint["contype"]
         if kind in {"CONSTR_PRIMARY", "CONSTR_UNIQUE"}:
             words = f"{'UNIQUE' if kind == 'CONSTR_UNIQUE' else 'PRIMARY KEY'} on {column}"
-            work = Work("builds", Cause.INDEX, words, _offset(constraint) or place)
+            work = Work("builds", Cause.INDEX, words, ast.offset(constraint) or place)
             found.tree(name, Lock.ACCESS_EXCLUSIVE, work, inherit=inherit)
         elif kind == "CONSTR_CHECK" and constraint.get("is_enforced", True):
             words = f"the CHECK on {column} is tested on each row"
-            work = Work("scans", Cause.CHECK, words, _offset(constraint) or place)
+            work = Work("scans", Cause.CHECK, words, ast.offset(constraint) or place)
             found.tree(name, Lock.ACCESS_EXCLUSIVE, work, inherit=inherit)
         elif kind == "CONSTR_FOREIGN":
             # parse_utilcmd.c: a new column without a default is null everywhere, and needs no validation.
@@ -171,7 +171,7 @@ def _alter_type(found: ImpactDraft, name: Name, command: Tree, inherit: bool) ->
     facts = known.column(name, column)
     old = facts.type if facts else None
     reason = type_change_rewrites(old, new, definition.get("raw_default"), column, known)
-    place = _offset(definition)
+    place = ast.offset(definition)
     if reason:
         found.tree(name, Lock.ACCESS_EXCLUSIVE, Work("rewrites", Cause.TYPE_CHANGE, reason, place), inherit=inherit)
         found.rebuild_indexes(name, inherit=inherit)
@@ -217,7 +217,7 @@ def _not_null(
 
 def _add_constraint(found: ImpactDraft, name: Name, command: Tree, inherit: bool) -> None:  # noqa: FBT001
     constraint = command["def"]["Constraint"]
-    kind, place = constraint["contype"], _offset(constraint)
+    kind, place = constraint["contype"], ast.offset(constraint)
     validates = not ast.is_unvalidated(constraint)
     if kind == "CONSTR_FOREIGN":
         _foreign_key(found, name, constraint, validates=validates)
@@ -244,7 +244,7 @@ def _foreign_key(found: ImpactDraft, name: Name, constraint: Tree, *, validates:
     referenced = ast.relation(constraint["pktable"])
     validates = validates and not found.known.is_fresh(name)
     words = f"each row is looked up in {referenced}"
-    work = Work("scans", Cause.FOREIGN_KEY, words, _offset(constraint), referenced)
+    work = Work("scans", Cause.FOREIGN_KEY, words, ast.offset(constraint), referenced)
     found.tree(name, Lock.SHARE_ROW_EXCLUSIVE, *([work] if validates else ()))
     found.tree(referenced, Lock.SHARE_ROW_EXCLUSIVE, *([referenced_by(name)] if validates else ()))
 
@@ -364,7 +364,3 @@ _SUBCOMMANDS: dict[str, Callable[[ImpactDraft, Name, Tree, bool], None]] = {
     "SetUnLogged": _persistence,
     "ValidateConstraint": _validate,
 }
-
-
-def _offset(node: Tree) -> int:
-    return max(0, int(node.get("location", 0)))

@@ -94,6 +94,11 @@ def table_constraints(fields: Tree) -> list[Tree]:
     return [element["Constraint"] for element in elements if "Constraint" in element]
 
 
+def offset(node: Tree) -> int:
+    """Where the node stands, in bytes from the beginning of the text that was parsed; 0 where it does not say."""
+    return max(0, int(node.get("location", 0)))
+
+
 def is_unvalidated(constraint: Tree) -> bool:
     """Whether it is NOT VALID or NOT ENFORCED: no row is tested."""
     return bool(constraint.get("skip_validation")) or not constraint.get("is_enforced", True)

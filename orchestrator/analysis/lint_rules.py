@@ -162,6 +162,9 @@ class Statements:
     told_of_lock: bool = False
     enum_values: dict[str, Name] = field(default_factory=dict)
     emptied: set[Name] = field(default_factory=set)
+    # Types that the file makes, and those that it has put aside for one of the same name: nobody knows the new name.
+    makes_types: frozenset[Name] = frozenset()
+    put_aside: set[Name] = field(default_factory=set)
 
     def end(self) -> None:
         """The transaction is over."""
@@ -231,7 +234,7 @@ def _alter_table(at: Statements, fields: Tree, impact: Impact) -> Iterator[Hit]:
             continue
         if kind == "AddConstraint" and ast.is_unvalidated(added := command["def"]["Constraint"]):
             at.unvalidated.add((known.full(name), added.get("conname", "")))
-        if kind == "AlterColumnType" and _offset(command["def"]["ColumnDef"]) not in changed:
+        if kind == "AlterColumnType" and ast.offset(command["def"]["ColumnDef"]) not in changed:
             yield from _alter_type(at, name, command)
         if rule := _COMMANDS.get(kind):
             yield from rule(at, name, command)
@@ -265,11 +268,7 @@ def _doubled(known: Known, name: Name, command: Tree) -> Iterator[Hit]:
     definition = command["def"]["ColumnDef"]
     column = known.column(name, definition["colname"])
     if not command.get("missing_ok") and column is not None and column.certain:
-        yield Hit("duplicate-column", f"{name} has a column {definition['colname']} already", _offset(definition))
-
-
-def _offset(node: Tree) -> int:
-    return max(0, int(node.get("location", 0)))
+        yield Hit("duplicate-column", f"{name} has a column {definition['colname']} already", ast.offset(definition))
 
 
 def _validate(at: Statements, name: Name, command: Tree) -> Iterator[Hit]:
@@ -285,7 +284,7 @@ def _alter_type(at: Statements, name: Name, command: Tree) -> Iterator[Hit]:
         old = facts.type if facts else "its type"
         new = ast.column_type(definition["typeName"])
         why = f"{name}.{column}: {old} → {new} keeps the stored values, but running code meets another type"
-        yield Hit("type-change", why, _offset(definition), Level.NOTE)
+        yield Hit("type-change", why, ast.offset(definition), Level.NOTE)
 
 
 def _drop_column(at: Statements, name: Name, command: Tree) -> Iterator[Hit]:
@@ -389,7 +388,7 @@ def _drop(at: Statements, fields: Tree, impact: Impact) -> Iterator[Hit]:
         elif kind == "OBJECT_TABLE":
             if not known.is_fresh(name):
                 yield Hit("drop-table", f"running code that uses {name} fails from here on, and its rows are gone")
-        elif kind in _OBJECTS and not _is_fresh_object(known, kind, words):
+        elif kind in _OBJECTS and not _is_fresh_object(known, kind, words) and name not in at.put_aside:
             yield Hit("drop-object", f"running code that uses {_OBJECTS[kind]} {'.'.join(words)} fails from here on")
 
 
@@ -426,6 +425,10 @@ def _rename(at: Statements, fields: Tree, impact: Impact) -> Iterator[Hit]:
         # A trigger's function is called by the trigger alone, which holds it by its oid.
         if _is_fresh_object(known, kind, words) or words[-1] in known.trigger_functions:
             return
+        name = ast.qualified(words)
+        if kind == "OBJECT_TYPE" and name in at.makes_types:
+            at.put_aside.add(name._replace(name=fields["newname"]))
+            return
         what = ".".join(words)
     else:
         what = fields.get("subname", "")
@@ -458,7 +461,7 @@ def _enum_values_used(at: Statements, node: str, fields: Tree) -> Iterator[Hit]:
         name = at.enum_values.get(value) if value is not None else None
         if name is not None and _is_of_type(at.known, name, fields):
             why = f"the value {value!r} of {name} is used in the transaction that adds it: it fails (55P04)"
-            yield Hit("enum-value-used", why, _offset(constant))
+            yield Hit("enum-value-used", why, ast.offset(constant))
             return
 
 
@@ -481,7 +484,7 @@ def _create_table(at: Statements, fields: Tree, impact: Impact) -> Iterator[Hit]
     seen: set[str] = set()
     for definition in ast.columns(fields):
         if definition["colname"] in seen:
-            yield Hit("duplicate-column", f"{definition['colname']} is defined twice", _offset(definition))
+            yield Hit("duplicate-column", f"{definition['colname']} is defined twice", ast.offset(definition))
         seen.add(definition["colname"])
 
 
@@ -519,7 +522,7 @@ def _assigned_twice(targets: list[Tree]) -> Iterator[Hit]:
     for target in targets:
         name = target.get("name", "")
         if name in seen and "indirection" not in target:
-            yield Hit("duplicate-column", f"{name} is set twice", _offset(target))
+            yield Hit("duplicate-column", f"{name} is set twice", ast.offset(target))
         seen.add(name)
 
 

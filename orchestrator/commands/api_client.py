@@ -21,6 +21,7 @@ from aiohttp import web
 from orchestrator.commands.console import say
 from orchestrator.commands.runner import print_json
 from orchestrator.errors import EXIT_CONFIG, EXIT_UNAVAILABLE, OrchestratorError
+from orchestrator.streams import has_reader
 
 if TYPE_CHECKING:
     import argparse
@@ -234,9 +235,9 @@ async def shown(options: argparse.Namespace, client: Client, read: Reader, show:
             print_json(found)
         else:
             show(found)
-        if not options.watch:
-            return
         sys.stdout.flush()
+        if not (options.watch and has_reader()):
+            return
         await asyncio.sleep(_WATCH_EVERY_S)
 
 

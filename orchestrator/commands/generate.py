@@ -35,11 +35,24 @@ def generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where code and migrations differ")
     parser.add_argument("--allow-drops", action="store_true", help="write drops to be run, and not commented out")
     parser.add_argument(
+        "--online", action="store_true", help="change tables that are in use without making their users wait"
+    )
+    parser.add_argument(
+        "--remake-views", action="store_true", help="drop the views in the way of a change, and make them again"
+    )
+    parser.add_argument(
         "--rename",
         metavar="OLD=NEW",
         action="append",
         default=[],
         help="a table (users=people) or column (users.name=full_name) that was renamed; may be given again",
+    )
+    parser.add_argument(
+        "--exclude",
+        metavar="TABLE",
+        action="append",
+        default=[],
+        help="leave a table of the code out (users, app.users, geo_*); may be given again",
     )
     parser.add_argument("--no-renames", action="store_true", help="ask about no (further) rename: all of it is new")
     with_embedded(parser)
@@ -79,9 +92,11 @@ async def _work(options: argparse.Namespace, settings: Settings, life: Lifecycle
     if options.name is not None:
         check_name(options.name)
         plan_migration(folder, options.name, now_ms=now_ms, generation=generation, prefix=options.prefix)
-    from orchestrator.schema.models import load_metadata, schemas_of
+    from orchestrator.schema.loading import load_metadata, without_tables
+    from orchestrator.schema.models import schemas_of
 
     metadata = load_metadata(settings.schema)
+    excluded = without_tables(metadata, options.exclude)
     sources = await asyncio.to_thread(_sources, settings, folder, schemas_of(metadata))
     from orchestrator.tools.generate import generate as compare
 
@@ -94,7 +109,10 @@ async def _work(options: argparse.Namespace, settings: Settings, life: Lifecycle
             metadata,
             ask=_ask if asks else None,
             renames=answers,
+            excluded=excluded,
             allow_drops=options.allow_drops,
+            remake_views=options.remake_views,
+            online=options.online,
             extensions=settings.extensions,
             connect_timeout_s=settings.db_connect_timeout_s,
         )

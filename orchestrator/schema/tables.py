@@ -135,7 +135,8 @@ async def read_catalogue(
 def catalogue_of(schema: Schema, schemas: Collection[str], *, without: Collection[ObjectName] = ()) -> Catalogue:
     """The typed view of `schema`: the tables in `schemas`, and types and sequences wherever they are.
 
-    Left out are partitions, which are their table's, and the tables `without` with their sequences.
+    Left out are partitions, which are their table's, and the tables `without` with their sequences and the foreign keys
+    to them.
     """
     parts: dict[ObjectName, list[SchemaObject]] = {}
     for one in schema.objects:
@@ -158,7 +159,7 @@ def catalogue_of(schema: Schema, schemas: Collection[str], *, without: Collectio
             if (sequence := _sequence(one)).owned_by is None or sequence.owned_by[0] not in without
         },
         tables={
-            name: _table(one, parts.get(name, ()))
+            name: _table(one, parts.get(name, ()), without)
             for name, one in tables
             if name[0] in schemas and name not in without and "partition_of" not in one.facts
         },
@@ -175,7 +176,7 @@ def named(name: ObjectName) -> str:
     return identifier(name[1]) if name[0] == PUBLIC else f"{identifier(name[0])}.{identifier(name[1])}"
 
 
-def _table(one: SchemaObject, parts: Iterable[SchemaObject]) -> Table:
+def _table(one: SchemaObject, parts: Iterable[SchemaObject], without: Collection[ObjectName]) -> Table:
     facts = one.facts
     by_kind: dict[str, dict[str, SchemaObject]] = {"column": {}, "constraint": {}, "index": {}}
     for part in sorted(parts, key=lambda part: part.position):
@@ -183,7 +184,11 @@ def _table(one: SchemaObject, parts: Iterable[SchemaObject]) -> Table:
             by_kind[part.kind][name_parts(part.name)[-1]] = part
     return Table(
         {name: column_of(part) for name, part in by_kind["column"].items()},
-        {name: _constraint(part) for name, part in by_kind["constraint"].items()},
+        {
+            name: constraint
+            for name, part in by_kind["constraint"].items()
+            if (constraint := _constraint(part)).references not in without
+        },
         {name: _index(part.facts) for name, part in by_kind["index"].items()},
         dict(option.partition("=")[::2] for option in facts.get("options", ())),
         facts.get("comment"),

@@ -37,14 +37,14 @@ from orchestrator.migrator.run.transactional import KEPT_PARSED_BYTES, FileRun, 
 from orchestrator.migrator.state import survey
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     from orchestrator.lifecycle import Lifecycle
     from orchestrator.migrator.folder import Migration
     from orchestrator.migrator.run.options import Options
     from orchestrator.migrator.run.progress import Watch
     from orchestrator.migrator.sources import Source
-    from orchestrator.migrator.sql.statements import Statement
+    from orchestrator.migrator.sql.statements import SqlSyntaxError, Statement
     from orchestrator.migrator.state import Survey
 
 
@@ -95,7 +95,7 @@ async def migrate(
         return []
     if await connection.fetchval("SELECT pg_catalog.pg_is_in_recovery()"):
         raise StandbyError
-    parsed = await _parse_all(surveys, options)
+    parsed = await _parse_all(session, surveys, options)
     count(surveys, life)
     life.migrations.started_at = time.monotonic()
     async with watched(connection, life, connect_second, lock_timeout_s=options.ddl_lock_timeout_s) as watch:
@@ -123,30 +123,47 @@ def _is_settled(one: Survey) -> bool:
     return one.ledger.exists and not one.plan.pending and one.plan.names is None
 
 
-def _parse(migration: Migration) -> tuple[Statement, ...]:
+def _parse(migration: Migration, *, escapes: bool) -> tuple[Statement, ...]:
     # Late: the grammar loads 14 MB, and most starts have nothing pending.
     from orchestrator.migrator.sql.statements import statements
 
-    return statements(migration.read(), path=str(migration.path))
+    return statements(migration.read(), path=str(migration.path), escapes=escapes)
 
 
-async def _parse_all(surveys: Sequence[Survey], options: Options) -> dict[tuple[str, str], tuple[Statement, ...]]:
-    """Parse every pending file with Postgres's own grammar, in a thread; keep what is small."""
+async def _parse_all(
+    session: Session, surveys: Sequence[Survey], options: Options
+) -> dict[tuple[str, str], tuple[Statement, ...]]:
+    """Parse every pending file with Postgres's own grammar, in a thread; keep what is small.
+
+    What the grammar refuses is put to the server, and kept.
+    """
     pending = [(s.source.table.key, m) for s in surveys for m in s.plan.pending]
-    if not pending:
-        return {}
+    kept: dict[tuple[str, str], tuple[Statement, ...]] = {}
 
-    def parse() -> dict[tuple[str, str], tuple[Statement, ...]]:
-        kept: dict[tuple[str, str], tuple[Statement, ...]] = {}
+    def parse() -> Iterator[tuple[str, Migration, SqlSyntaxError]]:
+        from orchestrator.migrator.sql.statements import SqlSyntaxError
+
         for key, migration in pending:
-            parsed = _parse(migration)
+            try:
+                parsed = _parse(migration, escapes=session.escapes)
+            except SqlSyntaxError as error:
+                yield key, migration, error
+                continue
             if options.transaction == "all":
                 refuse_in_single_transaction(migration, parsed)
             if migration.size_bytes <= KEPT_PARSED_BYTES:
                 kept[key, migration.name] = parsed
-        return kept
 
-    return await asyncio.to_thread(parse)
+    refusals = parse()
+    while (refused := await asyncio.to_thread(next, refusals, None)) is not None:
+        from orchestrator.migrator.run.second_opinion import ask_server
+
+        key, migration, error = refused
+        parsed = await ask_server(session.connection, migration, migration.read(), error, escapes=session.escapes)
+        if options.transaction == "all":
+            refuse_in_single_transaction(migration, parsed)
+        kept[key, migration.name] = parsed
+    return kept
 
 
 class Run:
@@ -325,7 +342,7 @@ class Run:
             is_last = True  # for it is to be on the disk before the next one begins
             await self._losses.before(self._connection, file.source.table.key, migration)
         if parsed is None:
-            parsed = await asyncio.to_thread(_parse, migration)
+            parsed = await asyncio.to_thread(_parse, migration, escapes=self._session.escapes)
         raw = parsed_bytes(migration, parsed)
         began = self._begin(file.source, migration, parsed)
         interrupted = one.unfinished.get(migration.name)
@@ -369,7 +386,7 @@ class Run:
                 for migration in pending:
                     statements = parsed.get((file.source.table.key, migration.name))
                     if statements is None:
-                        statements = await asyncio.to_thread(_parse, migration)
+                        statements = await asyncio.to_thread(_parse, migration, escapes=self._session.escapes)
                     raw = parsed_bytes(migration, statements)
                     every += [s for s in statements if not s.leaves_nothing][:1]
                     opening = (*(file.fresh_inside if durations else ()), self._at_work.local_lock_timeout)

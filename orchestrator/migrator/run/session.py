@@ -94,7 +94,7 @@ class Message:
 
 
 class Session:
-    """The one session that migrates."""
+    """The one session that migrates. `login` is its user; `escapes`: its standard_conforming_strings is off."""
 
     def __init__(self, connection: Any, options: Options) -> None:
         self.connection = connection
@@ -104,6 +104,7 @@ class Session:
             f"SET statement_timeout = {options.statement_timeout_ms}",
         )
         self.login = ""
+        self.escapes = False
 
     @classmethod
     async def begin(cls, connection: Any, options: Options) -> Session:
@@ -113,10 +114,11 @@ class Session:
         with contextlib.suppress(asyncpg.PostgresError):
             await connection.execute("SET client_connection_check_interval = '500ms'")
             session._settings += ("SET client_connection_check_interval = '500ms'",)
-        role, path, session.login = await connection.fetchrow(
+        role, path, session.login, strings = await connection.fetchrow(
             "SELECT current_user::pg_catalog.text, pg_catalog.current_setting('search_path'),"
-            " session_user::pg_catalog.text"
+            " session_user::pg_catalog.text, pg_catalog.current_setting('standard_conforming_strings')"
         )
+        session.escapes = strings == "off"
         if role == SERVICE_SCHEMA:  # what a user's file makes unqualified belongs where drizzle would have put it
             session._settings += (
                 f"SELECT pg_catalog.set_config('search_path', {literal(_USER.sub('', path))}, false)",

@@ -16,7 +16,7 @@ const ordinal = (n) => `${n}${{ 1: "st", 2: "nd", 3: "rd" }[n % 100 > 10 && n % 
 
 function number(text, names, first) {
   const at = names.indexOf(text.toLowerCase());
-  return at >= 0 ? at + first : /^\d+$/.test(text) ? Number(text) : null;
+  return at >= 0 ? at + first : /^\d+$/.test(text) ? Number(text) : NaN;
 }
 
 /** A field with names ("1-5", "MON,WED") in words; null where it is of another form. */

@@ -8,7 +8,7 @@ import { link, missing, part, tag } from "./parts.js";
 import { age, count, plural } from "./words.js";
 
 export function queuesPart() {
-  const one = get("api/queues");
+  const one = get("api/queues", { every_s: 5 });
   const { queues = [], workers = [] } = one.data ?? {};
   const alive = workers.filter((worker) => worker.is_alive);
   const slots = alive.reduce((sum, worker) => sum + worker.concurrency, 0);

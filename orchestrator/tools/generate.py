@@ -217,7 +217,7 @@ class _Both:
             if not more:
                 break
             if last:
-                notes += [f"after all of it this would still be to do: {step.sql}" for step in more]
+                notes += [f"after all of these statements, this would still be missing: {step.sql}" for step in more]
                 break
             await self._applied(more, notes, lenient=not allow_drops)
             active += [s for s in more if not s.drops or allow_drops]
@@ -271,7 +271,8 @@ class _Both:
             await self._answered(chosen.sql, before, chosen.new if chosen.kind == "schema" else None)
         if unused:
             raise GenerateError(
-                f"--rename {' '.join(sorted(unused))}: nothing of that name was dropped with something like it added",
+                f"--rename {' '.join(sorted(unused))}: nothing with that name was dropped while something similar"
+                " was added",
                 remedy="Write it as table=new_table, table.column=new_column, type.value=new_value or schema.table="
                 "other.table; --check shows what differs.",
                 facts={"renames": sorted(unused)},
@@ -496,8 +497,9 @@ def _text(active: Sequence[Step], withheld: Sequence[Step], unasked: Sequence[Se
     for step in active:
         if BREAKPOINT.decode() in step.sql:
             raise GenerateError(
-                f"a text in the code holds `{BREAKPOINT.decode()}`, at which Drizzle would cut: {step.sql}",
-                remedy="Write that text in another way.",
+                f"a string in the code holds `{BREAKPOINT.decode()}`, at which Drizzle would split the file:"
+                f" {step.sql}",
+                remedy="Write that string in another way.",
             )
         chunks.append(f"-- {step.note}\n{step.sql};\n" if step.note else f"{step.sql};\n")
     text = f"{BREAKPOINT.decode()}\n".join(chunks)

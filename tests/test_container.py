@@ -178,7 +178,7 @@ def stacks(folder: Path, known: Any, image: str) -> Iterator[Callable[..., Stack
         # Nothing of the machine's own environment may change what is tested, but how to reach the engine.
         env = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
         env |= {name: value for name, value in os.environ.items() if name.startswith("DOCKER_")}
-        env |= {"ORCHESTRATOR_IMAGE": image, "WEB_PORT": "0", "POSTGRES_PORT": "0"}
+        env |= {"ORCHESTRATOR_IMAGE": image, "WEB_PORT": "0", "JOB_SERVER_PORT": "0", "POSTGRES_PORT": "0"}
         if files is not None:
             env |= {"MIGRATIONS_DIR": str(write_drizzle_folder(folder / "drizzle", files))}
         stack = Stack(file, f"pytest-{secrets.token_hex(4)}", env | environment, known)

@@ -362,7 +362,8 @@ def _given_up(error: BaseException, failure: Failure, dsn: Dsn, wait_timeout_s: 
         )
     return DatabaseUnavailableError(
         f"no usable database at {dsn.redacted()} within {wait_timeout_s:g} s (last: {failure.cause})",
-        remedy=f"{failure.hint} Or raise DB_WAIT_TIMEOUT.",
+        # What is refused stays so, however long one waits.
+        remedy=failure.hint if failure.outlook == "ambiguous" else f"{failure.hint} Or raise DB_WAIT_TIMEOUT.",
         facts=facts,
     )
 

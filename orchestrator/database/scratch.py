@@ -16,9 +16,15 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from orchestrator.database.connect import own_session
-from orchestrator.database.connect_errors import is_connection_loss
+from orchestrator.database.connect_errors import CONNECTION_ERRORS, OwnFaultError, is_connection_loss
 from orchestrator.database.quoting import identifier, literal
-from orchestrator.errors import EXIT_CONFIG, EXIT_MIGRATION, DatabaseUnavailableError, OrchestratorError
+from orchestrator.errors import (
+    EXIT_CONFIG,
+    EXIT_MIGRATION,
+    ConnectionRefusedForeverError,
+    DatabaseUnavailableError,
+    OrchestratorError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -102,11 +108,14 @@ def server_errors_explained(dsn: Dsn, *, doing: str) -> Iterator[None]:
 
     Raises:
         DatabaseUnavailableError: the session is gone (exit 69).
+        ConnectionRefusedForeverError: a file or a user of this machine's is missing (exit 78).
         ServerRefusedError: the server refused a statement of ours (exit 70; 1 is a difference that was found).
     """
     try:
         yield
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+    except OwnFaultError as error:
+        raise ConnectionRefusedForeverError(f"{doing}: {error}", remedy=error.hint) from error
+    except CONNECTION_ERRORS as error:
         if is_connection_loss(error):
             raise DatabaseUnavailableError(
                 f"{doing}: the connection to {dsn.redacted()} was lost ({type(error).__name__})",

@@ -92,11 +92,6 @@ class Settings(msgspec.Struct, frozen=True):
     def __repr__(self) -> str:
         return f"Settings({self.describe()})"
 
-    @property
-    def command_wait_s(self) -> float:
-        """How long a command that looks or mends waits for the database: one try, unless DB_WAIT_TIMEOUT is set."""
-        return self.db_wait_timeout_s or self.db_connect_timeout_s
-
     def describe(self) -> list[tuple[str, str, str]]:
         """Rows (variable, value without secrets, where it came from), for `orchestrator config`."""
         rows = []
@@ -139,6 +134,7 @@ def load(
     if values.get("port") == 0:
         values.setdefault("port_file", Path(default_port_file(environ)))
     suspects = _suspects(environ)
+    reading.connect_timeout_s = values.get("db_connect_timeout_s", dsns.CONNECT_TIMEOUT_S)
     if needs_database:
         reading.read_databases(values, dict(suspects))
     else:
@@ -172,6 +168,7 @@ class _Reading:
         self.files: dict[str, Path] = {}
         self.problems: list[Problem] = []
         self.secrets = Secrets()
+        self.connect_timeout_s = dsns.CONNECT_TIMEOUT_S
 
     def text(self, variable: Variable) -> str | None:
         """The variable's text, or None where it is not set or its problem was noted."""
@@ -263,7 +260,7 @@ class _Reading:
 
     def _dsn(self, text: str, name: str) -> Dsn | None:
         try:
-            found = dsns.parse(text, variable=name)
+            found = dsns.parse(text, variable=name, connect_timeout_s=self.connect_timeout_s)
         except ConfigurationError as error:
             self.problems.extend(error.problems)
             return None
@@ -283,9 +280,11 @@ class _Reading:
         if not {name, *dsn_parameters.PG_VARIABLES}.intersection(self.files):
             return found
         environ, overrides, secrets = dict(self._environ), self._overrides, self.secrets
+        connect_timeout_s = self.connect_timeout_s
 
         def reread() -> Dsn:
             again = _Reading(environ, overrides)
+            again.connect_timeout_s = connect_timeout_s
             values: dict[str, Any] = {}
             again.read_databases(values, {})
             if again.problems:
@@ -304,10 +303,11 @@ class _Reading:
                 texts[name] = text
         self.sources["DATABASE_URL"] = " ".join(texts)
         try:
-            return self._rereadable(dsns.from_pg_variables(texts), "DATABASE_URL")
+            found = dsns.from_pg_variables(texts, connect_timeout_s=self.connect_timeout_s)
         except ConfigurationError as error:
             self.problems.extend(error.problems)
             return None
+        return self._rereadable(found, "DATABASE_URL")
 
 
 def _default_data_dir(environ: Mapping[str, str]) -> Path:

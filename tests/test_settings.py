@@ -36,7 +36,12 @@ def test_with_nothing_but_a_database_everything_has_the_default_that_the_table_n
 
 
 def test_the_table_of_variables_covers_every_setting_and_every_pg_variable():
-    assert {v.field for v in VARIABLES if v.field} == set(Settings.__struct_fields__) - {"files", "sources", "suspects"}
+    assert {v.field for v in VARIABLES if v.field} == set(Settings.__struct_fields__) - {
+        "files",
+        "secrets",
+        "sources",
+        "suspects",
+    }
     assert {v.name for v in VARIABLES if not v.field} == set(PG_VARIABLES)
     assert len({v.name for v in VARIABLES}) == len(VARIABLES)
 

@@ -31,7 +31,7 @@ from orchestrator.errors import (
 from orchestrator.lifecycle import Lifecycle
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable
 
     import tenacity
 
@@ -472,12 +472,3 @@ async def own_session(dsn: Dsn, *, application_name: str) -> AsyncIterator[Any]:
     options = {"wait_timeout_s": _OWN_WAIT_TIMEOUT_S, "application_name": application_name}
     async with connected(dsn, life, **options) as connection:
         yield connection
-
-
-def on_notice(life: Lifecycle) -> Callable[[Any, Any], None]:
-    """A listener for asyncpg's `add_log_listener`: the server's notices become debug events."""
-
-    def listener(_: Any, message: Any) -> None:
-        life.emit("database.notice_received", level="debug", severity=message.severity_en, message=str(message))
-
-    return listener

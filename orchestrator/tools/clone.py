@@ -120,13 +120,15 @@ async def copy_rows(live: Any, scratch: Any, ledgers: Sequence[LedgerTable]) -> 
 
 
 async def _follow_sequence(scratch: Any, qualified: str) -> None:
-    """Set the sequence behind `id` where the rows end: the next row is a new one."""
+    """Set the sequence behind a numeric `id` where the rows end: the next row is a new one."""
     sequence = await scratch.fetchval(
         "SELECT CASE WHEN EXISTS (SELECT 1 FROM pg_catalog.pg_attribute WHERE attrelid = $1::text::regclass"
-        " AND attname = 'id') THEN pg_catalog.pg_get_serial_sequence($1, 'id') END",
+        " AND attname = 'id' AND atttypid = ANY ('{int2,int4,int8,numeric}'::regtype[]))"
+        " THEN pg_catalog.pg_get_serial_sequence($1, 'id') END",
         qualified,
     )
     if sequence is not None:
         await scratch.execute(
-            f"SELECT pg_catalog.setval({literal(sequence)}, max(id)) FROM {qualified} HAVING max(id) IS NOT NULL"  # noqa: S608
+            f"SELECT pg_catalog.setval({literal(sequence)}, max(id)::bigint) FROM {qualified}"  # noqa: S608
+            " HAVING max(id) IS NOT NULL"
         )

@@ -157,7 +157,6 @@ def _import_what_migrates() -> None:
 def _connect_options(settings: Settings, command: str) -> dict[str, Any]:
     return {
         "wait_timeout_s": settings.db_wait_timeout_s,
-        "connect_timeout_s": settings.db_connect_timeout_s,
         "application_name": f"orchestrator {command}",
     }
 
@@ -241,8 +240,7 @@ async def _under_the_lock(
 
     async def connect_second() -> Any:
         """One more session on the same server, for what the one that migrates cannot see of itself."""
-        timeout_s = dsn.connect_timeout_s or settings.db_connect_timeout_s
-        return await connect_once(dsn, timeout_s=timeout_s, application_name=f"orchestrator {command} watch")
+        return await connect_once(dsn, application_name=f"orchestrator {command} watch")
 
     life.enter(Phase.LOCKING)
     async with migration_lock(
@@ -325,8 +323,7 @@ async def _other_way(settings: Settings, dsn: Dsn, life: Lifecycle) -> Dsn:
     from orchestrator.database.pooler import PoolerError, ensure_own_session
 
     async def connect_second() -> Any:
-        timeout_s = dsn.connect_timeout_s or settings.db_connect_timeout_s
-        return await connect_once(dsn, timeout_s=timeout_s, application_name="orchestrator serve watch")
+        return await connect_once(dsn, application_name="orchestrator serve watch")
 
     async with connected(dsn, life, **_connect_options(settings, "serve")) as connection:
         if not dsn.statement_cache:
@@ -354,7 +351,6 @@ async def _pool(dsn: Dsn, settings: Settings, life: Lifecycle) -> AsyncIterator[
         dsn,
         kind="ours",
         max_size=_POOL_SIZE,
-        connect_timeout_s=settings.db_connect_timeout_s,
         application_name="orchestrator",
         silence_s=settings.jobs_lease_s / 3,
     )
@@ -404,7 +400,6 @@ def _job_server(
         life,
         concurrency=settings.jobs_concurrency,
         lease_s=settings.jobs_lease_s,
-        connect_timeout_s=settings.db_connect_timeout_s,
         stop_timeout_s=settings.shutdown_timeout_s * _JOBS_SHARE,
         redact=redactor(settings.secrets),
         service=Service(settings, migration_dsn, sources),

@@ -262,6 +262,7 @@ class Run:
         if name != message[0].name:
             text = text_of(message)
         self._running = key, message[0]
+        await self._session.read_as_before()
         self._notices.shared = f"{message[0].name} to {message[-1].name}"
         sending = asyncio.create_task(self._send_together(text, message))
         try:
@@ -349,6 +350,7 @@ class Run:
         if parsed is None:
             parsed = await asyncio.to_thread(_parse, migration, escapes=self._session.escapes)
         raw = parsed_bytes(migration, parsed)
+        await self._session.read_as_before()
         began = self._begin(file.source, migration, parsed)
         interrupted = one.unfinished.get(migration.name)
         # What was begun in steps goes on in steps, also where the grammar sees no reason for them.
@@ -394,6 +396,7 @@ class Run:
                         statements = await asyncio.to_thread(_parse, migration, escapes=self._session.escapes)
                     raw = parsed_bytes(migration, statements)
                     every += [s for s in statements if not s.leaves_nothing][:1]
+                    await self._session.read_as_before()
                     opening = (*(file.fresh_inside if durations else ()), self._at_work.local_lock_timeout)
                     began = self._begin(file.source, migration, statements)
                     await file.statements_and_row(migration, raw, statements, began, resumed=True, opening=opening)

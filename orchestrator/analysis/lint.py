@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.analysis import ast
 from orchestrator.analysis.catalog import Known
 from orchestrator.analysis.follow import follow
 from orchestrator.analysis.impact import impact_of
@@ -31,6 +32,7 @@ from orchestrator.migrator.state import readable_surveys
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from orchestrator.analysis.ast import Name
     from orchestrator.migrator.sources import Source
     from orchestrator.migrator.state import Survey
 
@@ -206,7 +208,7 @@ def _text(
 
 
 def _hits(file: SqlFile, known: Known, scope: Scope) -> Iterator[tuple[Statement, Hit]]:
-    at, holding = Statements(known), Holding()
+    at, holding = Statements(known, makes_types=_types_made(file)), Holding()
     mixed_told, parsed = False, file.statements
     ends_itself = any(s.transaction_control in {"commit", "rollback"} for s in parsed)
     inside = sum(s.transactional and s.transaction_control is None for s in parsed)
@@ -238,6 +240,12 @@ def _hits(file: SqlFile, known: Known, scope: Scope) -> Iterator[tuple[Statement
             holding = Holding()
             at.end()
         follow(known, node, fields)
+
+
+def _types_made(file: SqlFile) -> frozenset[Name]:
+    """The enums that a file makes, even such as have the name of one that it renames first."""
+    made = (one.parsed.fields() for one in file.statements if one.parsed and one.parsed.node == "CreateEnumStmt")
+    return frozenset(ast.qualified(ast.strings(fields["typeName"])) for fields in made)
 
 
 def _placed(path: str, statement: Statement, hit: Hit) -> LintFinding:

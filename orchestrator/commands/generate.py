@@ -37,6 +37,12 @@ def generate(parser: argparse.ArgumentParser) -> None:
         "--allow-drops", action="store_true", help="write drops as statements that run, not as comments"
     )
     parser.add_argument(
+        "--online", action="store_true", help="change tables that are in use without making their users wait"
+    )
+    parser.add_argument(
+        "--remake-views", action="store_true", help="drop the views in the way of a change, and make them again"
+    )
+    parser.add_argument(
         "--rename",
         metavar="OLD=NEW",
         action="append",
@@ -109,8 +115,9 @@ async def _work(options: argparse.Namespace, settings: Settings, life: Lifecycle
             renames=answers,
             excluded=excluded,
             allow_drops=options.allow_drops,
+            remake_views=options.remake_views,
+            online=options.online,
             extensions=settings.extensions,
-            connect_timeout_s=settings.db_connect_timeout_s,
         )
     made = []
     if not options.check and found.files:
@@ -146,6 +153,9 @@ def _sources(settings: Settings, folder: Path, schemas: frozenset[str]) -> list[
 async def _server(settings: Settings, life: Lifecycle, *, embedded: bool) -> AsyncIterator[Dsn]:
     """A server on which scratch databases can be made: the configured one, the private one, or one for this run."""
     if settings.migration_database is not None and not embedded:
+        from orchestrator.commands.reading import reached
+
+        await reached(settings.migration_database, settings, life, "generate")
         yield settings.migration_database
         return
     import tempfile

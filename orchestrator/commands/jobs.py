@@ -183,8 +183,10 @@ def _plain(value: object) -> str:
 
 async def _log(options: argparse.Namespace, client: Client) -> int:
     import asyncio
+    import sys
 
     from orchestrator.commands.runner import print_json
+    from orchestrator.streams import has_reader
 
     cursor: str | None = None
     while True:
@@ -197,7 +199,8 @@ async def _log(options: argparse.Namespace, client: Client) -> int:
         if lines:
             cursor = str(lines[-1]["id"])
         if page["next_cursor"] is None:
-            if not options.watch or page["state"] in {"succeeded", "failed", "cancelled"}:
+            sys.stdout.flush()
+            if not (options.watch and has_reader()) or page["state"] in {"succeeded", "failed", "cancelled"}:
                 return 0
             await asyncio.sleep(1.0)
 

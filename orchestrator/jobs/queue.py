@@ -95,6 +95,19 @@ async def enqueue_many(connection: Any, jobs: Sequence[NewJob], *, registry: Reg
     """Add all of them or none, in one statement; the answers stand in the order of `jobs`. Errors as in `enqueue`."""
     known = DECLARED if registry is None else registry
     rows = [_row(job, known) for job in jobs]
+    held = sorted({job.idempotency_key for job in jobs if job.dedupe_key and job.idempotency_key})
+    if not held:
+        return await _add(connection, jobs, rows)
+    # Such a key may come to stand for a job that has another key, or none, so the jobs' own index cannot keep two
+    # requests apart that bring it at once: the second one waits until it is decided for the first.
+    async with connection.transaction():
+        await connection.execute(_HOLD_KEYS, held)
+        answers = await _add(connection, jobs, rows)
+        await connection.execute(_LET_GO, held)
+        return answers
+
+
+async def _add(connection: Any, jobs: Sequence[NewJob], rows: Sequence[tuple[Any, ...]]) -> list[Enqueued]:
     answers: list[Enqueued | None] = [None] * len(rows)
     left = list(range(len(rows)))
     statement = _INSERT_KEYED if any(job.dedupe_key or job.idempotency_key for job in jobs) else _INSERT
@@ -198,6 +211,7 @@ _INSERT_KEYED = _INSERT.replace(
     "/* keys */",
     """WHERE idempotency_key IS NULL OR NOT EXISTS (
         SELECT FROM orchestrator.idempotency_keys k WHERE k.key OPERATOR(pg_catalog.=) given.idempotency_key
+            AND k.job_id OPERATOR(pg_catalog.<>) 0
     )
     ORDER BY name, dedupe_key, idempotency_key, n""",
 )
@@ -225,8 +239,21 @@ SELECT id, state, same, rank FROM (
 
 _BY_DEDUPE_KEY = 2
 _KEEP_KEY = """
-INSERT INTO orchestrator.idempotency_keys (key, job_id, name, payload)
-VALUES ($1, $2, $3, $4::pg_catalog.text::pg_catalog.jsonb) ON CONFLICT DO NOTHING
+INSERT INTO orchestrator.idempotency_keys AS k (key, job_id, name, payload)
+VALUES ($1, $2, $3, $4::pg_catalog.text::pg_catalog.jsonb)
+ON CONFLICT (key) DO UPDATE SET job_id = excluded.job_id, name = excluded.name, payload = excluded.payload
+    WHERE k.job_id OPERATOR(pg_catalog.=) 0
+"""
+# Job 0 is none: the row is a lock, and is gone when the transaction ends. A row, and no advisory lock, which every role
+# of the database may take.
+_HOLD_KEYS = """
+INSERT INTO orchestrator.idempotency_keys AS k (key, job_id, name, payload)
+SELECT key, 0, '', 'null' FROM pg_catalog.unnest($1::pg_catalog.text[]) AS key ORDER BY key
+ON CONFLICT (key) DO UPDATE SET key = excluded.key
+"""
+_LET_GO = """
+DELETE FROM orchestrator.idempotency_keys
+WHERE key OPERATOR(pg_catalog.=) ANY ($1::pg_catalog.text[]) AND job_id OPERATOR(pg_catalog.=) 0
 """
 
 

@@ -27,7 +27,7 @@ from orchestrator.migrator.ledger import (
     read_ledger,
     upgrade_ledger,
 )
-from orchestrator.migrator.resolve import LedgerRow, upgraded_names
+from orchestrator.migrator.resolve import LedgerRow, RowId, upgraded_names
 from orchestrator.migrator.run.apply import migrate
 from orchestrator.migrator.run.options import Options
 from orchestrator.migrator.state import refuse_before_writing, survey
@@ -63,7 +63,7 @@ class RepairRefusedError(OrchestratorError):
 class Row(msgspec.Struct, frozen=True):
     """A ledger row as people see it; `id` None for one that is not written yet."""
 
-    id: int | None
+    id: RowId | None
     hash: str
     created_at: int | None
     name: str | None
@@ -107,7 +107,6 @@ class Wish(msgspec.Struct, frozen=True):
     extensions: tuple[str, ...] = ()
     scope: Scope = Scope()
     lock_timeout_s: float = 0.0
-    connect_timeout_s: float = 5.0
     wait_timeout_s: float = 5.0
 
 
@@ -163,7 +162,6 @@ async def _locked(dsn: Dsn, wish: Wish, life: Lifecycle) -> AsyncIterator[Any]:
             dsn,
             life,
             wait_timeout_s=wish.wait_timeout_s,
-            connect_timeout_s=wish.connect_timeout_s,
             application_name="orchestrator repair",
         ) as connection,
         migration_lock(connection, life, timeout_s=wish.lock_timeout_s),
@@ -249,7 +247,7 @@ async def _applied(_connection: Any, _dsn: Dsn, _sources: Sequence[Source], one:
 
 
 async def _unapplied(connection: Any, _dsn: Dsn, _sources: Sequence[Source], one: Survey, wish: Wish) -> Proposal:
-    known: dict[int, str] = {}
+    known: dict[RowId, str] = {}
     if await records.records_exist(connection):
         known = await records.known_names(connection, one.source.table.key, one.ledger)
     files = {entry.row.id: entry.migration.name for entry in one.plan.applied if entry.migration is not None}
@@ -321,7 +319,6 @@ async def _compare(
         [*others, source_part(one.source, names)],
         extensions=wish.extensions,
         scope=wish.scope,
-        connect_timeout_s=wish.connect_timeout_s,
         purpose="repair baseline",
     )
     live = await read_schema(connection)
@@ -348,7 +345,7 @@ async def _upgrade(_connection: Any, _dsn: Dsn, _sources: Sequence[Source], one:
     )
 
 
-def _upgrade_names(one: Survey) -> tuple[dict[int, str], dict[int, str]]:
+def _upgrade_names(one: Survey) -> tuple[dict[RowId, str], dict[RowId, str]]:
     """Row id → the name that drizzle v1 would give it, and → the file; of a v0 folder, as `drizzle-kit up` names it.
 
     Raises:
@@ -399,9 +396,9 @@ async def _do_accept(connection: Any, one: Survey, proposal: Proposal) -> None:
     files = {m.name: m for m in one.source.folder.migrations}
     for before, after in zip(proposal.before, proposal.after, strict=True):
         tag = await connection.execute(
-            f"UPDATE {one.source.table.qualified} SET hash = $1 WHERE id = $2 AND hash = $3",  # noqa: S608
+            f"UPDATE {one.source.table.qualified} SET hash = $1 WHERE id::text = $2 AND hash = $3",  # noqa: S608
             after.hash,
-            before.id,
+            str(before.id),
             before.hash,
         )
         _one_row(tag)
@@ -427,8 +424,8 @@ async def _do_unapplied(connection: Any, one: Survey, proposal: Proposal) -> Non
     for row in proposal.before:
         _one_row(
             await connection.execute(
-                f"DELETE FROM {one.source.table.qualified} WHERE id = $1 AND hash = $2",  # noqa: S608
-                row.id,
+                f"DELETE FROM {one.source.table.qualified} WHERE id::text = $1 AND hash = $2",  # noqa: S608
+                str(row.id),
                 row.hash,
             )
         )

@@ -27,6 +27,7 @@ _NOT_SINGLE = "Set MIGRATION_TRANSACTION=each (the default), or take the stateme
 # What to do next, by SQLSTATE (PostgreSQL manual, appendix A), where that has one cause; `causes` tells the others.
 _REMEDIES: dict[str, str] = {
     "42501": "Grant the user of DATABASE_URL what it lacks, or give MIGRATION_DATABASE_URL a user that has it",
+    "22021": "Text holds bytes that its encoding has not: a file is UTF-8, so take out a SET client_encoding",
     "53100": "The server's disk is full: free some space or enlarge the volume",
     "53200": "The server ran out of memory: give it more",
     "55P03": "The lock was not granted: end the session that holds it",

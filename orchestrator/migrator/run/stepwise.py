@@ -318,10 +318,8 @@ class Steps:
 
 def _sets_lock_timeout(statement: Statement) -> bool:
     """Whether a statement that changes the session's settings changes how long it waits for locks."""
-    from orchestrator.migrator.sql import parser
-
-    (parsed,) = parser.parse(statement.text.encode())
-    if parsed.node == "VariableSetStmt":
+    parsed = recovery.tree_of(statement)
+    if parsed is not None and parsed.node == "VariableSetStmt":
         fields = parsed.fields()
         return fields.get("name") == "lock_timeout" or fields["kind"] == "VAR_RESET_ALL"
     return "lock_timeout" in statement.text

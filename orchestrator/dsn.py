@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 EXPECTED = "a URL postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
 EXAMPLE = "postgresql://app:p%40ss@db:5432/app"
 DEFAULT_PORT = 5432
+CONNECT_TIMEOUT_S = 5.0
 _PORT_MAX = 65535
 _HOST_LENGTH_MAX = 253
 _NOTHING: Mapping[str, str] = MappingProxyType({})
@@ -33,9 +34,10 @@ class Dsn(msgspec.Struct, frozen=True):
     """Where the database is and who asks. Its `str` and `repr` are `redacted()`: safe to log.
 
     A host that starts with "/" is the directory of a Unix socket. `options` holds what asyncpg understands, by libpq's
-    names; `server_settings` what the session begins with. `connect_timeout_s` is None where the text names none (or 0,
-    libpq's "for ever"). `statement_cache` is False behind a pooler. `dropped` names what was read past: what tunes
-    other clients, and nothing that decides which server it is or who is trusted. `reread` reads the files it came from.
+    names; `server_settings` what the session begins with. `connect_timeout_s` is for one address: what the text says,
+    or whoever read it, where the text says nothing (or 0, libpq's "for ever"). `statement_cache` is False behind a
+    pooler. `dropped` names what was read past: what tunes other clients, and nothing that decides which server it is
+    or who is trusted. `reread` reads the files it came from.
     """
 
     hosts: tuple[tuple[str, int], ...]
@@ -43,7 +45,7 @@ class Dsn(msgspec.Struct, frozen=True):
     database: str | None = None
     password: str | None = None
     options: Mapping[str, str] = msgspec.field(default_factory=lambda: _NOTHING)
-    connect_timeout_s: float | None = None
+    connect_timeout_s: float = CONNECT_TIMEOUT_S
     server_settings: Mapping[str, str] = msgspec.field(default_factory=lambda: _NOTHING)
     statement_cache: bool = True
     dropped: tuple[str, ...] = ()
@@ -150,7 +152,7 @@ class Dsn(msgspec.Struct, frozen=True):
         return self.changed(database=name)
 
 
-def parse(text: str, *, variable: str = "DATABASE_URL") -> Dsn:
+def parse(text: str, *, variable: str = "DATABASE_URL", connect_timeout_s: float = CONNECT_TIMEOUT_S) -> Dsn:
     """Read a URL (`postgres://`, `postgresql://`, also with `+asyncpg` and the like) or `host=… dbname=…`.
 
     A host is required: an empty one would mean whatever server happens to be near. The database defaults to the user's
@@ -161,24 +163,28 @@ def parse(text: str, *, variable: str = "DATABASE_URL") -> Dsn:
         ConfigurationError: names `variable`, and never holds any part of the value but names of known parameters, and
             of unknown ones where these cannot be a piece of a password.
     """
-    draft = _Draft(variable=variable)
+    draft = _Draft(variable=variable, connect_timeout_s=connect_timeout_s)
     _refuse_wrapping(text, draft)
-    if "://" in text:
-        names_are_safe = _read_url(text, draft)
-    elif re.match(r"[a-z_]+\s*=", text):
+    if _is_list(text):
         names_are_safe = _read_keywords(text, draft)
+    elif "://" in text:
+        names_are_safe = _read_url(text, draft)
     else:
         draft.refuse("is no URL: `://` is missing")
     return draft.finish(names_are_safe=names_are_safe)
 
 
-def from_pg_variables(mapping: Mapping[str, str]) -> Dsn:
+def from_pg_variables(mapping: Mapping[str, str], *, connect_timeout_s: float = CONNECT_TIMEOUT_S) -> Dsn:
     """Read libpq's variables (PG_VARIABLES; the manual's 34.15), an empty one being as good as none.
 
     Raises:
         ConfigurationError: each problem names its own variable; PGHOST is required.
     """
-    draft = _Draft(variable="PGHOST", names={keyword: name for name, keyword in parameters.PG_VARIABLES.items()})
+    draft = _Draft(
+        variable="PGHOST",
+        connect_timeout_s=connect_timeout_s,
+        names={keyword: name for name, keyword in parameters.PG_VARIABLES.items()},
+    )
     for name, keyword in parameters.PG_VARIABLES.items():
         if mapping.get(name):
             draft.given.append((keyword, mapping[name]))
@@ -203,7 +209,7 @@ class _Draft(msgspec.Struct):
     place: dict[str, str] = msgspec.field(default_factory=dict)
     options: dict[str, str] = msgspec.field(default_factory=dict)
     server_settings: dict[str, str] = msgspec.field(default_factory=dict)
-    connect_timeout_s: float | None = None
+    connect_timeout_s: float = CONNECT_TIMEOUT_S
     statement_cache: bool = True
     dropped: list[str] = msgspec.field(default_factory=list)
     problems: list[Problem] = msgspec.field(default_factory=list)
@@ -403,6 +409,12 @@ class _Draft(msgspec.Struct):
             self.problems.append(Problem(self.variable, problem, EXPECTED, EXAMPLE))
 
 
+def _is_list(text: str) -> bool:
+    """Whether it is a list of keywords, in whose password `://` may stand, and no URL."""
+    first = re.match(r"([a-z_]+)\s*=", text)
+    return first is not None and ("://" not in text or first[1] in parameters.KNOWN)
+
+
 def _refuse_wrapping(text: str, draft: _Draft) -> None:
     """The mistakes of .env files: what surrounds the value is part of it."""
     if not text.strip():
@@ -412,7 +424,7 @@ def _refuse_wrapping(text: str, draft: _Draft) -> None:
     if text.startswith(f"{draft.variable}="):
         draft.refuse("begins with the variable's own name: the part before and including the `=` is there twice")
     quotes = "'\"`\N{LEFT DOUBLE QUOTATION MARK}\N{RIGHT DOUBLE QUOTATION MARK}"
-    if text[0] in quotes or ("://" in text and text[-1] in quotes):
+    if text[0] in quotes or ("://" in text and text[-1] in quotes and not _is_list(text)):
         draft.refuse(
             "has quotes around it, which are part of the value here (env files and Compose lists keep them);"
             " remove them"

@@ -114,7 +114,6 @@ async def _work(options: argparse.Namespace, settings: Settings, life: Lifecycle
             remake_views=options.remake_views,
             online=options.online,
             extensions=settings.extensions,
-            connect_timeout_s=settings.db_connect_timeout_s,
         )
     made = []
     if not options.check and found.files:
@@ -150,6 +149,9 @@ def _sources(settings: Settings, folder: Path, schemas: frozenset[str]) -> list[
 async def _server(settings: Settings, life: Lifecycle, *, embedded: bool) -> AsyncIterator[Dsn]:
     """A server on which scratch databases can be made: the configured one, the private one, or one for this run."""
     if settings.migration_database is not None and not embedded:
+        from orchestrator.commands.reading import reached
+
+        await reached(settings.migration_database, settings, life, "generate")
         yield settings.migration_database
         return
     import tempfile

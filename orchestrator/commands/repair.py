@@ -67,8 +67,7 @@ def _repair(options: argparse.Namespace) -> int:
             extensions=settings.extensions,
             scope=Scope(tuple(options.schemas), tuple(options.exclude_schema)) if is_baseline else Scope(),
             lock_timeout_s=settings.migration_lock_timeout_s,
-            connect_timeout_s=settings.db_connect_timeout_s,
-            wait_timeout_s=settings.command_wait_s,
+            wait_timeout_s=settings.db_wait_timeout_s,
         )
 
         async def confirm(proposal: Proposal) -> bool:

@@ -50,7 +50,6 @@ def _restore(options: argparse.Namespace) -> int:
             key=settings.backup_key,
             unverified=options.unverified,
             with_own_rights=options.with_own_rights,
-            connect_timeout_s=settings.db_connect_timeout_s,
         )
         restored = await restore_backup(chosen, dsn, demand, life.emit)
         return {**asdict(restored), "backup": chosen.described()}

@@ -34,9 +34,7 @@ class CopyError(OrchestratorError):
     exit_code = EXIT_MIGRATION
 
 
-async def copy_database(
-    live: Any, dsn: Dsn, scratch: Any, place: Place, *, with_data: bool, emit: Emit, connect_timeout_s: float
-) -> list[str]:
+async def copy_database(live: Any, dsn: Dsn, scratch: Any, place: Place, *, with_data: bool, emit: Emit) -> list[str]:
     """Fill the empty database of `place` from `live`; returns what a person must know of the copy's limits.
 
     `live` and `scratch` are sessions of their own on the two. Without data the tables are empty; ledgers and records
@@ -65,9 +63,7 @@ async def copy_database(
                     dump,
                     ["--format=custom", "--compress=1", "--no-password", *common]
                     + ([] if with_data else ["--schema-only"]),
-                    pgtools.environment(
-                        dsn, application_name="orchestrator rehearse", connect_timeout_s=connect_timeout_s
-                    ),
+                    pgtools.environment(dsn, application_name="orchestrator rehearse"),
                     dsn.secrets,
                     emit,
                     stdout=fd,
@@ -78,7 +74,6 @@ async def copy_database(
                 place,
                 emit,
                 application_name="orchestrator rehearse",
-                connect_timeout_s=connect_timeout_s,
                 options=common,
             )
         except pgtools.PgToolError as error:

@@ -107,7 +107,6 @@ class Wish(msgspec.Struct, frozen=True):
     extensions: tuple[str, ...] = ()
     scope: Scope = Scope()
     lock_timeout_s: float = 0.0
-    connect_timeout_s: float = 5.0
     wait_timeout_s: float = 5.0
 
 
@@ -163,7 +162,6 @@ async def _locked(dsn: Dsn, wish: Wish, life: Lifecycle) -> AsyncIterator[Any]:
             dsn,
             life,
             wait_timeout_s=wish.wait_timeout_s,
-            connect_timeout_s=wish.connect_timeout_s,
             application_name="orchestrator repair",
         ) as connection,
         migration_lock(connection, life, timeout_s=wish.lock_timeout_s),
@@ -321,7 +319,6 @@ async def _compare(
         [*others, source_part(one.source, names)],
         extensions=wish.extensions,
         scope=wish.scope,
-        connect_timeout_s=wish.connect_timeout_s,
         purpose="repair baseline",
     )
     live = await read_schema(connection)

@@ -38,7 +38,6 @@ async def replay(
     *,
     extensions: Sequence[str] = (),
     options: Options | None = None,
-    connect_timeout_s: float = 5.0,
     on_event: Callable[[Event], None] | None = None,
 ) -> list[AppliedMigration]:
     """Bring `dsn` up to date from `sources`, in order; returns what was applied, with durations, in order.
@@ -63,7 +62,6 @@ async def replay(
                 dsn,
                 life,
                 wait_timeout_s=_WAIT_TIMEOUT_S,
-                connect_timeout_s=connect_timeout_s,
                 application_name="orchestrator replay",
                 kind="migration",
             ) as connection,

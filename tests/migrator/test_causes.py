@@ -110,9 +110,7 @@ def refused(make_database, admin, write, tmp_path):
         ]
         life = Lifecycle(now=time.time, monotonic=time.monotonic)
         async with (
-            connected(
-                parse(url), life, wait_timeout_s=5, connect_timeout_s=5, application_name="t", kind="migration"
-            ) as connection,
+            connected(parse(url), life, wait_timeout_s=5, application_name="t", kind="migration") as connection,
             migration_lock(connection, life, timeout_s=5),
         ):
             with pytest.raises(MigrationError) as raised:

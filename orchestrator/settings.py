@@ -61,6 +61,7 @@ class Settings(msgspec.Struct, frozen=True):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "json", "console"] = "auto"
     shutdown_timeout_s: float = 15.0
+    failed_hold_s: float = 0.0
     migration_ddl_lock_timeout_s: float = 5.0
     migration_ddl_retry_for_s: float = 600.0
     backup_dir: Path | None = None

@@ -69,7 +69,7 @@ async def serve(settings: Settings, life: Lifecycle, *, embedded: bool = False, 
             shutdown_timeout_s=last_s,
         ),
         notifying(settings.notify_urls, life, after_s=settings.notify_after_s),
-        _failure_shown(life),
+        _failure_shown(life, settings.failed_hold_s),
     ):
         await asyncio.to_thread(_import_what_comes_next)
         from orchestrator.migrator.sources import read_sources
@@ -109,13 +109,21 @@ async def serve(settings: Settings, life: Lifecycle, *, embedded: bool = False, 
 
 
 @asynccontextmanager
-async def _failure_shown(life: Lifecycle) -> AsyncIterator[None]:
-    """Enter FAILED while HTTP still answers, so that whoever watches the start learns why it ended."""
+async def _failure_shown(life: Lifecycle, hold_s: float) -> AsyncIterator[None]:
+    """Enter FAILED while HTTP still answers, and stay for `hold_s`: whoever looks learns why the start ended.
+
+    Everything else has ended by then: no session is open, no lock held. A signal ends the wait, with the same outcome.
+    """
     try:
         yield
     except OrchestratorError as error:
         if life.phase not in {Phase.STOPPING, Phase.STOPPED, Phase.FAILED}:
-            life.fail(**error.described())
+            facts = error.described() | ({"exits_in_s": hold_s} if hold_s else {})
+            life.fail(**facts)
+            if hold_s:
+                life.emit("service.failed", level="error", **facts)
+                with contextlib.suppress(asyncio.CancelledError):  # the error goes on instead
+                    await asyncio.sleep(hold_s)
         raise
 
 

@@ -605,6 +605,16 @@ VARIABLES: tuple[Variable, ...] = (
         parse=_duration,
     ),
     Variable(
+        "FAILED_HOLD",
+        f"{_DURATION}; 0: not at all",
+        "0",
+        "How long `serve`, once its start has failed, goes on showing why on `/health` and the page before it exits; a"
+        " signal ends it at once. 30s in the image.",
+        "30s",
+        field="failed_hold_s",
+        parse=_duration,
+    ),
+    Variable(
         "DATA_DIR",
         "a directory",
         "$XDG_DATA_HOME/orchestrator",

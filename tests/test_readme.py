@@ -167,7 +167,7 @@ def test_the_files_that_are_shown_are_those_of_the_example_project():
 def test_the_rules_that_are_listed_are_those_of_lint():
     from orchestrator.analysis.lint import RULES
 
-    listed = README.split("\nRules: ")[1].split("How they stand")[0]
+    listed = README.split("\nRules: ")[1].split("`analysis/lint_squawk.py`")[0]
     assert set(re.findall(r"[a-z]+(?:-[a-z]+)*", " ".join(re.findall(r"`([^`]+)`", listed)))) == set(RULES)
 
 

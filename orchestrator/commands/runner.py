@@ -230,7 +230,9 @@ def _nothing() -> None:
 
 
 def _explain(error: OrchestratorError, life: Lifecycle) -> None:
-    """The last line: what, where, and what to do next."""
+    """The last line: what, where, and what to do next. A failure that was held for people to see is told already."""
+    if "exits_in_s" in (life.failure or ()):
+        return
     life.emit("service.failed", level="error", **error.described())
 
 

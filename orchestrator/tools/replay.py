@@ -15,6 +15,7 @@ from orchestrator.database.scratch import server_errors_explained
 from orchestrator.lifecycle import Lifecycle
 from orchestrator.migrator.run.apply import migrate
 from orchestrator.migrator.run.options import Options
+from orchestrator.migrator.run.second_opinion import server_keywords
 from orchestrator.migrator.state import survey
 from orchestrator.tools.replay_edits import edited
 
@@ -82,7 +83,7 @@ async def _without_outside(
         for one in [await survey(connection, source, policy=options.policy, ahead=options.ahead) for source in sources]
         for migration in one.plan.pending
     }
-    made, left_out = await asyncio.to_thread(edited, sources, names, roles)
+    made, left_out = await asyncio.to_thread(edited, sources, names, roles, await server_keywords(connection))
     for one in left_out:
         life.emit(LEFT_OUT, level="warning", text=one.text, **msgspec.structs.asdict(one))
     return made

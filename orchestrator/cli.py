@@ -31,14 +31,16 @@ COMMANDS = (
     Command("run", "migrate", "wait for the database, apply what is pending, exit", "migrate"),
     Command("run", "wait", "wait until a login and a query succeed, exit", "wait"),
     Command("run", "healthcheck", "ask the running service whether it is ready; exit 0 or 1", "healthcheck"),
-    Command("look", "status", "show what is applied, pending, and different", "status --exit-code"),
+    Command(
+        "look", "status", "show what is applied and pending, and where files and ledger differ", "status --exit-code"
+    ),
     Command("look", "plan", "show what would run, and what each statement locks, rewrites, scans", "plan"),
     Command("before", "lint", "say what will hurt in the files that are pending (or --all)", "lint --github"),
     Command("before", "rehearse", "try what is pending on a copy of the database, then drop it", "rehearse"),
     Command("after", "verify", "compare the database with what its files make (exit 1)", "verify"),
-    Command("after", "repair", "mend the ledger: accept, mark, adopt, upgrade", "repair baseline --to NAME"),
+    Command("after", "repair", "correct the ledger: accept, mark, adopt, upgrade", "repair baseline --to NAME"),
     Command("after", "backup", "copy the whole database into a file, proven by --test", "backup --test"),
-    Command("after", "restore", "put a backup in the database's place, and keep what was there", "restore FILE"),
+    Command("after", "restore", "replace the database with a backup, and keep the old database", "restore FILE"),
     Command("work", "jobs", "list jobs, show one and its log; retry, cancel, add; pause a queue", "jobs list --watch"),
     Command("work", "schedules", "list schedules; set, pause, resume and run one", "schedules run nightly"),
     Command("look", "config", "show what would be used and where each value came from", "config"),
@@ -84,7 +86,7 @@ READS = {
     "restore": "DATABASE_URL MIGRATION_DATABASE_URL DB_CONNECT_TIMEOUT BACKUP_DIR BACKUP_KEY",
     "studio": "DATABASE_URL",
     "notify": "NOTIFY_URL",
-    "generate": f"SCHEMA DATABASE_URL MIGRATION_DATABASE_URL DB_CONNECT_TIMEOUT {_FOLDER} EXTENSIONS DATA_DIR",
+    "generate": f"SCHEMA {_DATABASE} {_FOLDER} EXTENSIONS DATA_DIR",
     "new": "MIGRATIONS_DIR",
 }
 

@@ -168,8 +168,7 @@ async def _own_routes(settings: Settings, life: Lifecycle, *, handlers: bool) ->
     async with connected(
         dsn,
         life,
-        wait_timeout_s=settings.command_wait_s,
-        connect_timeout_s=settings.db_connect_timeout_s,
+        wait_timeout_s=settings.db_wait_timeout_s,
         application_name="orchestrator command",
     ) as connection:
         if await connection.fetchval("SELECT to_regclass('orchestrator.paused_queues')") is None:
@@ -182,7 +181,6 @@ async def _own_routes(settings: Settings, life: Lifecycle, *, handlers: bool) ->
         dsn,
         kind="ours",
         max_size=2,
-        connect_timeout_s=settings.db_connect_timeout_s,
         application_name="orchestrator command",
     )
     backend = Backend(pool=pool, registry=registry, life=life, sampler=Sampler(pool, life))

@@ -278,7 +278,7 @@ async def _add(options: argparse.Namespace, client: Client) -> int:
     try:
         body["payload"] = msgspec.json.decode(options.payload)
     except (msgspec.DecodeError, UnicodeError) as error:
-        options.whole_parser("jobs").error(f"the payload is no JSON: {error}")
+        options.whole_parser("jobs").error(f"the payload is not JSON: {error}")
     for name in ("queue", "delay_s", "priority", "dedupe_key"):
         if getattr(options, name) is not None:
             body[name] = getattr(options, name)

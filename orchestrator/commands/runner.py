@@ -51,7 +51,7 @@ def with_embedded(added: argparse.ArgumentParser) -> None:
 
 def with_json(added: argparse.ArgumentParser) -> None:
     """Give a command the option that turns its result into JSON on stdout."""
-    added.add_argument("--json", action="store_true", help="the result as JSON, whole")
+    added.add_argument("--json", action="store_true", help="print the whole result as JSON")
 
 
 def print_json(value: object) -> None:
@@ -123,11 +123,11 @@ def run(  # noqa: PLR0915 the edge of every command is one story
     from orchestrator.lifecycle import Lifecycle, Phase
     from orchestrator.threads import DaemonThreads
 
-    secrets = (*settings.secrets, os.environ.get("PGPASSWORD", ""))
+    settings.secrets.add_always(os.environ.get("PGPASSWORD", ""))
     life = Lifecycle(
         now=time.time,
         monotonic=time.monotonic,
-        clean=logs.cleaner(secrets),
+        clean=logs.cleaner(settings.secrets),
         stop_within_s=settings.shutdown_timeout_s,
     )
     on_terminal = sys.stderr.isatty() and settings.log_format != "json"
@@ -144,12 +144,12 @@ def run(  # noqa: PLR0915 the edge of every command is one story
         stream=stream,
         version=__version__,
         phase=lambda: str(life.phase),
-        secrets=secrets,
+        secrets=settings.secrets,
     )
     life.listen(logs.event_logger())
     for found, meant in settings.suspects:
         life.emit(
-            "settings.suspected", level="warning", variable=found, hint=f"it means nothing here; did you mean {meant}?"
+            "settings.suspected", level="warning", variable=found, hint=f"it has no meaning here; did you mean {meant}?"
         )
 
     made: list[T] = []
@@ -230,7 +230,9 @@ def _nothing() -> None:
 
 
 def _explain(error: OrchestratorError, life: Lifecycle) -> None:
-    """The last line: what, where, and what to do next."""
+    """The last line: what, where, and what to do next. A failure that was held for people to see is told already."""
+    if "exits_in_s" in (life.failure or ()):
+        return
     life.emit("service.failed", level="error", **error.described())
 
 

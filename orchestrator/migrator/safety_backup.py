@@ -82,13 +82,10 @@ async def back_up(
 
     Returns the backup and what was removed. Errors as in `take_backup`; and those of a failed login.
     """
-    timeout_s = settings.db_connect_timeout_s
-    order = Order(directory, reason, ledger_reader(sources), pending, timeout_s, settings.backup_key)
+    order = Order(directory, reason, ledger_reader(sources), pending, settings.backup_key)
     own = connection is None
     if own:
-        connection = await connect_once(
-            dsn, timeout_s=dsn.connect_timeout_s or timeout_s, application_name="orchestrator backup"
-        )
+        connection = await connect_once(dsn, application_name="orchestrator backup")
     try:
         backup = await take_backup(connection, dsn, order, emit, on_progress=on_progress)
         if reason != "before_migrate":

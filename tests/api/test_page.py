@@ -78,7 +78,7 @@ async def test_a_start_is_watched_from_its_first_phase_to_its_last(
         waiting_icon = await favicon(page)
         chain = page.get_by_role("list").filter(has=page.get_by_role("heading", name="Migrations"))
         await expect(chain).to_contain_text("Connection refused at 127.0.0.1")
-        await expect(chain).to_contain_text("Nothing listens there yet")
+        await expect(chain).to_contain_text("Nothing listens at this address yet")
         await expect(chain).to_contain_text("Next try")
         clock = chain.locator(".now .clock")
         before = await clock.inner_text()

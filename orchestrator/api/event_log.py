@@ -260,7 +260,8 @@ class Tail:
                 level="warning",
                 first=old[0][0],
                 last=old[-1][1],
-                hint="A transaction that has added jobs is open for long; what it added is not told on the stream.",
+                hint="A transaction that has added jobs has been open for a long time; the stream leaves out what it"
+                " added.",
             )
         return bool(old)
 

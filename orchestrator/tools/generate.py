@@ -72,7 +72,6 @@ async def generate(
     remake_views: bool = False,
     online: bool = False,
     extensions: Sequence[str] = (),
-    connect_timeout_s: float = 5.0,
 ) -> Generated:
     """Say what brings the state that `sources` lead to, to what `metadata` says. Writes no file.
 
@@ -87,7 +86,6 @@ async def generate(
         remake_views: views in the way of a column's change are dropped, and made again after it.
         online: tables that are there are changed in the form that keeps nobody waiting, where there is one.
         extensions: extensions to make before the replay.
-        connect_timeout_s: for one attempt to connect.
 
     Raises:
         MigrationError: the folder itself does not run, or what was written does not.
@@ -96,14 +94,13 @@ async def generate(
     may = Permissions(allow_drops, remake_views, online)
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
-        ours = await enter(scratch_database(server, purpose="generate", connect_timeout_s=connect_timeout_s))
-        theirs = await enter(scratch_database(server, purpose="generate", connect_timeout_s=connect_timeout_s))
+        ours = await enter(scratch_database(server, purpose="generate"))
+        theirs = await enter(scratch_database(server, purpose="generate"))
         left_out: list[str] = []
         await replay(
             ours,
             sources,
             extensions=extensions,
-            connect_timeout_s=connect_timeout_s,
             on_event=lambda event: left_out.append(str(event.facts["text"])) if event.name == LEFT_OUT else None,
         )
         with server_errors_explained(server, doing="comparing code and migrations"):
@@ -115,14 +112,10 @@ async def generate(
                     may,
                     ledgers=ledgers(sources),
                     excluded=frozenset(excluded),
-                    connect_timeout_s=connect_timeout_s,
                 )
             )
             found = await _difference(pair, _Answers(ask, set(renames)))
-            active, withheld = [
-                await counted(server, pair.path, steps, connect_timeout_s=connect_timeout_s)
-                for steps in (found.active, found.withheld)
-            ]
+            active, withheld = [await counted(server, pair.path, steps) for steps in (found.active, found.withheld)]
     said = _commented(sources)
     known = [step for step in withheld if set(commented_out(step)) <= said]
     fresh = [step for step in withheld if step not in known]

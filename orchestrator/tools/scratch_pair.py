@@ -67,7 +67,6 @@ async def scratch_pair(
     *,
     ledgers: frozenset[ObjectName],
     excluded: frozenset[ObjectName],
-    connect_timeout_s: float,
 ) -> AsyncIterator[ScratchPair]:
     """Make the metadata real in `theirs`, and be connected to both. `ours` holds what the folder makes."""
     from orchestrator.schema.models import create_all, schemas_of, tables_of
@@ -75,9 +74,7 @@ async def scratch_pair(
     async with AsyncExitStack() as stack:
         connections = []
         for dsn in (ours, theirs):
-            one = await connect_once(
-                dsn, timeout_s=connect_timeout_s, application_name="orchestrator generate", kind="migration"
-            )
+            one = await connect_once(dsn, application_name="orchestrator generate", kind="migration")
             stack.push_async_callback(close, one)
             connections.append(one)
         path = await _copy_extensions(*connections)
@@ -287,7 +284,7 @@ class ScratchPair:
         return found
 
 
-async def counted(live: Dsn, path: str, done: Sequence[Step], *, connect_timeout_s: float) -> list[Step]:
+async def counted(live: Dsn, path: str, done: Sequence[Step]) -> list[Step]:
     """The steps, each that may change values with the number of rows in the live database whose value it changes.
 
     Where there is no such table yet, or the server cannot compare or convert, nothing is said.
@@ -295,7 +292,7 @@ async def counted(live: Dsn, path: str, done: Sequence[Step], *, connect_timeout
     if not any(step.changed_rows for step in done):
         return list(done)
     found = []
-    connection = await connect_once(live, timeout_s=connect_timeout_s, application_name="orchestrator generate")
+    connection = await connect_once(live, application_name="orchestrator generate")
     try:
         await connection.execute(f"SET default_transaction_read_only = on; SET statement_timeout = {_COUNT_TIMEOUT_MS}")
         await connection.execute("SELECT pg_catalog.set_config('search_path', $1, false)", path)

@@ -119,3 +119,19 @@ KEYWORDS = frozenset(b"create table select from begin end case when then".decode
 def test_statements_are_told_apart_by_their_tokens(text, expected):
     raw = text.encode()
     assert [raw[piece.offset : piece.end].decode() for piece in pieces(raw, KEYWORDS)] == expected
+
+
+async def test_a_replay_takes_them_as_well(migrate, orchestrator, url, tmp_path, write):
+    assert (await migrate(FUNCTION)).returncode == 0
+    env = {"DATABASE_URL": url, "MIGRATIONS_DIR": str(tmp_path / "m")}
+    result = await orchestrator("verify", env=env)
+    assert result.returncode == 0, (result.stdout, result.stderr)
+    files = [("0000_m", FUNCTION), ("0001_m", "UPDATE t SET merge_action = json_value(j, 'a') WHERE id = 1;")]
+    write(tmp_path / "m", *files)
+    for command in ("rehearse", "plan", "lint"):
+        result = await orchestrator(command, env=env)
+        assert result.returncode == 0, (command, result.stdout, result.stderr)
+    write(tmp_path / "m", *files, ("0002_m", "SELECT json_value(1); SELEC 2;"))
+    assert "0002_m.sql:1:23: syntax error" in (await orchestrator("plan", env=env)).stderr
+    linted = await orchestrator("lint", env=env)
+    assert (linted.returncode, "  1:23  error syntax" in linted.stdout) == (1, True), linted

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import msgspec
 
-from orchestrator.database.connect import on_notice
 from orchestrator.database.connect_errors import CONNECTION_ERRORS, StandbyError, is_connection_loss
 from orchestrator.database.sessions import SET_OUR_PATH
 from orchestrator.errors import MigrationError
@@ -30,6 +29,7 @@ from orchestrator.migrator.run.errors import (
 )
 from orchestrator.migrator.run.execution import Execution
 from orchestrator.migrator.run.losses import Losses, ended
+from orchestrator.migrator.run.notices import Notices
 from orchestrator.migrator.run.progress import watched
 from orchestrator.migrator.run.report import announce, count
 from orchestrator.migrator.run.session import Session, joined
@@ -83,7 +83,8 @@ async def migrate(
         StandbyError: something is pending, and the server is a read-only standby.
         asyncpg errors that mean that the session is gone (`is_connection_loss`).
     """
-    connection.add_log_listener(on_notice(life))
+    notices = Notices(life)
+    connection.add_log_listener(notices)
     session = await Session.begin(connection, options)
     surveys = [await survey(connection, source, policy=options.policy, ahead=options.ahead) for source in sources]
     announce(surveys, life)
@@ -99,7 +100,7 @@ async def migrate(
     count(surveys, life)
     life.migrations.started_at = time.monotonic()
     async with watched(connection, life, connect_second, lock_timeout_s=options.ddl_lock_timeout_s) as watch:
-        run = Run(session, options, life, watch, losses or Losses())
+        run = Run(session, options, life, watch, losses or Losses(), notices)
         try:
             for one in surveys:
                 await run.source(one, parsed)
@@ -169,10 +170,12 @@ async def _parse_all(
 class Run:
     """One run on one session: what was applied, and how each kind of file is applied."""
 
-    def __init__(self, session: Session, options: Options, life: Lifecycle, watch: Watch, losses: Losses) -> None:
+    def __init__(
+        self, session: Session, options: Options, life: Lifecycle, watch: Watch, losses: Losses, notices: Notices
+    ) -> None:
         self._at_work = Execution(session, options, life, watch)
         self._session, self._connection = session, session.connection
-        self._options, self._life, self._losses = options, life, losses
+        self._options, self._life, self._losses, self._notices = options, life, losses, notices
         self.applied: list[AppliedMigration] = []
         self._items = {(item.source, item.name): item for item in life.migrations.items}
         self._said_session = False
@@ -259,6 +262,8 @@ class Run:
         if name != message[0].name:
             text = text_of(message)
         self._running = key, message[0]
+        await self._session.read_as_before()
+        self._notices.shared = f"{message[0].name} to {message[-1].name}"
         sending = asyncio.create_task(self._send_together(text, message))
         try:
             await asyncio.sleep(0)  # it is under way
@@ -273,6 +278,7 @@ class Run:
             await sending
         finally:
             await self._ended(sending)
+            self._notices.shared = None
         durations: dict[str, float] = {}
         await self._session.ours()
         for record, name, duration_s in await records.newer_records(self._connection, key, self._newest_record):
@@ -344,6 +350,7 @@ class Run:
         if parsed is None:
             parsed = await asyncio.to_thread(_parse, migration, escapes=self._session.escapes)
         raw = parsed_bytes(migration, parsed)
+        await self._session.read_as_before()
         began = self._begin(file.source, migration, parsed)
         interrupted = one.unfinished.get(migration.name)
         # What was begun in steps goes on in steps, also where the grammar sees no reason for them.
@@ -389,6 +396,7 @@ class Run:
                         statements = await asyncio.to_thread(_parse, migration, escapes=self._session.escapes)
                     raw = parsed_bytes(migration, statements)
                     every += [s for s in statements if not s.leaves_nothing][:1]
+                    await self._session.read_as_before()
                     opening = (*(file.fresh_inside if durations else ()), self._at_work.local_lock_timeout)
                     began = self._begin(file.source, migration, statements)
                     await file.statements_and_row(migration, raw, statements, began, resumed=True, opening=opening)

@@ -175,7 +175,8 @@ async def half_reindexed(connection: Any, index: ConcurrentIndex) -> list[Any]:
         owners = await _fetch(
             connection,
             "SELECT c.oid FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
-            " WHERE c.relkind = ANY ('{r,m,t}'::\"char\"[]) AND ($1::pg_catalog.text IS NULL OR n.nspname = $1)",
+            " WHERE c.relkind = ANY ('{r,m,t}'::pg_catalog.\"char\"[])"
+            " AND ($1::pg_catalog.text IS NULL OR n.nspname = $1)",
             index.schema,
         )
     rows: list[Any] = await _fetch(
@@ -194,7 +195,10 @@ def _drops(found: Sequence[Any]) -> tuple[str, ...]:
 
 
 async def _fetch(connection: Any, sql: str, *arguments: object) -> list[Any]:
-    """The rows. The names of the file's objects are looked up by the role's path, and no operator is."""
+    """The rows. Only the names of the file's objects are looked up by the path that the file has set.
+
+    Each table, function, type and operator of ours is qualified.
+    """
     rows: list[Any] = await connection.fetch(
         sql.replace(" = ", " OPERATOR(pg_catalog.=) ").replace(" ~ ", " OPERATOR(pg_catalog.~) "), *arguments
     )

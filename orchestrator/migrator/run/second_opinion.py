@@ -30,7 +30,7 @@ async def ask_server(
 ) -> tuple[Statement, ...]:
     """The statements of a file that the grammar here has refused with `error`, where the server accepts them all.
 
-    Call it while the session has our own path, outside a transaction. `escapes` as in `statements`.
+    Call it while the session has our own path. `escapes` as in `statements`.
 
     Raises:
         SqlSyntaxError: the server refuses one as well, or the file is no text that could be put to it.
@@ -58,7 +58,8 @@ async def server_keywords(connection: Any) -> frozenset[str]:
 
 async def _refusal(connection: Any, raw: bytes, statement: Statement, path: str) -> SqlSyntaxError | None:
     try:
-        await connection.execute(f"{_FAILS}{statement.text}")
+        async with connection.transaction():  # a savepoint, where one is open
+            await connection.execute(f"{_FAILS}{statement.text}")
     except asyncpg.PostgresError as error:
         if is_connection_loss(error):
             raise

@@ -105,6 +105,7 @@ class Session:
         )
         self.login = ""
         self.escapes = False
+        self._reading = ("", "")
 
     @classmethod
     async def begin(cls, connection: Any, options: Options) -> Session:
@@ -124,6 +125,7 @@ class Session:
                 f"SELECT pg_catalog.set_config('search_path', {literal(_USER.sub('', path))}, false)",
             )
         await session.ours()
+        session._reading = session._read_by()
         return session
 
     def fresh(self, *, is_service: bool) -> tuple[str, ...]:
@@ -132,6 +134,18 @@ class Session:
         They are part of the transaction that a BEGIN behind them in the message opens: send them with each try.
         """
         return (*DISCARD, *self._settings, *((f"SET search_path = {OUR_PATH}",) if is_service else ()))
+
+    async def read_as_before(self) -> None:
+        """Undo what decides how the server reads a message, before it comes to the commands in it.
+
+        Call it where a file begins: the commands of `fresh` would be read by what the file before it has set.
+        """
+        if self._reading != self._read_by():
+            await self.ours()
+
+    def _read_by(self) -> tuple[str, str]:
+        settings = self.connection.get_settings()  # as the server reports them
+        return settings.client_encoding, settings.standard_conforming_strings
 
     async def ours(self) -> None:
         """Give the session to our own SQL, until the next file begins."""

@@ -362,10 +362,17 @@ class Chaos:
         # After a crash a number may be drawn again, by a job that was added and kept.
         problems += [f"job {one} was rolled back, and ran" for one in (history.rolled_back - states.keys()) & ran]
         for row in await connection.fetch(
-            "SELECT job_id, count(*) FROM orchestrator.job_attempts WHERE outcome = 'succeeded'"
+            "SELECT job_id, count(*) FROM orchestrator.job_events WHERE state = 'succeeded'"
             " GROUP BY 1 HAVING count(*) > 1"
         ):
             problems.append(f"job {row[0]} succeeded {row[1]} times")
+        for row in await connection.fetch(
+            "SELECT name, queue, state, sum(n) AS n FROM ("
+            " SELECT name, queue, state, count(*) AS n FROM orchestrator.jobs GROUP BY 1, 2, 3"
+            " UNION ALL SELECT name, queue, state, -count FROM orchestrator.job_figures"
+            ") both_ways GROUP BY 1, 2, 3 HAVING sum(n) <> 0"
+        ):
+            problems.append(f"{row['name']} {row['queue']} {row['state']}: {row['n']} more than are counted")
         problems += [
             f"job {one} was cancelled, and is {states.get(one)}"
             for one in history.cancelled
@@ -374,7 +381,7 @@ class Chaos:
         problems += [f"job {one} was cancelled before it began, and ran" for one in history.cancelled & ran]
         lost = await connection.fetch(
             "SELECT job_id, attempt, worker, extract(epoch FROM started_at)::float8 AS since,"
-            " extract(epoch FROM finished_at)::float8 AS until FROM orchestrator.job_attempts WHERE outcome = 'lost'"
+            " extract(epoch FROM finished_at)::float8 AS until FROM orchestrator.attempts WHERE outcome = 'lost'"
         )
         for row in lost:
             pid = history.workers.get(row["worker"], -1)
@@ -382,7 +389,7 @@ class Chaos:
                 problems.append(f"attempt {row['attempt']} of job {row['job_id']} was lost, of pid {pid}, which lived")
         problems += self._overlaps(runs)
         outcomes = dict(
-            await connection.fetch("SELECT outcome, count(*) FROM orchestrator.job_attempts GROUP BY 1 ORDER BY 1")
+            await connection.fetch("SELECT outcome, count(*) FROM orchestrator.attempts GROUP BY 1 ORDER BY 1")
         )
         print(f"acknowledged {len(history.acknowledged)}, runs {len(runs) // 2}, outcomes {outcomes}", flush=True)
         print(f"nemesis {history.actions}; lost {len(lost)}", flush=True)

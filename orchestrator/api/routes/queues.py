@@ -8,7 +8,7 @@ import msgspec
 
 from orchestrator.api.operations import Answer, Call, Operation, json_answer
 from orchestrator.api.problems import Refusal
-from orchestrator.jobs.store import Queues
+from orchestrator.jobs.figures import Queues
 
 if TYPE_CHECKING:
     from aiohttp import web

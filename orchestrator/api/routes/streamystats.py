@@ -19,15 +19,13 @@ from orchestrator.api.problems import Refusal
 from orchestrator.api.routes.jobs import HandlerName, Name  # noqa: TC001 msgspec reads the annotations
 from orchestrator.jobs import queue, schedules
 from orchestrator.jobs.errors import PayloadError, UnknownHandlerError
+from orchestrator.jobs.listing import ResultRow, read_results
 from orchestrator.jobs.store import (
     PAGE_MAX,
     Id,
-    NameFigures,
-    ResultRow,
     ScheduleRow,
     State,
     read_job,
-    read_results,
     read_schedule,
     read_schedules,
     read_unfinished_ids,
@@ -35,6 +33,8 @@ from orchestrator.jobs.store import (
 
 if TYPE_CHECKING:
     from aiohttp import web
+
+    from orchestrator.jobs.figures import NameFigures
 
 Status = Literal["processing", "completed", "failed"]
 _RESULTS_SHOWN = 10

@@ -60,6 +60,11 @@ CREATE INDEX "jobs_finished_index" ON "orchestrator"."jobs" ("finished_at") WHER
 -- What the last runs of each schedule were.
 CREATE INDEX "jobs_schedule_index" ON "orchestrator"."jobs" ("schedule", "state", "id") WHERE "schedule" IS NOT NULL;
 --> statement-breakpoint
+CREATE INDEX "jobs_failed_index" ON "orchestrator"."jobs" ("id") WHERE "state" IN ('failed', 'cancelled');
+--> statement-breakpoint
+-- What failed and waits to be tried again.
+CREATE INDEX "jobs_retrying_index" ON "orchestrator"."jobs" ("id") WHERE "attempt" > 0 AND "state" IN ('scheduled', 'queued');
+--> statement-breakpoint
 CREATE UNIQUE INDEX "jobs_dedupe_index" ON "orchestrator"."jobs" ("name", "dedupe_key") WHERE "dedupe_key" IS NOT NULL AND "state" IN ('scheduled', 'queued', 'running');
 --> statement-breakpoint
 CREATE UNIQUE INDEX "jobs_idempotency_index" ON "orchestrator"."jobs" ("idempotency_key") WHERE "idempotency_key" IS NOT NULL;
@@ -181,6 +186,12 @@ CREATE UNLOGGED TABLE "orchestrator"."server_runs" (
 -- role of the database may take that, and this only those that may write our tables.
 CREATE TABLE "orchestrator"."job_limits" (
 	"name" text PRIMARY KEY
+);
+--> statement-breakpoint
+-- Queues whose jobs nobody claims for now. What runs goes on; what is added waits.
+CREATE TABLE "orchestrator"."paused_queues" (
+	"queue" text PRIMARY KEY,
+	"paused_at" timestamp with time zone DEFAULT now() NOT NULL
 );
 --> statement-breakpoint
 -- Jobs by name, queue and state are counted without reading the jobs: job_counts has what was counted, in rows that are
@@ -369,12 +380,14 @@ DECLARE
 	v_from_place boolean;
 	v_limited text[];
 	v_rooms integer[];
+	v_paused text[];
 	v_picked bigint[];
 	v_more bigint[];
 	v_facts jsonb := jsonb_build_object('worker', p_worker);
 BEGIN
 	-- Who is not known to live must not take what would be taken over at once.
-	SELECT s.since IS NULL OR s.since > clock_timestamp() - interval '5 seconds' AND EXISTS (
+	SELECT ARRAY(SELECT p.queue FROM orchestrator.paused_queues p),
+		s.since IS NULL OR s.since > clock_timestamp() - interval '5 seconds' AND EXISTS (
 			SELECT FROM orchestrator.workers o WHERE o.id <> p_worker
 				AND o.settled_at < s.since AND o.seen_at > s.since - make_interval(secs => o.lease_s)
 		),
@@ -382,7 +395,7 @@ BEGIN
 		p_after_id IS NOT NULL AND NOT EXISTS (
 			SELECT FROM orchestrator.jobs j WHERE j.state = 'queued' AND j.priority > p_after_priority
 		)
-	INTO v_must_wait, v_has_due, v_from_place
+	INTO v_paused, v_must_wait, v_has_due, v_from_place
 	FROM orchestrator.workers w LEFT JOIN orchestrator.server_runs s ON true
 	WHERE w.id = p_worker AND w.seen_at > clock_timestamp() - make_interval(secs => w.lease_s / 2);
 	IF NOT FOUND OR v_must_wait THEN
@@ -403,7 +416,10 @@ BEGIN
 		SELECT array_agg(w.name) INTO v_limited
 		FROM (
 			SELECT k.name FROM unnest(p_limited) AS l(name) JOIN orchestrator.job_limits k ON k.name = l.name
-			WHERE EXISTS (SELECT FROM orchestrator.jobs j WHERE j.state = 'queued' AND j.name = l.name)
+			WHERE EXISTS (
+				SELECT FROM orchestrator.jobs j
+				WHERE j.state = 'queued' AND j.name = l.name AND j.queue <> ALL(v_paused)
+			)
 			FOR UPDATE OF k SKIP LOCKED
 		) w;
 	END IF;
@@ -427,7 +443,8 @@ BEGIN
 			FROM (
 				SELECT j.id FROM orchestrator.jobs j
 				WHERE j.state = 'queued' AND j.priority = p_after_priority AND j.id > p_after_id
-					AND j.name = ANY(p_names) AND (j.unreadable IS NULL OR NOT j.unreadable && p_schemas)
+					AND j.name = ANY(p_names) AND j.queue <> ALL(v_paused)
+					AND (j.unreadable IS NULL OR NOT j.unreadable && p_schemas)
 				ORDER BY j.priority DESC, j.id LIMIT p_room FOR UPDATE SKIP LOCKED
 			) c;
 		END IF;
@@ -435,7 +452,7 @@ BEGIN
 			SELECT array_agg(c.id) INTO v_picked
 			FROM (
 				SELECT j.id FROM orchestrator.jobs j
-				WHERE j.state = 'queued' AND j.name = ANY(p_names)
+				WHERE j.state = 'queued' AND j.name = ANY(p_names) AND j.queue <> ALL(v_paused)
 					AND (j.unreadable IS NULL OR NOT j.unreadable && p_schemas)
 				ORDER BY j.priority DESC, j.id LIMIT p_room FOR UPDATE SKIP LOCKED
 			) c;
@@ -446,7 +463,8 @@ BEGIN
 		FROM unnest(v_limited, v_rooms) AS w(name, room)
 		CROSS JOIN LATERAL (
 			SELECT j.id FROM orchestrator.jobs j
-			WHERE j.state = 'queued' AND j.name = w.name AND (j.unreadable IS NULL OR NOT j.unreadable && p_schemas)
+			WHERE j.state = 'queued' AND j.name = w.name AND j.queue <> ALL(v_paused)
+				AND (j.unreadable IS NULL OR NOT j.unreadable && p_schemas)
 			ORDER BY j.priority DESC, j.id LIMIT w.room FOR UPDATE SKIP LOCKED
 		) c;
 		SELECT array_agg(c.id) INTO v_picked

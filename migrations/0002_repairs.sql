@@ -32,3 +32,6 @@ CREATE TABLE "orchestrator"."api_changes" (
 COMMENT ON TABLE "orchestrator"."api_changes" IS 'One row for each request that changed something through the API: the name of the token that it showed, from where, and what.';
 --> statement-breakpoint
 CREATE INDEX "api_changes_changed_index" ON "orchestrator"."api_changes" ("changed_at");
+--> statement-breakpoint
+-- Who asked for a job, and what was done to it.
+CREATE INDEX "api_changes_job_index" ON "orchestrator"."api_changes" (("facts" ->> 'job')) WHERE ("facts" ->> 'job') IS NOT NULL;

@@ -1,3 +1,3 @@
-"""The start-up of a service, done right: wait for Postgres, apply Drizzle migrations, then serve."""
+"""The start-up of a service: it waits for Postgres, applies Drizzle migrations, and then serves."""
 
 __version__ = "0.1.0"

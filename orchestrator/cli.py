@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 
-from orchestrator import __version__
+from orchestrator import __version__, streams
 
 TYPE_CHECKING = False  # as in typing, which costs `healthcheck` 8 of 25 ms
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ COMMANDS = (
     Command("after", "repair", "mend the ledger: accept, mark, adopt, upgrade", "repair baseline --to NAME"),
     Command("after", "backup", "copy the whole database into a file, proven by --test", "backup --test"),
     Command("after", "restore", "put a backup in the database's place, and keep what was there", "restore FILE"),
+    Command("work", "jobs", "list jobs, show one and its log; retry, cancel, add; pause a queue", "jobs list --watch"),
+    Command("work", "schedules", "list schedules; set, pause, resume and run one", "schedules run nightly"),
     Command("look", "config", "show what would be used and where each value came from", "config"),
     Command("look", "token", "make a token for API_TOKEN, or a line for API_TOKENS_FILE", "token"),
     Command("look", "notify", "send a test notification to every target of NOTIFY_URL", "notify --test"),
@@ -62,9 +64,12 @@ _BACKUPS = "BACKUP_DIR BACKUP_KEEP BACKUP_MAX_AGE BACKUP_KEY"
 _MIGRATE = f"{_DATABASE} {_FOLDER} EXTENSIONS MIGRATION_LOCK_TIMEOUT {_RUN} BACKUP_BEFORE_MIGRATE {_BACKUPS} DATA_DIR"
 _SERVE = (
     "HOST PORT PORT_FILE API_TOKEN API_TOKENS API_ACCESS ALLOWED_HOSTS CORS_ORIGINS JOBS JOBS_CONCURRENCY JOBS_LEASE"
-    " JOBS_RETENTION NOTIFY_URL NOTIFY_AFTER"
+    " JOBS_RETENTION NOTIFY_URL NOTIFY_AFTER INSTANCE_NAME"
 )
+_QUEUE = "ORCHESTRATOR_URL API_TOKEN HOST PORT PORT_FILE JOBS DATABASE_URL DB_WAIT_TIMEOUT DB_CONNECT_TIMEOUT"
 READS = {
+    "jobs": _QUEUE,
+    "schedules": _QUEUE,
     "serve": f"{_MIGRATE} {_SERVE}",
     "migrate": _MIGRATE,
     "wait": "DATABASE_URL DB_WAIT_TIMEOUT DB_CONNECT_TIMEOUT",
@@ -79,12 +84,14 @@ READS = {
     "restore": "DATABASE_URL MIGRATION_DATABASE_URL DB_CONNECT_TIMEOUT BACKUP_DIR BACKUP_KEY",
     "studio": "DATABASE_URL",
     "notify": "NOTIFY_URL",
-    "generate": f"SCHEMA DATABASE_URL MIGRATION_DATABASE_URL DB_CONNECT_TIMEOUT {_FOLDER} EXTENSIONS DATA_DIR",
+    "generate": f"SCHEMA {_DATABASE} {_FOLDER} EXTENSIONS DATA_DIR",
     "new": "MIGRATIONS_DIR",
 }
 
 # The page of the manual that tells of a command.
 PAGES = {
+    "jobs": "jobs",
+    "schedules": "jobs",
     "serve": "start",
     "migrate": "start",
     "wait": "start",
@@ -115,6 +122,7 @@ of ours (or, where a command says so, a difference that was found)
 _GROUPS = {
     "run": "Run",
     "look": "Look, and change nothing",
+    "work": "Work with the queue, of a running server or of the database",
     "before": "Before a migration runs",
     "after": "After, and back",
     "write": "Write migrations",
@@ -126,6 +134,7 @@ _EXIT_USAGE = 2  # as argparse has it
 def main(argv: list[str] | None = None) -> NoReturn:
     """Run one command and end the process with its exit code."""
     arguments = sys.argv[1:] if argv is None else argv
+    streams.secure()
     if arguments[:1] == ["healthcheck"]:
         from orchestrator import healthcheck
 
@@ -140,17 +149,20 @@ def main(argv: list[str] | None = None) -> NoReturn:
     if not arguments:
         parser().print_help(sys.stderr)
         _leave(_EXIT_USAGE)
-    options = parser(arguments[0] if arguments else None).parse_args(arguments)
-    _leave(options.run(options))
-
-
-def _leave(code: int) -> NoReturn:
-    """End the process without taking the interpreter apart, which costs 20 ms: everything of ours is closed by now."""
     try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except (OSError, ValueError):  # a reader that is gone: Python's own end knows what to do
-        raise SystemExit(code) from None
+        options = parser(arguments[0]).parse_args(arguments)
+    except SystemExit as ended:  # argparse has printed help, the version, or what is wrong
+        _leave(int(ended.code or 0))
+    # A server prints nothing of its own, and handlers may be stuck in a print: its stop does not wait for a reader.
+    _leave(options.run(options), flush_limit_s=0.5 if arguments[0] == "serve" else None)
+
+
+def _leave(code: int, *, flush_limit_s: float | None = None) -> NoReturn:
+    """End the process without taking the interpreter apart, which costs 20 ms: everything of ours is closed by now.
+
+    What was printed is waited for as long as a reader takes, or for `flush_limit_s`.
+    """
+    streams.flush(flush_limit_s)
     os._exit(code)
 
 

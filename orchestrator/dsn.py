@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
 
+from orchestrator import dsn_parameters as parameters
 from orchestrator.errors import ConfigurationError, Problem
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 EXPECTED = "a URL postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
 EXAMPLE = "postgresql://app:p%40ss@db:5432/app"
 DEFAULT_PORT = 5432
+CONNECT_TIMEOUT_S = 5.0
 _PORT_MAX = 65535
 _HOST_LENGTH_MAX = 253
 _NOTHING: Mapping[str, str] = MappingProxyType({})
@@ -32,9 +34,10 @@ class Dsn(msgspec.Struct, frozen=True):
     """Where the database is and who asks. Its `str` and `repr` are `redacted()`: safe to log.
 
     A host that starts with "/" is the directory of a Unix socket. `options` holds what asyncpg understands, by libpq's
-    names; `server_settings` what the session begins with. `connect_timeout_s` is None where the text names none (or 0,
-    libpq's "for ever"). `statement_cache` is False behind a pooler. `dropped` names what was read past: what tunes
-    other clients, and nothing that decides which server it is or who is trusted. `reread` reads the files it came from.
+    names; `server_settings` what the session begins with. `connect_timeout_s` is for one address: what the text says,
+    or whoever read it, where the text says nothing (or 0, libpq's "for ever"). `statement_cache` is False behind a
+    pooler. `dropped` names what was read past: what tunes other clients, and nothing that decides which server it is
+    or who is trusted. `reread` reads the files it came from.
     """
 
     hosts: tuple[tuple[str, int], ...]
@@ -42,7 +45,7 @@ class Dsn(msgspec.Struct, frozen=True):
     database: str | None = None
     password: str | None = None
     options: Mapping[str, str] = msgspec.field(default_factory=lambda: _NOTHING)
-    connect_timeout_s: float | None = None
+    connect_timeout_s: float = CONNECT_TIMEOUT_S
     server_settings: Mapping[str, str] = msgspec.field(default_factory=lambda: _NOTHING)
     statement_cache: bool = True
     dropped: tuple[str, ...] = ()
@@ -114,16 +117,19 @@ class Dsn(msgspec.Struct, frozen=True):
         if not self.statement_cache:
             arguments["statement_cache_size"] = 0
         # asyncpg takes the names of TLS files from a DSN alone.
-        tls = [f"{name}={percent_encoded(options[name])}" for name in _TLS_FILES if name in options]
+        tls = [f"{name}={percent_encoded(options[name])}" for name in parameters.TLS_FILES if name in options]
         if tls and options.get("sslrootcert") != "system":
             arguments["dsn"] = f"postgresql://?{'&'.join(tls)}"
         return arguments
 
-    def libpq_environment(self) -> dict[str, str]:
-        """Variables by which a program on libpq (pg_dump, psql) reaches the same database: nothing stands in argv.
+    def libpq_environment(self, inherited: Mapping[str, str]) -> dict[str, str]:
+        """Variables by which a program on libpq (pg_dump, psql, a client) reaches the same database as we do.
 
-        Hand them on in an environment that has no other PG* variable.
+        Nothing then has to stand in argv. `inherited` is our own environment: of it the program gets what our own
+        connections take from there where the DSN does not say it (see `connect_arguments`), or it would be another
+        user, or find no password. Hand them on in an environment that has no other PG* variable.
         """
+        taken = {name: inherited[name] for name in parameters.TAKEN_FROM_ENVIRONMENT if inherited.get(name)}
         options = self.options
         found = {
             "PGHOST": ",".join(host for host, _ in self.hosts),
@@ -132,21 +138,21 @@ class Dsn(msgspec.Struct, frozen=True):
             "PGDATABASE": self.database,
             "PGPASSWORD": self.password,
         }
-        found |= {name: options.get(keyword) for name, keyword in PG_VARIABLES.items() if keyword in options}
+        found |= {name: options.get(keyword) for name, keyword in parameters.PG_VARIABLES.items() if keyword in options}
         if self.server_settings:
             escaped = {k: v.replace("\\", "\\\\").replace(" ", "\\ ") for k, v in self.server_settings.items()}
             given = self.server_settings.get("options", "")  # options as a whole, in libpq's own form
             found["PGOPTIONS"] = " ".join(
                 [*(f"-c {name}={value}" for name, value in escaped.items() if name != "options"), given]
             ).strip()
-        return {name: value for name, value in found.items() if value is not None}
+        return taken | {name: value for name, value in found.items() if value is not None}
 
     def with_database(self, name: str) -> Dsn:
         """The same server and user, another database."""
         return self.changed(database=name)
 
 
-def parse(text: str, *, variable: str = "DATABASE_URL") -> Dsn:
+def parse(text: str, *, variable: str = "DATABASE_URL", connect_timeout_s: float = CONNECT_TIMEOUT_S) -> Dsn:
     """Read a URL (`postgres://`, `postgresql://`, also with `+asyncpg` and the like) or `host=… dbname=…`.
 
     A host is required: an empty one would mean whatever server happens to be near. The database defaults to the user's
@@ -157,49 +163,29 @@ def parse(text: str, *, variable: str = "DATABASE_URL") -> Dsn:
         ConfigurationError: names `variable`, and never holds any part of the value but names of known parameters, and
             of unknown ones where these cannot be a piece of a password.
     """
-    draft = _Draft(variable=variable)
+    draft = _Draft(variable=variable, connect_timeout_s=connect_timeout_s)
     _refuse_wrapping(text, draft)
-    if "://" in text:
-        names_are_safe = _read_url(text, draft)
-    elif re.match(r"[a-z_]+\s*=", text):
+    if _is_list(text):
         names_are_safe = _read_keywords(text, draft)
+    elif "://" in text:
+        names_are_safe = _read_url(text, draft)
     else:
         draft.refuse("is no URL: `://` is missing")
     return draft.finish(names_are_safe=names_are_safe)
 
 
-PG_VARIABLES: Mapping[str, str] = MappingProxyType(
-    {
-        "PGHOST": "host",
-        "PGPORT": "port",
-        "PGUSER": "user",
-        "PGPASSWORD": "password",
-        "PGDATABASE": "dbname",
-        "PGPASSFILE": "passfile",
-        "PGSSLMODE": "sslmode",
-        "PGSSLROOTCERT": "sslrootcert",
-        "PGSSLCERT": "sslcert",
-        "PGSSLKEY": "sslkey",
-        "PGSSLCRL": "sslcrl",
-        "PGSSLNEGOTIATION": "sslnegotiation",
-        "PGCHANNELBINDING": "channel_binding",
-        "PGGSSENCMODE": "gssencmode",
-        "PGAPPNAME": "application_name",
-        "PGOPTIONS": "options",
-        "PGCONNECT_TIMEOUT": "connect_timeout",
-        "PGTARGETSESSIONATTRS": "target_session_attrs",
-    }
-)
-
-
-def from_pg_variables(mapping: Mapping[str, str]) -> Dsn:
+def from_pg_variables(mapping: Mapping[str, str], *, connect_timeout_s: float = CONNECT_TIMEOUT_S) -> Dsn:
     """Read libpq's variables (PG_VARIABLES; the manual's 34.15), an empty one being as good as none.
 
     Raises:
         ConfigurationError: each problem names its own variable; PGHOST is required.
     """
-    draft = _Draft(variable="PGHOST", names={keyword: name for name, keyword in PG_VARIABLES.items()})
-    for name, keyword in PG_VARIABLES.items():
+    draft = _Draft(
+        variable="PGHOST",
+        connect_timeout_s=connect_timeout_s,
+        names={keyword: name for name, keyword in parameters.PG_VARIABLES.items()},
+    )
+    for name, keyword in parameters.PG_VARIABLES.items():
         if mapping.get(name):
             draft.given.append((keyword, mapping[name]))
     return draft.finish(names_are_safe=True)
@@ -213,116 +199,6 @@ def percent_encoded(text: str) -> str:
     )
 
 
-_SSLMODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
-_TLS_VERSIONS = ("TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3")
-# What asyncpg understands, as asyncpg/connect_utils.py reads it (0.30 to 0.32), and what database/dial.py does itself.
-CHOICES: Mapping[str, tuple[str, ...]] = {
-    "sslmode": _SSLMODES,
-    "sslnegotiation": ("postgres", "direct"),
-    "ssl_min_protocol_version": _TLS_VERSIONS,
-    "ssl_max_protocol_version": _TLS_VERSIONS,
-    "target_session_attrs": ("any", "primary", "standby", "prefer-standby", "read-write", "read-only"),
-    "gsslib": ("gssapi", "sspi"),
-    "load_balance_hosts": ("disable", "random"),
-    "channel_binding": ("disable", "prefer", "require"),
-}
-_FREE = frozenset({"sslrootcert", "sslcert", "sslkey", "sslcrl", "sslpassword", "passfile", "krbsrvname"})
-_TLS_FILES = (
-    "sslrootcert",
-    "sslcert",
-    "sslkey",
-    "sslcrl",
-    "sslpassword",
-    "ssl_min_protocol_version",
-    "ssl_max_protocol_version",
-)
-_PLACE = {
-    "host": "host",
-    "port": "port",
-    "user": "user",
-    "password": "password",
-    "dbname": "dbname",
-    "database": "dbname",
-}
-# Settings of the server that clients pass in a URL, by the name that the server knows.
-_SERVER_SETTINGS: Mapping[str, str] = {
-    "application_name": "application_name",
-    "datestyle": "DateStyle",
-    "default_transaction_isolation": "default_transaction_isolation",
-    "idle_in_transaction_session_timeout": "idle_in_transaction_session_timeout",
-    "idle_session_timeout": "idle_session_timeout",
-    "intervalstyle": "IntervalStyle",
-    "jit": "jit",
-    "lock_timeout": "lock_timeout",
-    "maintenance_work_mem": "maintenance_work_mem",
-    "options": "options",
-    "role": "role",
-    "search_path": "search_path",
-    "statement_timeout": "statement_timeout",
-    "synchronous_commit": "synchronous_commit",
-    "timezone": "TimeZone",
-    "transaction_timeout": "transaction_timeout",
-    "work_mem": "work_mem",
-}
-_SCHEMAS = frozenset({"schema", "currentschema"})  # Prisma, JDBC
-# False or 0 means: no prepared statements, since a pooler is in between. postgres.js, Rails, Prisma, SQLAlchemy, JDBC.
-_CACHES = frozenset(
-    {"prepare", "prepared_statements", "statement_cache_size", "prepared_statement_cache_size", "preparethreshold"}
-)
-# What tunes another client or its pool, and changes nothing about which database is meant or who is trusted.
-_DROPPED = frozenset(
-    {
-        *("keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout"),  # libpq
-        *("sslsni", "sslcompression", "client_encoding", "min_protocol_version", "krbspn"),
-        *("connection_limit", "pool_timeout", "socket_timeout", "sslidentity", "single_use_connections"),  # Prisma
-        *(
-            "max",
-            "idle_timeout",
-            "max_lifetime",
-            "backoff",
-            "max_pipeline",
-            "fetch_types",
-            "debug",
-            "keep_alive",
-        ),  # postgres.js
-        *("uselibpqcompat", "connectiontimeoutmillis", "idletimeoutmillis", "query_timeout", "binary"),  # node-postgres
-        *("pool_max_conns", "pool_min_conns", "pool_max_conn_lifetime", "pool_max_conn_idle_time"),  # pgx
-        *("pool_health_check_period", "default_query_exec_mode", "statement_cache_mode"),
-        *("pool", "pool_size", "max_overflow", "pool_recycle", "pool_pre_ping", "async_fallback"),  # SQLAlchemy, Rails
-        *("min_size", "max_size", "command_timeout", "timeout", "encoding"),  # asyncpg, Django
-        *("tcpkeepalive", "sockettimeout", "logintimeout", "reconnect", "checkout_timeout", "reaping_frequency"),
-    }
-)
-# Demands on security that asyncpg cannot meet: to drop one in silence would be to connect with less than was asked for.
-_DEMANDS: Mapping[str, tuple[str, ...]] = {
-    "gssencmode": ("disable", "prefer"),
-    "require_auth": (),
-    "requirepeer": (),
-    "sslaccept": ("accept_invalid_certs",),
-    "sslcertmode": ("allow",),
-    "sslcrldir": (),
-}
-_UNSUPPORTED: Mapping[str, str] = {
-    "service": "a connection service file is not read; write its values here",
-    "servicefile": "a connection service file is not read; write its values here",
-    "hostaddr": "asyncpg has no `hostaddr`; write the address as the host",
-    "replication": "a replication connection cannot run migrations; leave it out",
-    "requiressl": "it is libpq's old word; write sslmode=require",
-}
-_SPECIAL = frozenset({"connect_timeout", "fallback_application_name", "pgbouncer", "ssl"})
-_KNOWN = frozenset(
-    {*CHOICES, *_FREE, *_PLACE, *_SERVER_SETTINGS, *_SCHEMAS, *_CACHES, *_DROPPED, *_DEMANDS, *_UNSUPPORTED, *_SPECIAL}
-)
-_TRUE, _FALSE = frozenset({"true", "1", "on", "yes", "t"}), frozenset({"false", "0", "off", "no", "f"})
-# node-postgres, postgres.js and SQLAlchemy say `ssl`; libpq itself reads ssl=true as sslmode=require.
-_SSL_WORDS: Mapping[str, str] = {
-    **{mode: mode for mode in _SSLMODES},
-    **dict.fromkeys(_TRUE, "require"),
-    **dict.fromkeys(_FALSE, "disable"),
-    "no-verify": "require",
-}
-
-
 class _Draft(msgspec.Struct):
     """What was read so far, and what is wrong with it. `names` maps keywords to PG* variables, empty for a URL."""
 
@@ -333,7 +209,7 @@ class _Draft(msgspec.Struct):
     place: dict[str, str] = msgspec.field(default_factory=dict)
     options: dict[str, str] = msgspec.field(default_factory=dict)
     server_settings: dict[str, str] = msgspec.field(default_factory=dict)
-    connect_timeout_s: float | None = None
+    connect_timeout_s: float = CONNECT_TIMEOUT_S
     statement_cache: bool = True
     dropped: list[str] = msgspec.field(default_factory=list)
     problems: list[Problem] = msgspec.field(default_factory=list)
@@ -365,7 +241,10 @@ class _Draft(msgspec.Struct):
         user, database = self.place.get("user") or None, self.place.get("dbname") or None
         if database is None and user is None:
             self._lacks("dbname", "names no database")
-        if self.options.get("sslnegotiation") == "direct" and self.options.get("sslmode") not in _SSLMODES[3:]:
+        if (
+            self.options.get("sslnegotiation") == "direct"
+            and self.options.get("sslmode") not in parameters.SSLMODES[3:]
+        ):
             self.add(
                 "sslnegotiation", "is direct without TLS being required", "direct with sslmode=require", "postgres"
             )
@@ -385,21 +264,21 @@ class _Draft(msgspec.Struct):
 
     def _take(self, name: str, value: str, *, may_be_named: bool) -> None:
         keyword = name.lower()
-        if keyword not in _KNOWN:
+        if keyword not in parameters.KNOWN:
             self._unknown(name, may_be_named=may_be_named)
         elif "\0" in value:
             self.add(keyword, "holds a NUL character", "text", "…")
         elif not value:
             pass  # as good as not given, in libpq too
-        elif keyword in _PLACE:
-            self._take_place(_PLACE[keyword], value)
-        elif keyword in CHOICES:
+        elif keyword in parameters.PLACE:
+            self._take_place(parameters.PLACE[keyword], value)
+        elif keyword in parameters.CHOICES:
             self._take_choice(keyword, value)
-        elif keyword in _FREE:
+        elif keyword in parameters.FREE:
             self.options[keyword] = value
-        elif keyword in _SERVER_SETTINGS:
-            self.server_settings[_SERVER_SETTINGS[keyword]] = value
-        elif keyword in _DROPPED:
+        elif keyword in parameters.SERVER_SETTINGS:
+            self.server_settings[parameters.SERVER_SETTINGS[keyword]] = value
+        elif keyword in parameters.DROPPED:
             self.dropped.append(keyword)
         else:
             self._take_foreign(keyword, value)
@@ -410,7 +289,7 @@ class _Draft(msgspec.Struct):
         self.place[keyword] = value
 
     def _take_choice(self, keyword: str, value: str) -> None:
-        choices = CHOICES[keyword]
+        choices = parameters.CHOICES[keyword]
         if keyword == "sslmode" and value == "no-verify":
             value = "require"  # node-postgres; asyncpg's `require` verifies nothing unless a root certificate is there
         if value in choices:
@@ -420,18 +299,18 @@ class _Draft(msgspec.Struct):
 
     def _take_foreign(self, keyword: str, value: str) -> None:
         word = value.lower()
-        if keyword in _UNSUPPORTED:
-            self.add(keyword, f"is not supported: {_UNSUPPORTED[keyword]}", "… left out", "")
-        elif keyword in _DEMANDS:
+        if keyword in parameters.UNSUPPORTED:
+            self.add(keyword, f"is not supported: {parameters.UNSUPPORTED[keyword]}", "… left out", "")
+        elif keyword in parameters.DEMANDS:
             self._take_demand(keyword, word)
-        elif keyword in _SCHEMAS:
+        elif keyword in parameters.SCHEMAS:
             # A name, where search_path is a list: quoted unless that changes nothing.
             plain = re.fullmatch(r"[a-z_][a-z0-9_]*", value)
             self.server_settings["search_path"] = value if plain else '"' + value.replace('"', '""') + '"'
-        elif keyword in _CACHES:
-            self.statement_cache = self.statement_cache and word not in _FALSE
+        elif keyword in parameters.CACHES:
+            self.statement_cache = self.statement_cache and word not in parameters.FALSE
         elif keyword == "pgbouncer":
-            self.statement_cache = self.statement_cache and word not in _TRUE
+            self.statement_cache = self.statement_cache and word not in parameters.TRUE
         elif keyword == "fallback_application_name":
             self.server_settings.setdefault("application_name", value)
         elif keyword == "ssl":
@@ -440,7 +319,7 @@ class _Draft(msgspec.Struct):
             self._take_timeout(value)
 
     def _take_demand(self, keyword: str, word: str) -> None:
-        met = _DEMANDS[keyword]
+        met = parameters.DEMANDS[keyword]
         if word in met:
             self.dropped.append(keyword)
         else:
@@ -448,8 +327,8 @@ class _Draft(msgspec.Struct):
             self.add(keyword, "asks for what asyncpg cannot do", expected, met[0] if met else "")
 
     def _take_ssl(self, word: str) -> None:
-        if word in _SSL_WORDS:
-            self.options.setdefault("sslmode", _SSL_WORDS[word])
+        if word in parameters.SSL_WORDS:
+            self.options.setdefault("sslmode", parameters.SSL_WORDS[word])
         else:
             self.add("ssl", "has a value that is not known; better use `sslmode`", "true|false", "true")
 
@@ -463,7 +342,7 @@ class _Draft(msgspec.Struct):
         import difflib  # late: only for a start that ends here
 
         if may_be_named and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.]{0,39}", name):
-            close = difflib.get_close_matches(name.lower(), sorted(_KNOWN), n=1, cutoff=0.75)
+            close = difflib.get_close_matches(name.lower(), sorted(parameters.KNOWN), n=1, cutoff=0.75)
             meant = f"; is `{close[0]}` meant?" if close else ""
             what = f"has an unknown parameter `{name}`{meant}"
         else:
@@ -530,6 +409,12 @@ class _Draft(msgspec.Struct):
             self.problems.append(Problem(self.variable, problem, EXPECTED, EXAMPLE))
 
 
+def _is_list(text: str) -> bool:
+    """Whether it is a list of keywords, in whose password `://` may stand, and no URL."""
+    first = re.match(r"([a-z_]+)\s*=", text)
+    return first is not None and ("://" not in text or first[1] in parameters.KNOWN)
+
+
 def _refuse_wrapping(text: str, draft: _Draft) -> None:
     """The mistakes of .env files: what surrounds the value is part of it."""
     if not text.strip():
@@ -539,7 +424,7 @@ def _refuse_wrapping(text: str, draft: _Draft) -> None:
     if text.startswith(f"{draft.variable}="):
         draft.refuse("begins with the variable's own name: the part before and including the `=` is there twice")
     quotes = "'\"`\N{LEFT DOUBLE QUOTATION MARK}\N{RIGHT DOUBLE QUOTATION MARK}"
-    if text[0] in quotes or ("://" in text and text[-1] in quotes):
+    if text[0] in quotes or ("://" in text and text[-1] in quotes and not _is_list(text)):
         draft.refuse(
             "has quotes around it, which are part of the value here (env files and Compose lists keep them);"
             " remove them"

@@ -10,7 +10,7 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-# sysexits.h, as in DESIGN.md, "Exit codes".
+# sysexits.h, as far as it has a code; docs/when-it-fails.md lists them.
 EXIT_BUG = 1
 EXIT_UNAVAILABLE = 69
 EXIT_MIGRATION = 70

@@ -1,4 +1,4 @@
-"""The state of a start: its phase, the history of phases, its facts, who listens. Pure: no I/O, no clock of its own.
+"""The state of a start: its phase, earlier phases, checks, listeners. Pure: no I/O, no clock of its own.
 
 Everything below the supervisor speaks through `Lifecycle.emit`; logs, `/health` and the event stream are listeners. The
 phase is the only truth about readiness: nothing else says whether the service serves.
@@ -7,13 +7,14 @@ phase is the only truth about readiness: nothing else says whether the service s
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping  # noqa: TC003 msgspec reads the annotations
 from enum import StrEnum
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
 Level = Literal["debug", "info", "warning", "error"]
 
@@ -133,7 +134,8 @@ class Lifecycle(msgspec.Struct):
     `now` gives Unix seconds and `monotonic` monotonic seconds; both are handed in, so that a table can test this.
     `clean` takes secrets out of facts: what is remembered here is shown to everybody who asks. Events are handed on as
     they are. `stop_within_s` is what a stop may take from its first moment on (SHUTDOWN_TIMEOUT). `revision` grows with
-    every event and every check: where it is the same, and no migration runs, so is all the rest.
+    every event and every check: where it is the same, and no migration runs, so is all the rest. `instance` is what the
+    operator calls this one (INSTANCE_NAME).
     Not thread-safe: all calls come from the event loop's thread.
     """
 
@@ -147,6 +149,7 @@ class Lifecycle(msgspec.Struct):
     failure: Mapping[str, object] | None = None
     stop_within_s: float = 15.0
     clean: Callable[[dict[str, object]], dict[str, object]] = dict
+    instance: str = ""
     revision: int = 0
     _phase: Phase = Phase.STARTING
     _entered_at: float = 0.0

@@ -1,4 +1,4 @@
-"""Notifications: what a person should know although nobody looks, sent to NOTIFY_URL. Touches the network.
+"""Notifications: failures and recoveries sent to NOTIFY_URL, for when nobody is watching. Touches the network.
 
 A webhook gets JSON; everything else (ntfy, Slack, Discord, Gotify, Telegram, mail) goes by way of the library apprise.
 Nothing waits for a notification but the end of a failed start, for a few seconds: a target that hangs or refuses is a

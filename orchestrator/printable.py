@@ -1,4 +1,4 @@
-"""Texts from outside, made harmless for where they are read: no character of theirs steers a terminal. Pure: no I/O."""
+"""Text from outside made harmless for a terminal: control characters are escaped. Pure: no I/O."""
 
 from __future__ import annotations
 

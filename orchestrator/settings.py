@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from orchestrator import dsn as dsns
+from orchestrator import dsn_parameters
 from orchestrator.dsn import Dsn
 from orchestrator.errors import ConfigurationError, Problem
 from orchestrator.healthcheck import default_port_file
+from orchestrator.redaction import Secrets
 from orchestrator.variables import BY_NAME, VARIABLES, UnusableError, Variable, new_directory, why_unreadable
 
 if TYPE_CHECKING:
@@ -59,6 +61,7 @@ class Settings(msgspec.Struct, frozen=True):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "json", "console"] = "auto"
     shutdown_timeout_s: float = 15.0
+    failed_hold_s: float = 0.0
     migration_ddl_lock_timeout_s: float = 5.0
     migration_ddl_retry_for_s: float = 600.0
     backup_dir: Path | None = None
@@ -77,26 +80,18 @@ class Settings(msgspec.Struct, frozen=True):
     api_access: Literal["", "none", "read", "open"] = ""
     allowed_hosts: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
+    orchestrator_url: str = ""
+    instance_name: str = ""
     schema: str = ""
     data_dir: Path = Path("/var/lib/orchestrator")
     files: Mapping[str, Path] = msgspec.field(default_factory=lambda: _NO_FILES)
     sources: Mapping[str, str] = msgspec.field(default_factory=lambda: _NOTHING)
     suspects: tuple[tuple[str, str], ...] = ()
+    # What must not be seen in any output; it grows when a file with a password is read again.
+    secrets: Secrets = msgspec.field(default_factory=Secrets)
 
     def __repr__(self) -> str:
         return f"Settings({self.describe()})"
-
-    @property
-    def command_wait_s(self) -> float:
-        """How long a command that looks or mends waits for the database: one try, unless DB_WAIT_TIMEOUT is set."""
-        return self.db_wait_timeout_s or self.db_connect_timeout_s
-
-    @property
-    def secrets(self) -> tuple[str, ...]:
-        """What must not be seen in any output; for `logs.configure`."""
-        databases = [dsn for dsn in (self.database, self.migration_database) if dsn is not None]
-        own = [text for text in (self.api_token, self.backup_key, *self.notify_urls) if text]
-        return tuple(dict.fromkeys([*(secret for dsn in databases for secret in dsn.secrets), *own]))
 
     def describe(self) -> list[tuple[str, str, str]]:
         """Rows (variable, value without secrets, where it came from), for `orchestrator config`."""
@@ -140,14 +135,19 @@ def load(
     if values.get("port") == 0:
         values.setdefault("port_file", Path(default_port_file(environ)))
     suspects = _suspects(environ)
+    reading.connect_timeout_s = values.get("db_connect_timeout_s", dsns.CONNECT_TIMEOUT_S)
     if needs_database:
         reading.read_databases(values, dict(suspects))
     else:
         reading.sources.update(dict.fromkeys(("DATABASE_URL", "MIGRATION_DATABASE_URL"), "not read"))
     if reading.problems:
         raise ConfigurationError(reading.problems)
+    databases = [values.get("database"), values.get("migration_database")]
+    own = [values.get("api_token", ""), values.get("backup_key", ""), *values.get("notify_urls", ())]
+    reading.secrets.add_always(*(one for dsn in databases if dsn is not None for one in dsn.secrets), *own)
     return Settings(
         **values,
+        secrets=reading.secrets,
         files=MappingProxyType(reading.files),
         sources=MappingProxyType(reading.sources),
         suspects=suspects,
@@ -168,6 +168,8 @@ class _Reading:
         self.sources: dict[str, str] = {}
         self.files: dict[str, Path] = {}
         self.problems: list[Problem] = []
+        self.secrets = Secrets()
+        self.connect_timeout_s = dsns.CONNECT_TIMEOUT_S
 
     def text(self, variable: Variable) -> str | None:
         """The variable's text, or None where it is not set or its problem was noted."""
@@ -259,14 +261,14 @@ class _Reading:
 
     def _dsn(self, text: str, name: str) -> Dsn | None:
         try:
-            found = dsns.parse(text, variable=name)
+            found = dsns.parse(text, variable=name, connect_timeout_s=self.connect_timeout_s)
         except ConfigurationError as error:
             self.problems.extend(error.problems)
             return None
         # As libpq has it: what the URL does not say, these do. pg_dump, which gets the DSN alone, needs it.
         for variable, keyword in _BESIDE_A_URL.items():
             if keyword not in found.options and (word := self.text(BY_NAME[variable])) is not None:
-                if word not in dsns.CHOICES[keyword]:
+                if word not in dsn_parameters.CHOICES[keyword]:
                     self.problem(BY_NAME[variable], "has a value that is not known")
                     return None
                 found = msgspec.structs.replace(found, options={**found.options, keyword: word})
@@ -276,33 +278,37 @@ class _Reading:
 
     def _rereadable(self, found: Dsn, name: str) -> Dsn:
         """The DSN, which reads its files again when it is asked to: the secrets in them are rotated."""
-        if not {name, *dsns.PG_VARIABLES}.intersection(self.files):
+        if not {name, *dsn_parameters.PG_VARIABLES}.intersection(self.files):
             return found
-        environ, overrides = dict(self._environ), self._overrides
+        environ, overrides, secrets = dict(self._environ), self._overrides, self.secrets
+        connect_timeout_s = self.connect_timeout_s
 
         def reread() -> Dsn:
             again = _Reading(environ, overrides)
+            again.connect_timeout_s = connect_timeout_s
             values: dict[str, Any] = {}
             again.read_databases(values, {})
             if again.problems:
                 raise ConfigurationError(again.problems)
             dsn: Dsn = values["migration_database" if name == "MIGRATION_DATABASE_URL" else "database"]
+            secrets.add(*dsn.secrets)
             return dsn
 
         return msgspec.structs.replace(found, reread=reread)
 
     def _pg(self) -> Dsn | None:
         texts: dict[str, str] = {}
-        for name in dsns.PG_VARIABLES:
+        for name in dsn_parameters.PG_VARIABLES:
             text = self.text(BY_NAME[name])
             if text is not None:
                 texts[name] = text
         self.sources["DATABASE_URL"] = " ".join(texts)
         try:
-            return self._rereadable(dsns.from_pg_variables(texts), "DATABASE_URL")
+            found = dsns.from_pg_variables(texts, connect_timeout_s=self.connect_timeout_s)
         except ConfigurationError as error:
             self.problems.extend(error.problems)
             return None
+        return self._rereadable(found, "DATABASE_URL")
 
 
 def _default_data_dir(environ: Mapping[str, str]) -> Path:

@@ -1,4 +1,4 @@
-"""The program's own tables, as `generate` compares them with migrations/. Imported by that alone, never while serving.
+"""The program's own tables as SQLAlchemy's MetaData, for `generate`; never imported while serving.
 
     SCHEMA=orchestrator.tables:metadata MIGRATIONS_DIR=migrations orchestrator generate add_something
 
@@ -206,6 +206,8 @@ jobs = Table(
     Index("jobs_list_index", "name", "state", "queue", "id", postgresql_where=text("state <> 'running'")),
     Index("jobs_finished_index", "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
     Index("jobs_schedule_index", "schedule", "state", "id", postgresql_where=text("schedule IS NOT NULL")),
+    Index("jobs_failed_index", "id", postgresql_where=text("state IN ('failed', 'cancelled')")),
+    Index("jobs_retrying_index", "id", postgresql_where=text("attempt > 0 AND state IN ('scheduled', 'queued')")),
     Index(
         "jobs_dedupe_index",
         "name",
@@ -417,6 +419,14 @@ server_runs = Table(
 # Locked while the jobs of a handler with a limit are counted and claimed.
 job_limits = Table("job_limits", metadata, Column("name", Text, primary_key=True))
 
+# Nobody claims the jobs of these queues for now.
+paused_queues = Table(
+    "paused_queues",
+    metadata,
+    Column("queue", Text, primary_key=True),
+    _time("paused_at", nullable=False, default=_NOW),
+)
+
 # ------------------------------------------- 0002: ledgers that were mended by hand, changes through the API
 
 repairs = Table(
@@ -460,3 +470,8 @@ api_changes = Table(
     ),
 )
 Index("api_changes_changed_index", api_changes.c.changed_at)
+Index(
+    "api_changes_job_index",
+    api_changes.c.facts.op("->>")(text("'job'")),
+    postgresql_where=text("(facts ->> 'job') IS NOT NULL"),
+)

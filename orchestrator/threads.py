@@ -1,4 +1,4 @@
-"""The threads of the handlers, and an event loop whose look-ups of names do not wait for them. Touches threads."""
+"""Daemon threads for work that may block, and an event loop whose DNS look-ups need none of them. Touches threads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The API's tokens as text: how a file of them is read, and how one is made. Pure, but for the system's randomness."""
+"""The API's tokens as text: how a file of them is read, and how a token is made. Pure but for randomness."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of variables: names, forms, defaults, meanings, and how each text is read.
+"""The table of environment variables: the name, form, default and meaning of each, and how its text is parsed.
 
 It drives the reading (settings.py), the README and `orchestrator config`. Touches nothing but the directories and files
 that a parser is asked about.
@@ -185,6 +185,21 @@ def _origins(text: str) -> tuple[str, ...]:
     if not all(re.fullmatch(r"https?://[A-Za-z0-9.\-\[\]:]+", origin) for origin in origins):
         raise UnusableError("holds something that is no origin")
     return tuple(dict.fromkeys(origins))
+
+
+_NAME_MAX = 60
+
+
+def _name(text: str) -> str:
+    if not text.isprintable() or len(text) > _NAME_MAX:
+        raise UnusableError("is longer, or holds what cannot be printed")
+    return text
+
+
+def _url(text: str) -> str:
+    if not re.fullmatch(r"https?://[^\s/?#@]+/?", text):
+        raise UnusableError("is no URL of a server")
+    return text.rstrip("/")
 
 
 def _targets(text: str) -> tuple[str, ...]:
@@ -536,6 +551,24 @@ VARIABLES: tuple[Variable, ...] = (
         parse=_origins,
     ),
     Variable(
+        "INSTANCE_NAME",
+        "a name of at most 60 characters",
+        "",
+        "What this instance is called in the titles of its page, where you have several: staging, production.",
+        "staging",
+        field="instance_name",
+        parse=_name,
+    ),
+    Variable(
+        "ORCHESTRATOR_URL",
+        "a URL, http:// or https://",
+        "",
+        "The server that `jobs` and `schedules` ask; without it the one that runs here, else the database.",
+        "https://jobs.example.org",
+        field="orchestrator_url",
+        parse=_url,
+    ),
+    Variable(
         "SCHEMA",
         "module:name",
         "",
@@ -569,6 +602,16 @@ VARIABLES: tuple[Variable, ...] = (
         "How long an orderly stop may take.",
         "15s",
         field="shutdown_timeout_s",
+        parse=_duration,
+    ),
+    Variable(
+        "FAILED_HOLD",
+        f"{_DURATION}; 0: not at all",
+        "0",
+        "How long `serve`, once its start has failed, goes on showing why on `/health` and the page before it exits; a"
+        " signal ends it at once. 30s in the image.",
+        "30s",
+        field="failed_hold_s",
         parse=_duration,
     ),
     Variable(

@@ -69,6 +69,7 @@ def as_asyncpg_reads(dsn, monkeypatch, **environment):
         ("postgres://u@a,b/d?port=1,2", Dsn((("a", 1), ("b", 2)), "u", "d")),
         ("postgres://h/?user=u&password=p%26q&dbname=d", Dsn((("h", 5432),), "u", "d", "p&q")),
         ("host=h user=u dbname='my db' password='it\\'s'", Dsn((("h", 5432),), "u", "my db", "it's")),
+        ("host=h user=u dbname=d password='p://q'", Dsn((("h", 5432),), "u", "d", "p://q")),
         ("host = h  port = 6000 dbname = d", Dsn((("h", 6000),), None, "d")),
         ("host=a,b port=1,2 dbname=d", Dsn((("a", 1), ("b", 2)), None, "d")),
         ("host=::1 dbname=d", Dsn((("::1", 5432),), None, "d")),
@@ -392,3 +393,11 @@ def test_garbage_is_read_or_refused_and_nothing_else_happens(text):
         assert dsn.hosts
         assert dsn.database or dsn.user
         dsn.connect_arguments()
+
+
+def test_the_time_for_a_connection_is_bound_when_it_is_read_and_the_text_counts_more():
+    assert parse("postgres://u@h/d").connect_timeout_s == 5.0
+    assert parse("postgres://u@h/d", connect_timeout_s=2.5).connect_timeout_s == 2.5
+    assert parse("postgres://u@h/d?connect_timeout=9", connect_timeout_s=2.5).connect_timeout_s == 9.0
+    assert parse("postgres://u@h/d?connect_timeout=0", connect_timeout_s=2.5).connect_timeout_s == 2.5
+    assert from_pg_variables({"PGHOST": "h", "PGUSER": "u"}, connect_timeout_s=2.5).connect_timeout_s == 2.5

@@ -85,7 +85,15 @@ def test_no_variable_is_named_that_does_not_exist():
 
 
 # What a command cannot be parsed without.
-_NEEDED = {"new": ["NAME"], "completion": ["bash"], "repair": ["upgrade"], "restore": ["FILE"], "notify": ["--test"]}
+_NEEDED = {
+    "new": ["NAME"],
+    "completion": ["bash"],
+    "repair": ["upgrade"],
+    "restore": ["FILE"],
+    "notify": ["--test"],
+    "jobs": ["list"],
+    "schedules": ["list"],
+}
 
 
 def test_the_table_of_commands_is_all_of_them_and_each_example_is_one_that_parses():
@@ -159,7 +167,7 @@ def test_the_files_that_are_shown_are_those_of_the_example_project():
 def test_the_rules_that_are_listed_are_those_of_lint():
     from orchestrator.analysis.lint import RULES
 
-    listed = README.split("\nRules: ")[1].split("How they stand")[0]
+    listed = README.split("\nRules: ")[1].split("`analysis/lint_squawk.py`")[0]
     assert set(re.findall(r"[a-z]+(?:-[a-z]+)*", " ".join(re.findall(r"`([^`]+)`", listed)))) == set(RULES)
 
 
@@ -264,9 +272,11 @@ async def tour(tmp_path, database_url, orchestrator, _python_path) -> Tour:
 PARTS = {
     "Run it",
     "Test it",
-    "Developing",
+    "The rooms",
+    "Run the tests",
     "Jobs, in your own project",
     "In a container",
+    "From the terminal",
     "The API",
     "Move a Drizzle deployment over, and back",
     "Write and ship a migration",
@@ -361,7 +371,7 @@ async def test_run_it(tour):
 
 
 async def test_test_it(tour):
-    for line in [*part("Test it"), *part("Developing")]:
+    for line in [*part("Test it"), *part("The rooms"), *part("Run the tests")]:
         if line.startswith("python3 -m venv .venv && .venv/bin/pip"):
             _check_install(line)
         elif match := re.fullmatch(r"([A-Z_]+)=\d+ pytest (tests/[\w/]+\.py)", line):
@@ -369,6 +379,11 @@ async def test_test_it(tour):
             assert f'"{match[1]}"' in (ROOT / match[2]).read_text()
             line = line.replace("pytest tests/", f"pytest --collect-only -q --rootdir {ROOT} {ROOT}/tests/")  # noqa: PLW2901
             assert "tests collected" in await tour.shell(line)
+        elif match := re.fullmatch(r"pytest (tests/[\w/]+\.py)( -k \w+)?", line):
+            line = line.replace("pytest tests/", f"pytest --collect-only -q --rootdir {ROOT} {ROOT}/tests/")  # noqa: PLW2901
+            assert re.search(r"\btests? collected|\d/\d+ tests collected", await tour.shell(line))
+        elif line.startswith("grep "):
+            assert "claimer.py" in await tour.shell(line.replace("orchestrator/", f"{ROOT}/orchestrator/"))
         else:
             pytest.fail(f"no rule of this test handles: {line}")
 
@@ -420,6 +435,14 @@ async def test_jobs_in_your_own_project_and_the_api(tour, wait_until):
                 async with http.get(path) as answer:
                     assert (answer.status, answer.content_type) == (200, "text/event-stream")
     _check_compose(compose, exported)
+
+
+async def test_from_the_terminal(tour):
+    async with tour.serving("orchestrator serve"):
+        tour.env["API_TOKEN"] = ""
+        await tour.shell("""orchestrator jobs add database.analyze '{"tables": []}' --direct""")
+        for line in part("From the terminal"):
+            await tour.shell(line.replace(" 17", " 1"))
 
 
 async def test_move_a_drizzle_deployment_over(tour):

@@ -1,6 +1,6 @@
 """Reading Postgres's parse trees: names, types, options, what an expression calls. Pure: no I/O.
 
-A tree is libpg_query's JSON (`grammar.Parsed.fields`): a node is `{"NodeName": {…}}`, fields with a zero value are
+A tree is libpg_query's JSON (`parser.Parsed.fields`): a node is `{"NodeName": {…}}`, fields with a zero value are
 absent.
 """
 
@@ -92,6 +92,16 @@ def table_constraints(fields: Tree) -> list[Tree]:
     """The constraints of a CREATE TABLE that stand beside its columns."""
     elements = [*fields.get("tableElts", ()), *fields.get("constraints", ())]
     return [element["Constraint"] for element in elements if "Constraint" in element]
+
+
+def offset(node: Tree) -> int:
+    """Where the node stands, in bytes from the beginning of the text that was parsed; 0 where it does not say."""
+    return max(0, int(node.get("location", 0)))
+
+
+def is_unvalidated(constraint: Tree) -> bool:
+    """Whether it is NOT VALID or NOT ENFORCED: no row is tested."""
+    return bool(constraint.get("skip_validation")) or not constraint.get("is_enforced", True)
 
 
 def columns(fields: Tree) -> list[Tree]:

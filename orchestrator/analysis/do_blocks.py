@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from orchestrator.migrator.sql import parser
+from orchestrator.migrator.sql.blocks import body_of, plpgsql_tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,7 +51,7 @@ def block_statements(do: dict[str, Any]) -> tuple[list[Inner], bool]:
 
     What is EXECUTEd or called is not seen, nor is a block in another language than PL/pgSQL.
     """
-    parsed = _parsed(do)
+    parsed = plpgsql_tree(do)
     if parsed is None:
         return [], False
     found: list[Inner] = []
@@ -66,35 +67,13 @@ def block_statements(do: dict[str, Any]) -> tuple[list[Inner], bool]:
     return found, is_whole
 
 
-def body_of(fields: dict[str, Any]) -> tuple[str, str]:
-    """Language (in lower case) and text of a DO block or of a function; the text of a BEGIN ATOMIC body is empty."""
-    options = {
-        o["DefElem"]["defname"]: o["DefElem"].get("arg", {})
-        for o in (*fields.get("args", ()), *fields.get("options", ()))
-    }
-    language = options.get("language", {}).get("String", {}).get("sval", "plpgsql")
-    written = options.get("as", {})
-    items = written.get("List", {}).get("items", ()) or [written]
-    return language.lower(), items[0].get("String", {}).get("sval", "")
-
-
 def block_parts(fields: dict[str, Any]) -> list[Part]:
     """All SQL of a DO block or a CREATE FUNCTION, in the order it is written; empty where the language is another."""
     language, body = body_of(fields)
     if language == "sql":
         return [Part("statement", 1, body, stands_alone=True)]
-    parsed = _parsed(fields)
+    parsed = plpgsql_tree(fields)
     return [] if parsed is None else list(_parts(parsed, "", 1))
-
-
-def _parsed(fields: dict[str, Any]) -> Any:
-    language, body = body_of(fields)
-    if language != "plpgsql" or "$orchestrator$" in body:
-        return None
-    try:
-        return parser.plpgsql(f"DO $orchestrator${body}$orchestrator$".encode())
-    except parser.GrammarError:
-        return None
 
 
 _PART_KINDS: dict[tuple[str, str], PartKind] = {

@@ -14,12 +14,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.analysis import ast
 from orchestrator.analysis.catalog import Known
 from orchestrator.analysis.follow import follow
 from orchestrator.analysis.impact import impact_of
 from orchestrator.analysis.lint_rules import RULES, Hit, Level, Statements, check, check_held
 from orchestrator.analysis.locks import Holding
 from orchestrator.analysis.outside_database import Scope, acts
+from orchestrator.analysis.pending import pending_file
 from orchestrator.analysis.plan import known_for
 from orchestrator.analysis.sql_file import SqlFile, read_sql
 from orchestrator.migrator.folder import as_node_reads, scan_folder
@@ -31,15 +33,16 @@ from orchestrator.migrator.state import readable_surveys
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from orchestrator.analysis.ast import Name
+    from orchestrator.migrator.folder import Migration
     from orchestrator.migrator.sources import Source
-    from orchestrator.migrator.state import Survey
 
 # A file's token by token look for long names is not for data files.
 _TOKENS_LIMIT_BYTES = 1 << 20
 _NAME_LIMIT_BYTES = 63
 # dbmate; goose and sql-migrate; node-pg-migrate and the like.
 _DOWN = re.compile(
-    rb"--+\s*(?:migrate:down|\+(?:goose|migrate)\s+down|down(?:\s+migration)?\s*:?\s*-*$)", re.IGNORECASE
+    rb"--+\s*(?:migrate:down|\+(?:goose|migrate)\s+down|down(?:\s+migration)?(?:\s*+:)?\s*+-*+$)", re.IGNORECASE
 )
 # What a comment says, not SQL.
 _ALLOW = re.compile(r"lint:\s*allow\b[ \t]*([\w-]*)[ \t,:]*(.*)", re.IGNORECASE)
@@ -206,7 +209,7 @@ def _text(
 
 
 def _hits(file: SqlFile, known: Known, scope: Scope) -> Iterator[tuple[Statement, Hit]]:
-    at, holding = Statements(known), Holding()
+    at, holding = Statements(known, makes_types=_types_made(file)), Holding()
     mixed_told, parsed = False, file.statements
     ends_itself = any(s.transaction_control in {"commit", "rollback"} for s in parsed)
     inside = sum(s.transactional and s.transaction_control is None for s in parsed)
@@ -238,6 +241,12 @@ def _hits(file: SqlFile, known: Known, scope: Scope) -> Iterator[tuple[Statement
             holding = Holding()
             at.end()
         follow(known, node, fields)
+
+
+def _types_made(file: SqlFile) -> frozenset[Name]:
+    """The enums that a file makes, even such as have the name of one that it renames first."""
+    made = (one.parsed.fields() for one in file.statements if one.parsed and one.parsed.node == "CreateEnumStmt")
+    return frozenset(ast.qualified(ast.strings(fields["typeName"])) for fields in made)
 
 
 def _placed(path: str, statement: Statement, hit: Hit) -> LintFinding:
@@ -367,7 +376,7 @@ async def lint_with_ledger(
         report = await asyncio.to_thread(lint, folder)
         scope = f"all files of {folder.path}"
     else:
-        pending = await asyncio.to_thread(_read_pending, one)
+        pending = {migration.name: await _pending(connection, migration) for migration in one.plan.pending}
         known = await known_for(connection, [file for file in pending.values() if isinstance(file, SqlFile)])
         report = await asyncio.to_thread(lint, folder, pending=pending, known=known)
         files = "file" if len(pending) == 1 else "files"
@@ -384,5 +393,8 @@ async def lint_with_ledger(
     return report, scope
 
 
-def _read_pending(one: Survey) -> dict[str, SqlFile | SqlSyntaxError]:
-    return {migration.name: read_sql(migration.read(), migration.path) for migration in one.plan.pending}
+async def _pending(connection: Any, migration: Migration) -> SqlFile | SqlSyntaxError:
+    try:
+        return await pending_file(connection, migration)
+    except SqlSyntaxError as error:
+        return error

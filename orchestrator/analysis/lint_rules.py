@@ -4,8 +4,7 @@ From the grammar and from what is known (`catalog`, `impact`). What the same fil
 not in use, and nothing about it hurts. Each rule has one level: an **error** will fail or lose something, a **warning**
 hurts running code, a **note** is worth a look and fails nothing.
 
-The yardstick is squawk 2.70; its findings are ours by another name (`SQUAWK`), or deliberately not (`UNLIKE_SQUAWK`).
-tests/analysis/test_lint.py runs squawk beside us and holds both tables to it.
+`lint_squawk.py` says how they compare with the rules of squawk.
 """
 
 from __future__ import annotations
@@ -16,15 +15,15 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
 from orchestrator.analysis import ast
-from orchestrator.analysis.catalog import Known, serial_base
 from orchestrator.analysis.do_blocks import block_statements
-from orchestrator.analysis.impact import added_column_rewrites, impact_of
-from orchestrator.analysis.locks import Impact, Lock
+from orchestrator.analysis.impact import impact_of
+from orchestrator.analysis.locks import Cause, Impact, Lock
 from orchestrator.migrator.sql.options import is_on
 
 if TYPE_CHECKING:
     from orchestrator.analysis.ast import Name, Tree
-    from orchestrator.analysis.locks import HeldLock
+    from orchestrator.analysis.catalog import Known
+    from orchestrator.analysis.locks import HeldLock, Touch, Work
 
 
 class Level(StrEnum):
@@ -142,105 +141,6 @@ RULES: dict[str, Rule] = {
     "long-name": Rule(_N, "Name it yourself, in at most 63 bytes."),
 }
 
-# squawk's rule → ours.
-SQUAWK: dict[str, str] = {
-    "adding-field-with-default": "rewrites-table",
-    "adding-foreign-key-constraint": "constraint-not-valid",
-    "adding-not-nullable-field": "set-not-null",
-    "adding-required-field": "required-column",
-    "adding-serial-primary-key-field": "unique-builds-index",
-    "ban-alter-domain-with-add-constraint": "constraint-not-valid",
-    "ban-concurrent-index-creation-in-transaction": "concurrently-in-transaction",
-    "ban-drop-column": "drop-column",
-    "ban-drop-constraint": "drop-constraint",
-    "ban-drop-database": "drop-database",
-    "ban-drop-default": "drop-default",
-    "ban-drop-domain": "drop-object",
-    "ban-drop-extension": "drop-object",
-    "ban-drop-function": "drop-object",
-    "ban-drop-index": "drop-index",
-    "ban-drop-not-null": "drop-not-null",
-    "ban-drop-schema": "drop-object",
-    "ban-drop-sequence": "drop-object",
-    "ban-drop-table": "drop-table",
-    "ban-drop-trigger": "drop-object",
-    "ban-drop-type": "drop-object",
-    "ban-drop-view": "drop-object",
-    "ban-disable-trigger": "trigger-disabled",
-    "ban-duplicate-column-assignments": "duplicate-column",
-    "ban-set-schema": "rename",
-    "ban-truncate-cascade": "truncate",
-    "ban-uncommitted-transaction": "transaction-in-file",
-    "changing-column-type": "type-change",
-    "constraint-missing-not-valid": "constraint-not-valid",
-    "disallowed-unique-constraint": "unique-builds-index",
-    "identifier-too-long": "long-name",
-    "prefer-repack": "blocking-maintenance",
-    "renaming-column": "rename",
-    "renaming-object": "rename",
-    "renaming-table": "rename",
-    "require-concurrent-index-creation": "index-not-concurrent",
-    "require-concurrent-index-deletion": "drop-index",
-    "require-concurrent-partition-detach": "detach-not-concurrent",
-    "require-concurrent-reindex": "reindex-not-concurrent",
-    "syntax-error": "syntax",
-    "transaction-nesting": "transaction-in-file",
-    "unused-ignore": "unused-allow",
-}
-
-_SCHEMA = (
-    "how the schema is designed is decided in schema.ts, where drizzle-kit takes it from; it hurts nobody when applied"
-)
-_CLIENTS = (
-    "on by request alone in squawk: every change of its kind is named, whether it hurts or not; review is for that"
-)
-_PLAN = "`plan` shows its lock; nobody waits longer than MIGRATION_DDL_LOCK_TIMEOUT for it"
-
-# squawk's rule → why we have none.
-UNLIKE_SQUAWK: dict[str, str] = {
-    "prefer-bigint-over-int": _SCHEMA,
-    "prefer-bigint-over-smallint": _SCHEMA,
-    "prefer-identity": _SCHEMA,
-    "prefer-text-field": _SCHEMA,
-    "prefer-timestamp-tz": _SCHEMA,
-    "ban-char-field": _SCHEMA,
-    "ban-create-domain-with-constraint": _SCHEMA,
-    "require-table-schema": "drizzle-kit leaves `public` out, and the migrator fixes the search path",
-    "require-enum-value-ordering": "drizzle-kit writes BEFORE where the order asks for it; at the end is the default",
-    "prefer-robust-stmts": "a migration is a transaction, and one that cannot be is resumed after its last statement",
-    "require-lock-timeout": "MIGRATION_DDL_LOCK_TIMEOUT sets it for every migration, with retries",
-    "require-statement-timeout": "MIGRATION_STATEMENT_TIMEOUT is the operator's choice, not the file's",
-    "require-timeout-settings": "squawk's own alias of the two above",
-    **dict.fromkeys(
-        (
-            "ban-add-column",
-            "ban-add-composite-attribute",
-            "ban-add-enum-value",
-            "ban-alter-database-options",
-            "ban-alter-extension",
-            "ban-alter-function-options",
-            "ban-alter-identity",
-            "ban-alter-policy-condition",
-            "ban-alter-policy-roles",
-            "ban-alter-role-options",
-            "ban-alter-sequence-values",
-            "ban-alter-system-options",
-            "ban-alter-view-options",
-            "ban-create-policy",
-            "ban-detach-inheritance",
-            "ban-drop-generated-expression",
-            "ban-drop-policy",
-            "ban-new-write-restriction",
-            "ban-replace-view-function",
-            "ban-replica-identity",
-            "ban-revoke",
-            "ban-set-default",
-        ),
-        _CLIENTS,
-    ),
-    **dict.fromkeys(("ban-alter-row-level-security", "ban-alter-generated-expression"), _PLAN),
-}
-
 
 class Hit(NamedTuple):
     """A rule that a statement breaks: `offset` is where, in bytes from the statement's first token."""
@@ -262,6 +162,9 @@ class Statements:
     told_of_lock: bool = False
     enum_values: dict[str, Name] = field(default_factory=dict)
     emptied: set[Name] = field(default_factory=set)
+    # Types that the file makes, and those that it has put aside for one of the same name: nobody knows the new name.
+    makes_types: frozenset[Name] = frozenset()
+    put_aside: set[Name] = field(default_factory=set)
 
     def end(self) -> None:
         """The transaction is over."""
@@ -302,135 +205,100 @@ def check_held(at: Statements, held: list[HeldLock]) -> Iterator[Hit]:
 # --- ALTER TABLE -----------------------------------------------------------------------------------------------------
 
 
+# What a statement does to rows is decided by `impact`; these say which rule it breaks.
+WORK_RULES = {
+    Cause.NEW_VALUES: "rewrites-table",
+    Cause.REQUIRED: "required-column",
+    Cause.INDEX: "unique-builds-index",
+    Cause.CHECK: "constraint-not-valid",
+    Cause.NOT_NULL: "set-not-null",
+    Cause.FOREIGN_KEY: "constraint-not-valid",
+    Cause.TYPE_CHANGE: "type-change",
+    Cause.STORAGE: "rewrites-table",
+    Cause.PARTITION_BOUNDS: "attach-scans",
+}
+
+
 def _alter_table(at: Statements, fields: Tree, impact: Impact) -> Iterator[Hit]:
-    del impact
     name, known = ast.relation(fields["relation"]), at.known
     if fields["objtype"] not in {"OBJECT_TABLE", "OBJECT_FOREIGN_TABLE", "OBJECT_MATVIEW"}:
         return
+    works = [] if known.is_fresh(name) else list(_works(at, impact))
+    yield from works
+    changed = {hit.offset for hit in works if hit.rule == "type-change"}
     for command in ast.commands(fields):
         kind = command["subtype"].removeprefix("AT_")
         if kind == "AddColumn":
             yield from _doubled(known, name, command)
         if known.is_fresh(name):
             continue
+        if kind == "AddConstraint" and ast.is_unvalidated(added := command["def"]["Constraint"]):
+            at.unvalidated.add((known.full(name), added.get("conname", "")))
+        if kind == "AlterColumnType" and ast.offset(command["def"]["ColumnDef"]) not in changed:
+            yield from _alter_type(at, name, command)
         if rule := _COMMANDS.get(kind):
-            one = impact_of("AlterTableStmt", {**fields, "cmds": [{"AlterTableCmd": command}]}, known)
-            yield from rule(at, name, command, one)
+            yield from rule(at, name, command)
+
+
+def _works(at: Statements, impact: Impact) -> Iterator[Hit]:
+    """One finding for each rule and place, whatever number of partitions it concerns."""
+    told: set[tuple[str, int | str]] = set()
+    for touch in impact.touches:
+        if touch.fresh:
+            continue
+        for work in touch.works:
+            rule = WORK_RULES.get(work.cause, "")
+            place = rule, work.offset or work.why
+            if not rule or place in told or (work.cause is Cause.REQUIRED and touch.table in at.emptied):
+                continue
+            told.add(place)
+            yield Hit(rule, _work_why(touch, work), work.offset)
+
+
+def _work_why(touch: Touch, work: Work) -> str:
+    if work.cause is Cause.REQUIRED:
+        return work.why
+    builds = " builds an index" if work.cause is Cause.INDEX and work.does == "builds" else ""
+    tables = touch.table if work.other is None else f"{touch.table} and {work.other}"
+    ends = ", and running code meets another type" if work.cause is Cause.TYPE_CHANGE else ""
+    return f"{work.why}{builds}: {touch.lock.blocks} of {tables} wait meanwhile{ends}"
 
 
 def _doubled(known: Known, name: Name, command: Tree) -> Iterator[Hit]:
     definition = command["def"]["ColumnDef"]
     column = known.column(name, definition["colname"])
     if not command.get("missing_ok") and column is not None and column.certain:
-        yield Hit("duplicate-column", f"{name} has a column {definition['colname']} already", _offset(definition))
+        yield Hit("duplicate-column", f"{name} has a column {definition['colname']} already", ast.offset(definition))
 
 
-def _offset(node: Tree) -> int:
-    return max(0, int(node.get("location", 0)))
-
-
-def _add_column(at: Statements, name: Name, command: Tree, impact: Impact) -> Iterator[Hit]:
-    definition = command["def"]["ColumnDef"]
-    column, place, known = definition["colname"], _offset(definition), at.known
-    if command.get("missing_ok") and known.column(name, column) is not None:
-        return
-    kinds = {constraint["contype"] for constraint in ast.constraints(definition)}
-    filled = kinds & {"CONSTR_DEFAULT", "CONSTR_GENERATED", "CONSTR_IDENTITY"} or serial_base(
-        ast.column_type(definition["typeName"])
-    )
-    if kinds & {"CONSTR_NOTNULL", "CONSTR_PRIMARY"} and not filled and known.full(name) not in at.emptied:
-        yield Hit("required-column", f"{column} is NOT NULL and has no default: it fails where {name} has a row", place)
-    if reason := added_column_rewrites(definition, known):
-        why = f"{reason}: {name} is rewritten, and reads and writes wait meanwhile"
-        yield Hit("rewrites-table", why, place)
-    for constraint in ast.constraints(definition):
-        kind, where = constraint["contype"], _offset(constraint) or place
-        if kind in {"CONSTR_UNIQUE", "CONSTR_PRIMARY"}:
-            words = "UNIQUE" if kind == "CONSTR_UNIQUE" else "PRIMARY KEY"
-            yield Hit("unique-builds-index", f"{words} on {column} builds an index: {_wait(name)}", where)
-        elif kind == "CONSTR_CHECK" and constraint.get("is_enforced", True):
-            yield Hit("constraint-not-valid", f"the CHECK on {column} is tested on each row: {_wait(name)}", where)
-        elif kind == "CONSTR_FOREIGN" and "CONSTR_DEFAULT" in kinds:
-            yield Hit("constraint-not-valid", _foreign_key_why(name, constraint), where)
-    del impact
-
-
-def _wait(name: Name, who: str = "reads and writes") -> str:
-    return f"{who} of {name} wait meanwhile"
-
-
-def _foreign_key_why(name: Name, constraint: Tree) -> str:
-    referenced = ast.relation(constraint["pktable"])
-    return f"each row of {name} is looked up in {referenced}: writes to both tables wait meanwhile"
-
-
-def _add_constraint(at: Statements, name: Name, command: Tree, impact: Impact) -> Iterator[Hit]:
-    del impact
-    constraint = command["def"]["Constraint"]
-    kind, place = constraint["contype"], _offset(constraint)
-    validates = not constraint.get("skip_validation") and constraint.get("is_enforced", True)
-    if not validates:
-        if "conname" in constraint:
-            at.unvalidated.add((at.known.full(name), constraint["conname"]))
-        return
-    if kind == "CONSTR_FOREIGN":
-        yield Hit("constraint-not-valid", _foreign_key_why(name, constraint), place)
-    elif kind == "CONSTR_CHECK":
-        yield Hit("constraint-not-valid", f"the CHECK is tested on each row: {_wait(name)}", place)
-    elif kind == "CONSTR_NOTNULL":
-        yield from _set_not_null(at, name, {"name": ast.strings(constraint.get("keys"))[0]}, Impact())
-    elif kind in {"CONSTR_UNIQUE", "CONSTR_PRIMARY", "CONSTR_EXCLUSION"} and "indexname" not in constraint:
-        words = {"CONSTR_UNIQUE": "UNIQUE", "CONSTR_PRIMARY": "PRIMARY KEY"}.get(kind, "EXCLUDE")
-        yield Hit("unique-builds-index", f"{words} builds an index: {_wait(name)}", place)
-
-
-def _validate(at: Statements, name: Name, command: Tree, impact: Impact) -> Iterator[Hit]:
-    del impact
+def _validate(at: Statements, name: Name, command: Tree) -> Iterator[Hit]:
     if (at.known.full(name), command["name"]) in at.unvalidated:
         why = f"{command['name']} was added in the same transaction, whose lock stays while each row is tested"
         yield Hit("validate-in-same-transaction", why)
 
 
-def _set_not_null(at: Statements, name: Name, command: Tree, impact: Impact) -> Iterator[Hit]:
-    del impact
-    column, table = command["name"], at.known.find(name)
-    facts = table.columns.get(column) if table else None
-    if facts and facts.not_null:
-        return
-    if table and any(column in check.not_null and check.valid for check in table.checks.values()):
-        return
-    yield Hit("set-not-null", f"each row's {column} is looked at: {_wait(name)}")
-
-
-def _alter_type(at: Statements, name: Name, command: Tree, impact: Impact) -> Iterator[Hit]:
+def _alter_type(at: Statements, name: Name, command: Tree) -> Iterator[Hit]:
     column, definition = command["name"], command["def"]["ColumnDef"]
-    new = ast.column_type(definition["typeName"])
     facts = at.known.column(name, column)
-    full = at.known.full(name)
-    touch = next((t for t in impact.touches if t.table == full), None)
-    if touch and touch.work:
-        reason = touch.rewrites or touch.builds_index or touch.scans
-        yield Hit("type-change", f"{reason}: {_wait(name)}, and running code meets another type", _offset(definition))
-    elif not (facts and facts.fresh):
+    if not (facts and facts.fresh):
         old = facts.type if facts else "its type"
+        new = ast.column_type(definition["typeName"])
         why = f"{name}.{column}: {old} → {new} keeps the stored values, but running code meets another type"
-        yield Hit("type-change", why, _offset(definition), Level.NOTE)
+        yield Hit("type-change", why, ast.offset(definition), Level.NOTE)
 
 
-def _drop_column(at: Statements, name: Name, command: Tree, impact: Impact) -> Iterator[Hit]:
-    del impact
+def _drop_column(at: Statements, name: Name, command: Tree) -> Iterator[Hit]:
     facts = at.known.column(name, command["name"])
     if not (facts and facts.fresh):
         yield Hit("drop-column", f"running code that reads or writes {name}.{command['name']} fails from here on")
 
 
-def _drop_constraint(at: Statements, name: Name, command: Tree, impact: Impact) -> Iterator[Hit]:
-    del at, impact
+def _drop_constraint(at: Statements, name: Name, command: Tree) -> Iterator[Hit]:
+    del at
     yield Hit("drop-constraint", f"{name} no longer guarantees {command['name']}")
 
 
-def _column_default(at: Statements, name: Name, command: Tree, impact: Impact) -> Iterator[Hit]:
-    del impact
+def _column_default(at: Statements, name: Name, command: Tree) -> Iterator[Hit]:
     if "def" in command:
         return
     facts = at.known.column(name, command["name"])
@@ -441,45 +309,24 @@ def _column_default(at: Statements, name: Name, command: Tree, impact: Impact) -
         yield Hit("drop-default", f"an INSERT that leaves {name}.{command['name']} out gets NULL from here on")
 
 
-def _drop_not_null(at: Statements, name: Name, command: Tree, impact: Impact) -> Iterator[Hit]:
-    del impact
+def _drop_not_null(at: Statements, name: Name, command: Tree) -> Iterator[Hit]:
     facts = at.known.column(name, command["name"])
     if not (facts and facts.fresh):
         yield Hit("drop-not-null", f"running code can meet NULL in {name}.{command['name']}")
 
 
-def _rewriting(at: Statements, name: Name, command: Tree, impact: Impact) -> Iterator[Hit]:
-    del command
-    full = at.known.full(name)
-    touch = next((t for t in impact.touches if t.table == full and t.rewrites), None)
-    if touch:
-        yield Hit("rewrites-table", f"{touch.rewrites}: {_wait(name)}")
-
-
-def _detach(at: Statements, name: Name, command: Tree, impact: Impact) -> Iterator[Hit]:
-    del at, impact
+def _detach(at: Statements, name: Name, command: Tree) -> Iterator[Hit]:
+    del at
     if not command["def"]["PartitionCmd"].get("concurrent"):
         yield Hit("detach-not-concurrent", f"reads and writes of {name} and all its partitions wait for the lock")
 
 
-def _attach(at: Statements, name: Name, command: Tree, impact: Impact) -> Iterator[Hit]:
-    del name, impact
-    partition = ast.relation(command["def"]["PartitionCmd"]["name"])
-    table = at.known.find(partition)
-    if not (table and (table.fresh or any(check.valid for check in table.checks.values()))):
-        yield Hit("attach-scans", f"each row of {partition} is tested against the bounds: {_wait(partition)}")
-
-
-def _disable_trigger(at: Statements, name: Name, command: Tree, impact: Impact) -> Iterator[Hit]:
-    del at, impact
+def _disable_trigger(at: Statements, name: Name, command: Tree) -> Iterator[Hit]:
+    del at
     yield Hit("trigger-disabled", f"{command.get('name', 'every trigger')} of {name} does not fire from here on")
 
 
-_COMMANDS: dict[str, Callable[[Statements, Name, Tree, Impact], Iterator[Hit]]] = {
-    "AddColumn": _add_column,
-    "AddConstraint": _add_constraint,
-    "AlterColumnType": _alter_type,
-    "AttachPartition": _attach,
+_COMMANDS: dict[str, Callable[[Statements, Name, Tree], Iterator[Hit]]] = {
     "ColumnDefault": _column_default,
     "DetachPartition": _detach,
     "DisableTrig": _disable_trigger,
@@ -488,12 +335,6 @@ _COMMANDS: dict[str, Callable[[Statements, Name, Tree, Impact], Iterator[Hit]]] 
     "DropColumn": _drop_column,
     "DropConstraint": _drop_constraint,
     "DropNotNull": _drop_not_null,
-    "SetAccessMethod": _rewriting,
-    "SetExpression": _rewriting,
-    "SetLogged": _rewriting,
-    "SetNotNull": _set_not_null,
-    "SetTableSpace": _rewriting,
-    "SetUnLogged": _rewriting,
     "ValidateConstraint": _validate,
 }
 
@@ -502,14 +343,15 @@ _COMMANDS: dict[str, Callable[[Statements, Name, Tree, Impact], Iterator[Hit]]] 
 
 
 def _create_index(at: Statements, fields: Tree, impact: Impact) -> Iterator[Hit]:
-    del impact
-    name = ast.relation(fields["relation"])
     if fields.get("concurrent"):
         if at.begun:
             yield Hit("concurrently-in-transaction", "CREATE INDEX CONCURRENTLY refuses a transaction (25001)")
-    elif not at.known.is_fresh(name):
-        why = f"{fields.get('idxname', 'the index')} is built over every row: {_wait(name, 'writes')}"
-        yield Hit("index-not-concurrent", why)
+        return
+    for touch in impact.touches:
+        if touch.builds_index and not touch.fresh:
+            why = f"{touch.builds_index}: {touch.lock.blocks} of {ast.relation(fields['relation'])} wait meanwhile"
+            yield Hit("index-not-concurrent", why)
+            return
 
 
 _OBJECTS = {
@@ -546,7 +388,7 @@ def _drop(at: Statements, fields: Tree, impact: Impact) -> Iterator[Hit]:
         elif kind == "OBJECT_TABLE":
             if not known.is_fresh(name):
                 yield Hit("drop-table", f"running code that uses {name} fails from here on, and its rows are gone")
-        elif kind in _OBJECTS and not _is_fresh_object(known, kind, words):
+        elif kind in _OBJECTS and not _is_fresh_object(known, kind, words) and name not in at.put_aside:
             yield Hit("drop-object", f"running code that uses {_OBJECTS[kind]} {'.'.join(words)} fails from here on")
 
 
@@ -583,6 +425,10 @@ def _rename(at: Statements, fields: Tree, impact: Impact) -> Iterator[Hit]:
         # A trigger's function is called by the trigger alone, which holds it by its oid.
         if _is_fresh_object(known, kind, words) or words[-1] in known.trigger_functions:
             return
+        name = ast.qualified(words)
+        if kind == "OBJECT_TYPE" and name in at.makes_types:
+            at.put_aside.add(name._replace(name=fields["newname"]))
+            return
         what = ".".join(words)
     else:
         what = fields.get("subname", "")
@@ -615,7 +461,7 @@ def _enum_values_used(at: Statements, node: str, fields: Tree) -> Iterator[Hit]:
         name = at.enum_values.get(value) if value is not None else None
         if name is not None and _is_of_type(at.known, name, fields):
             why = f"the value {value!r} of {name} is used in the transaction that adds it: it fails (55P04)"
-            yield Hit("enum-value-used", why, _offset(constant))
+            yield Hit("enum-value-used", why, ast.offset(constant))
             return
 
 
@@ -638,7 +484,7 @@ def _create_table(at: Statements, fields: Tree, impact: Impact) -> Iterator[Hit]
     seen: set[str] = set()
     for definition in ast.columns(fields):
         if definition["colname"] in seen:
-            yield Hit("duplicate-column", f"{definition['colname']} is defined twice", _offset(definition))
+            yield Hit("duplicate-column", f"{definition['colname']} is defined twice", ast.offset(definition))
         seen.add(definition["colname"])
 
 
@@ -676,7 +522,7 @@ def _assigned_twice(targets: list[Tree]) -> Iterator[Hit]:
     for target in targets:
         name = target.get("name", "")
         if name in seen and "indirection" not in target:
-            yield Hit("duplicate-column", f"{name} is set twice", _offset(target))
+            yield Hit("duplicate-column", f"{name} is set twice", ast.offset(target))
         seen.add(name)
 
 
@@ -690,7 +536,8 @@ def _maintenance(at: Statements, fields: Tree, impact: Impact) -> Iterator[Hit]:
     del at, fields
     for touch in impact.touches:
         if touch.rewrites and not touch.fresh and touch.lock is Lock.ACCESS_EXCLUSIVE:
-            yield Hit("blocking-maintenance", f"{touch.rewrites}: {_wait(touch.table)}")
+            why = f"{touch.rewrites}: {touch.lock.blocks} of {touch.table} wait meanwhile"
+            yield Hit("blocking-maintenance", why)
     if not impact.touches and impact.notes:
         yield Hit("blocking-maintenance", impact.notes[0])
 
@@ -714,8 +561,7 @@ def _transaction(at: Statements, fields: Tree, impact: Impact) -> Iterator[Hit]:
         return  # after the file's own COMMIT there is no transaction of the migrator's; the file needs its own
     kind = fields["kind"].removeprefix("TRANS_STMT_")
     if kind in {"BEGIN", "START"}:
-        why = "BEGIN in a file: the migrator has a transaction open already"
-        yield Hit("transaction-in-file", why)
+        yield Hit("transaction-in-file", "BEGIN in a file: the migrator has a transaction open already")
     elif kind in {"COMMIT", "ROLLBACK", "PREPARE"}:
         why = f"{kind} ends the migrator's transaction: if a later statement fails, what came before stays"
         yield Hit("transaction-in-file", why)
@@ -757,5 +603,3 @@ _CHECKS: dict[str, Callable[[Statements, Tree, Impact], Iterator[Hit]]] = {
     "UpdateStmt": _every_row("UPDATE"),
     "VacuumStmt": _vacuum,
 }
-
-__all__ = ["RULES", "SQUAWK", "UNLIKE_SQUAWK", "Hit", "Level", "Statements", "check", "check_held"]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import IntEnum
-from typing import TYPE_CHECKING
+from enum import Enum, IntEnum
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from orchestrator.analysis.ast import Name
@@ -27,6 +27,11 @@ class Lock(IntEnum):
         """As pg_locks has it: `AccessExclusiveLock`."""
         return f"{self.name.title().replace('_', '')}Lock"
 
+    @classmethod
+    def of(cls, mode: str) -> Lock:
+        """The lock that pg_locks calls `mode`."""
+        return next(lock for lock in cls if lock.mode == mode)
+
     @property
     def blocks(self) -> str:
         """Who waits while it is held."""
@@ -37,9 +42,44 @@ class Lock(IntEnum):
         return "other DDL" if self is Lock.SHARE_UPDATE_EXCLUSIVE else "nothing"
 
 
+class Cause(Enum):
+    """Why a statement works on the rows of a table; `lint` has a rule for most of them."""
+
+    NEW_VALUES = "a new column has its own value in each row"
+    REQUIRED = "a new column is NOT NULL and has no value"
+    INDEX = "an index is built"
+    CHECK = "a CHECK is tested"
+    NOT_NULL = "a column is tested for NULL"
+    FOREIGN_KEY = "each row is looked up in another table"
+    REFERENCED = "each row of another table is looked up in this one"
+    TYPE_CHANGE = "a column changes its type"
+    STORAGE = "the table is stored in another way"
+    PARTITION_BOUNDS = "each row is tested against the bounds of a partition"
+    VALIDATION = "VALIDATE CONSTRAINT"
+    DOMAIN = "the constraint of a domain is tested"
+    MAINTENANCE = "VACUUM, ANALYZE, CLUSTER, REINDEX or REFRESH"
+    DATA = "rows are written"
+    FOLLOWS = "the work on another table, or on the table's rows, makes it necessary"
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Work that grows with the rows of one relation. `why` is for a person.
+
+    `offset` is the place in the statement that asks for it, in bytes from the statement's first token; 0 stands for the
+    statement as a whole. `other` is the second table that a foreign key concerns.
+    """
+
+    does: Literal["rewrites", "scans", "builds"]
+    cause: Cause
+    why: str
+    offset: int = 0
+    other: Name | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Touch:
-    """What a statement does to one relation. `rewrites`, `scans` and `builds_index` say why, empty where it does not.
+    """What a statement does to one relation.
 
     `fresh`: the pending set itself makes the relation, so that nobody waits for it and it holds nothing.
     """
@@ -47,12 +87,29 @@ class Touch:
     table: Name
     kind: str
     lock: Lock
-    rewrites: str = ""
-    scans: str = ""
-    builds_index: str = ""
+    works: tuple[Work, ...] = ()
     fresh: bool = False
     rows: int | None = None
     size_bytes: int | None = None
+
+    def why(self, does: Literal["rewrites", "scans", "builds"]) -> str:
+        """The reasons in one text; empty where there is no such work."""
+        return "; ".join(dict.fromkeys(work.why for work in self.works if work.does == does))
+
+    @property
+    def rewrites(self) -> str:
+        """Why it is rewritten; empty where it is not."""
+        return self.why("rewrites")
+
+    @property
+    def scans(self) -> str:
+        """Why its rows are read; empty where they are not."""
+        return self.why("scans")
+
+    @property
+    def builds_index(self) -> str:
+        """Which index is built; empty where none is."""
+        return self.why("builds")
 
     @property
     def work(self) -> str:

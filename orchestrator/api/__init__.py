@@ -1,1 +1,1 @@
-"""HTTP: health, the gate in front of everything else, and what stands behind it."""
+"""HTTP: `/health`, the gate that stays shut until READY, access control, limits, event streams, metrics, OpenAPI."""

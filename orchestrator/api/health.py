@@ -9,12 +9,13 @@ import asyncio
 import heapq
 import time
 from collections import Counter
+from collections.abc import Mapping, Sequence  # noqa: TC003 msgspec reads the annotations
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import formatdate
 from http import HTTPStatus
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 from aiohttp import web
@@ -24,10 +25,10 @@ from orchestrator import __version__
 from orchestrator.api import sse
 from orchestrator.api.problems import problem
 from orchestrator.api.security import SECURITY_HEADERS
-from orchestrator.lifecycle import Phase
+from orchestrator.lifecycle import Activity, Phase
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncIterator, Callable
 
     from aiohttp.typedefs import Handler
 
@@ -59,19 +60,63 @@ def _iso(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _status(life: Lifecycle) -> str:
+def _status(life: Lifecycle) -> Literal["ok", "starting", "unavailable", "stopping", "stopped", "failed"]:
     """`ok` when ready, as upstream says; else a word for what kind of not-ready it is."""
     match life.phase:
         case Phase.READY:
             return "ok"
-        case Phase.STOPPING | Phase.STOPPED | Phase.FAILED:
-            return str(life.phase)
+        case Phase.STOPPING:
+            return "stopping"
+        case Phase.STOPPED:
+            return "stopped"
+        case Phase.FAILED:
+            return "failed"
         case _:
             return "unavailable" if life.was_ready else "starting"
 
 
-def health(life: Lifecycle, *, tells_all: bool = True) -> dict[str, object]:
-    """The body of `/health`: times in ISO 8601 UTC, durations in seconds, no secret in any of it.
+class HealthMigrations(msgspec.Struct, frozen=True):
+    """How far the migrations are. `activity` is what the server says of the statement that runs."""
+
+    applied: int
+    total: int
+    current: str | None
+    statement: int | None
+    statements: int | None
+    elapsed_s: float | None
+    activity: Activity | None
+
+
+class PhaseEntry(msgspec.Struct, frozen=True):
+    """A phase that was entered; `duration_s` is None while it lasts."""
+
+    phase: Phase
+    entered_at: str
+    duration_s: float | None
+
+
+class Health(msgspec.Struct, frozen=True):
+    """The truth about the start: 200 when the service serves, 503 while it does not.
+
+    Times are in ISO 8601 and UTC, durations in seconds; no secret is in any of it.
+    """
+
+    status: Literal["ok", "starting", "unavailable", "stopping", "stopped", "failed"]
+    phase: Phase
+    timestamp: str
+    uptime_s: float
+    started_at: str
+    version: str | None
+    instance: str | None
+    migrations: HealthMigrations
+    checks: Mapping[str, Mapping[str, object]]
+    history: Sequence[PhaseEntry]
+    warnings: Sequence[Mapping[str, object]]
+    failure: Mapping[str, object] | None
+
+
+def health(life: Lifecycle, *, tells_all: bool = True) -> Health:
+    """The body of `/health`.
 
     Who may not be told all is told how far it is: phases, counts, times, and what kinds of warnings there are; nothing
     that names a host, a user, a file, a version, or holds SQL or rows.
@@ -80,37 +125,38 @@ def health(life: Lifecycle, *, tells_all: bool = True) -> dict[str, object]:
     elapsed_s = migrations.elapsed_s
     if elapsed_s is None and migrations.started_at is not None:
         elapsed_s = time.monotonic() - migrations.started_at
-    return {
-        "status": _status(life),
-        "phase": life.phase,
-        "timestamp": _iso(life.now()),
-        "uptime_s": round(life.uptime_s, 3),
-        "started_at": _iso(life.now() - life.uptime_s),
-        "version": __version__ if tells_all else None,
-        "migrations": {
-            "applied": migrations.applied,
-            "total": migrations.total,
-            "current": migrations.current if tells_all else None,
-            "statement": migrations.statement if migrations.current else None,
-            "statements": migrations.statements if migrations.current else None,
-            "elapsed_s": None if elapsed_s is None else round(elapsed_s, 3),
-            "activity": migrations.activity if tells_all else None,
-        },
-        "checks": {
+    return Health(
+        status=_status(life),
+        phase=life.phase,
+        timestamp=_iso(life.now()),
+        uptime_s=round(life.uptime_s, 3),
+        started_at=_iso(life.now() - life.uptime_s),
+        version=__version__ if tells_all else None,
+        instance=(life.instance or None) if tells_all else None,
+        migrations=HealthMigrations(
+            applied=migrations.applied,
+            total=migrations.total,
+            current=migrations.current if tells_all else None,
+            statement=migrations.statement if migrations.current else None,
+            statements=migrations.statements if migrations.current else None,
+            elapsed_s=None if elapsed_s is None else round(elapsed_s, 3),
+            activity=migrations.activity if tells_all else None,
+        ),
+        checks={
             name: {"status": check.status, "checked_at": _iso(check.at), **(check.facts if tells_all else {})}
             for name, check in life.checks.items()
         },
-        "history": [
-            {
-                "phase": entry.phase,
-                "entered_at": _iso(entry.entered_at),
-                "duration_s": None if entry.duration_s is None else round(entry.duration_s, 3),
-            }
+        history=[
+            PhaseEntry(
+                entry.phase,
+                _iso(entry.entered_at),
+                None if entry.duration_s is None else round(entry.duration_s, 3),
+            )
             for entry in life.history
         ],
-        "warnings": life.warnings if tells_all else [{"event": one["event"]} for one in life.warnings],
-        "failure": life.failure if tells_all or life.failure is None else _failure_in_short(life.failure),
-    }
+        warnings=life.warnings if tells_all else [{"event": one["event"]} for one in life.warnings],
+        failure=life.failure if tells_all or life.failure is None else _failure_in_short(life.failure),
+    )
 
 
 def _failure_in_short(failure: Mapping[str, object]) -> dict[str, object]:
@@ -151,7 +197,7 @@ class HealthBody:
         made_for = life.revision, int(now)
         if made_for != self._made_for:
             self._made_for = made_for
-            body = health(life, tells_all=self._tells_all)
+            body = msgspec.structs.asdict(health(life, tells_all=self._tells_all))
             before = {key: body.pop(key) for key in ("status", "phase")}
             until_seconds = _iso(made_for[1])[: -len("000Z")]
             self._before = msgspec.json.encode(before)[:-1] + f',"timestamp":"{until_seconds}'.encode()
@@ -170,7 +216,8 @@ def snapshot(
     items = _items(life.migrations)
     if not tells_all:
         items |= {"rows": [], "slowest": [], "left_out_before": 0}
-    return {**health(life, tells_all=tells_all), "items": items, "access": access, "tells_all": tells_all}
+    told = msgspec.structs.asdict(health(life, tells_all=tells_all))
+    return {**told, "items": items, "access": access, "tells_all": tells_all}
 
 
 def _items(migrations: MigrationCounts) -> dict[str, object]:
@@ -209,8 +256,8 @@ def _without_clocks(body: dict[str, object]) -> dict[str, object]:
     """The body but for what changes with every look: two of them are equal where nothing happened."""
     still = {key: value for key, value in body.items() if key not in {"timestamp", "uptime_s"}}
     migrations, checks = body["migrations"], body["checks"]
-    if isinstance(migrations, dict):
-        still["migrations"] = {key: value for key, value in migrations.items() if key != "elapsed_s"}
+    if isinstance(migrations, HealthMigrations):
+        still["migrations"] = msgspec.structs.replace(migrations, elapsed_s=None)
     if isinstance(checks, dict):
         still["checks"] = {
             name: {key: value for key, value in check.items() if key != "checked_at"} for name, check in checks.items()

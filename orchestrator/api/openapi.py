@@ -6,18 +6,17 @@ The document is that of the live server: it names its handlers, and what the pay
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 from zoneinfo import available_timezones
 
 import msgspec
 
 from orchestrator import __version__
-from orchestrator.api.operations import Answer, Call, Empty, Operation, json_answer
+from orchestrator.api.health import Health  # noqa: TC001 the type of a body, read from the annotation
+from orchestrator.api.operations import Answer, Call, Empty, Operation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
-
-    from aiohttp import web
 
     from orchestrator.jobs.registry import Handler, Registry
 
@@ -43,39 +42,21 @@ class Root(msgspec.Struct, frozen=True):
     endpoints: dict[str, str]
 
 
-class HealthMigrations(msgspec.Struct, frozen=True):
-    """How far the migrations are."""
-
-    applied: int
-    total: int
-    current: str | None
-    statement: int | None
-    statements: int | None
-    elapsed_s: float | None
-
-
-class Health(msgspec.Struct, frozen=True):
-    """The truth about the start: 200 when the service serves, 503 while it does not."""
-
-    status: Literal["ok", "starting", "unavailable", "stopping", "stopped", "failed"]
-    phase: str
-    timestamp: str
-    uptime_s: float
-    version: str | None
-    migrations: HealthMigrations
-    checks: dict[str, Any]
-    history: list[dict[str, Any]]
-    warnings: list[dict[str, Any]]
-    failure: dict[str, Any] | None
-
-
-async def root(_: Call) -> web.Response:
+async def root(_: Call) -> Root:
     """Who this is."""
-    return json_answer(Root("Job Server API", "orchestrator", __version__, _ENDPOINTS))
+    return Root("Job Server API", "orchestrator", __version__, _ENDPOINTS)
 
 
-async def _elsewhere(_: Call) -> web.Response:
+async def _health(_: Call) -> Health:
     raise NotImplementedError
+
+
+async def _text(_: Call) -> str:
+    raise NotImplementedError
+
+
+# Handlers that are never called: what they stand for is served elsewhere.
+_NOT_HERE = (_health, _text)
 
 
 _ENDPOINTS = {
@@ -95,47 +76,43 @@ _ENDPOINTS = {
 
 def about(operations: Callable[[], Sequence[Operation]]) -> tuple[Operation, ...]:
     """The operations that tell of the server; `operations` are all those that the document is to hold."""
-    kept: dict[int, bytes] = {}
+    kept: dict[int, dict[str, Any]] = {}
 
-    async def document(call: Call) -> web.Response:
+    async def document(call: Call) -> dict[str, Any]:
         registry = call.backend.registry
         made_for = 0 if registry is None else len(registry.handlers)  # it only ever grows, while modules load
         if made_for not in kept:
-            kept[made_for] = msgspec.json.encode(build((*operations(), *ELSEWHERE), registry))
-        return json_answer(msgspec.Raw(kept[made_for]))
+            kept[made_for] = build((*operations(), *ELSEWHERE), registry)
+        return kept[made_for]
 
     return (
-        Operation(
-            "GET", "/openapi.json", document, "This document", "about", {200: Answer(dict[str, Any], "OpenAPI 3.1.")}
-        ),
-        Operation("GET", "/", root, "Who this is", "about", {200: Answer(Root, "A browser gets the status page.")}),
+        Operation("GET", "/openapi.json", document, "This document", "about", {200: Answer("OpenAPI 3.1.")}),
+        Operation("GET", "/", root, "Who this is", "about", {200: Answer("A browser gets the status page.")}),
     )
 
 
-_UP = {200: Answer(Health, "It serves."), 503: Answer(Health, "It does not serve now.")}
+_UP = {200: Answer("It serves."), 503: Answer("It does not serve now.")}
 # Routes that stand before the gate; they are served without any of this, from the first moment on.
 ELSEWHERE = (
-    Operation("GET", "/health", _elsewhere, "Whether it serves", "health", _UP),
-    Operation("GET", "/health/ready", _elsewhere, "Whether it serves, for a readiness probe", "health", _UP),
-    Operation(
-        "GET", "/health/live", _elsewhere, "Whether the process lives", "health", {200: Answer(Health, "It does.")}
-    ),
-    Operation("GET", "/health/startup", _elsewhere, "Whether the start is done", "health", _UP),
+    Operation("GET", "/health", _health, "Whether it serves", "health", _UP),
+    Operation("GET", "/health/ready", _health, "Whether it serves, for a readiness probe", "health", _UP),
+    Operation("GET", "/health/live", _health, "Whether the process lives", "health", {200: Answer("It does.")}),
+    Operation("GET", "/health/startup", _health, "Whether the start is done", "health", _UP),
     Operation(
         "GET",
         "/health/events",
-        _elsewhere,
+        _text,
         "The start as it happens",
         "health",
-        {200: Answer(str, "Server-sent events: state, end.", content_type="text/event-stream")},
+        {200: Answer("Server-sent events: state, end.", content_type="text/event-stream")},
     ),
     Operation(
         "GET",
         "/metrics",
-        _elsewhere,
+        _text,
         "Metrics for Prometheus",
         "about",
-        {200: Answer(str, "The text format, or OpenMetrics where it is asked for.", content_type="text/plain")},
+        {200: Answer("The text format, or OpenMetrics where it is asked for.", content_type="text/plain")},
         description="Answers in every phase. With API_TOKEN it asks for the token.",
     ),
 )
@@ -146,7 +123,7 @@ _OPEN = ("/health",)
 def build(operations: Sequence[Operation], registry: Registry | None) -> dict[str, Any]:
     """The document of these operations, for a server with these handlers."""
     kinds = _kinds(operations)
-    schemas, components = msgspec.json.schema_components(kinds, ref_template=_REF)
+    schemas, components = msgspec.json.schema_components(kinds, schema_hook=_any_value, ref_template=_REF)
     by_kind = dict(zip(map(repr, kinds), schemas, strict=True))
     paths: dict[str, dict[str, Any]] = {}
     for operation in operations:
@@ -167,13 +144,27 @@ def build(operations: Sequence[Operation], registry: Registry | None) -> dict[st
     }
 
 
+def _any_value(kind: type) -> dict[str, Any]:
+    """The schema of `object`, by which our types mean any JSON; the others are known to msgspec."""
+    if kind is object:
+        return {"description": "Any JSON."}
+    raise NotImplementedError
+
+
 def _kinds(operations: Iterable[Operation]) -> list[Any]:
     found: dict[str, Any] = {repr(Problem): Problem}
     for operation in operations:
-        for kind in (operation.body, *(answer.body for answer in operation.answers.values())):
-            if kind is not None and kind is not str:
+        for kind in (operation.body, _json_type(operation)):
+            if kind is not None:
                 found[repr(kind)] = kind
     return list(found.values())
+
+
+def _json_type(operation: Operation) -> Any:
+    """The type of the operation's answers in JSON; None where they are none."""
+    if any(answer.content_type != "application/json" for answer in operation.answers.values()):
+        return None
+    return None if operation.body_type is type(None) else operation.body_type
 
 
 def _described(operation: Operation, schemas: dict[str, Any]) -> dict[str, Any]:
@@ -199,7 +190,9 @@ def _described(operation: Operation, schemas: dict[str, Any]) -> dict[str, Any]:
             "content": {"application/json": {"schema": schemas[repr(operation.body)]}},
         }
     described["responses"] = {
-        **{str(status): _answer(answer, schemas) for status, answer in operation.answers.items()},
+        **{
+            str(status): _answer(answer, _json_type(operation), schemas) for status, answer in operation.answers.items()
+        },
         **{str(status): _problem(text, schemas) for status, text in operation.refusals.items()},
         **_common(operation, schemas),
     }
@@ -230,16 +223,17 @@ def _parameters(kind: type[msgspec.Struct], place: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _answer(answer: Answer, schemas: dict[str, Any]) -> dict[str, Any]:
+def _answer(answer: Answer, kind: Any, schemas: dict[str, Any]) -> dict[str, Any]:
     described: dict[str, Any] = {"description": answer.description}
     if answer.headers:
         described["headers"] = {
             name: {"description": text, "required": True, "schema": {"type": "string"}}
             for name, text in answer.headers.items()
         }
-    if answer.body is not None:
-        schema = {"type": "string"} if answer.body is str else schemas[repr(answer.body)]
-        described["content"] = {answer.content_type: {"schema": schema}}
+    if answer.content_type != "application/json":
+        described["content"] = {answer.content_type: {"schema": {"type": "string"}}}
+    elif kind is not None:
+        described["content"] = {answer.content_type: {"schema": schemas[repr(kind)]}}
     return described
 
 
@@ -249,10 +243,10 @@ def _problem(text: str, schemas: dict[str, Any]) -> dict[str, Any]:
 
 def _common(operation: Operation, schemas: dict[str, Any]) -> dict[str, Any]:
     """The problems of every operation behind the gate, but for those that it describes itself."""
-    if operation.handle is _elsewhere and operation.template != "/metrics":
-        return {}
+    if operation.handle in _NOT_HERE and operation.template != "/metrics":
+        return {"description": "Any JSON."}
     texts: dict[int, str] = {401: "The token is missing or wrong.", 403: "Not from there: another host or origin."}
-    if operation.handle is not _elsewhere:
+    if operation.handle not in _NOT_HERE:
         texts[503] = "The service, or its database, is not ready; try again."
         texts[400] = "The request is not usable."
         if operation.query is not Empty or operation.body is not None or operation.method != "GET":

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import re
+import typing
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import asyncpg
 import msgspec
@@ -22,6 +23,7 @@ from orchestrator.api.audit import CHANGED
 from orchestrator.api.problems import Refusal, problem, refuse_field
 from orchestrator.api.request_body import refuse_invalid
 from orchestrator.database.connect_errors import CONNECTION_ERRORS
+from orchestrator.jobs.bulk import CountError
 from orchestrator.jobs.errors import (
     IdempotencyError,
     JobError,
@@ -45,17 +47,29 @@ _LOCK_LIMIT = "SET lock_timeout = '2s'"
 _JSON_HEADERS = {"Cache-Control": "no-store"}
 
 
+Body = TypeVar("Body")
+T = TypeVar("T")
+
+
 class Empty(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One way in which an operation answers: the body's type, None for none, or text of `content_type`."""
+    """One way in which an operation answers. Its body is of the type that the handler returns; other types are text."""
 
-    body: Any = None
     description: str = ""
     content_type: str = "application/json"
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply(Generic[Body]):
+    """What a handler returns that says more than a body: headers, or another status than the operation's first."""
+
+    body: Body
+    status: int | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -63,14 +77,15 @@ class Answer:
 class Operation:
     """One method of one path.
 
-    `path` is aiohttp's template; `parameters`, `query` and `headers` are Structs whose fields are what may be given.
-    `refusals` are the statuses of problems of its own, beside those that every operation has. `invalid` is the status
-    for a query or body that is not of its type.
+    `handle` returns the body, or a `Reply` with it, or None for an answer without one; the document tells of the type
+    that its annotation names. `path` is aiohttp's template; `parameters`, `query` and `headers` are Structs whose
+    fields are what may be given. `refusals` are the statuses of problems of its own, beside those that every operation
+    has. `invalid` is the status for a query or body that is not of its type.
     """
 
-    method: Literal["GET", "POST", "PUT", "DELETE"]
+    method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
     path: str
-    handle: Callable[[Call], Awaitable[web.StreamResponse]]
+    handle: Callable[[Call], Awaitable[Any]]
     summary: str
     tag: str
     answers: Mapping[int, Answer]
@@ -86,6 +101,12 @@ class Operation:
     def template(self) -> str:
         """The path as OpenAPI and the metrics have it, without the expressions that restrict its parameters."""
         return re.sub(r"\{(\w+):[^{}]*\}", r"{\1}", self.path)
+
+    @property
+    def body_type(self) -> Any:
+        """The type of the body of its answers in JSON, `NoneType` where there is none."""
+        found = typing.get_type_hints(self.handle)["return"]
+        return typing.get_args(found)[0] if typing.get_origin(found) is Reply else found
 
     @property
     def is_stream(self) -> bool:
@@ -135,14 +156,17 @@ class Call:
         self.request[CHANGED] = facts
 
 
-def json_answer(body: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
-    """The value as JSON; never kept by a cache."""
-    return web.Response(
-        status=status,
-        body=msgspec.json.encode(body, enc_hook=str),
-        content_type="application/json",
-        headers={**_JSON_HEADERS, **(headers or {})},
-    )
+def _response(operation: Operation, made: object) -> web.StreamResponse:
+    """What a handler returned as HTTP: JSON, which no cache keeps."""
+    if isinstance(made, web.StreamResponse):
+        return made
+    reply = made if isinstance(made, Reply) else Reply(made)
+    status = reply.status or next(iter(operation.answers))
+    headers = {**_JSON_HEADERS, **reply.headers}
+    if reply.body is None:
+        return web.Response(status=status, headers=headers)
+    body = msgspec.json.encode(reply.body, enc_hook=str)
+    return web.Response(status=status, body=body, content_type="application/json", headers=headers)
 
 
 async def perform(
@@ -161,11 +185,11 @@ async def perform(
             body=await request_body.read(request, operation.body, invalid=operation.invalid),
         )
         async with asyncio.timeout(None if operation.is_stream else _ANSWER_TIMEOUT_S) as limit:
-            return await operation.handle(call)
+            return _response(operation, await operation.handle(call))
     except Refusal as refusal:
         return problem(refusal.status, refusal.detail, instance=request.path, **refusal.members)
     except JobError as error:
-        return _job_problem(error, request)
+        return _job_problem(error, request, backend)
     except (*CONNECTION_ERRORS, TimeoutError) as error:
         if limit is not None and limit.expired():
             return problem(503, "this took too long; ask for less", headers=_LATER, instance=request.path)
@@ -193,7 +217,26 @@ _LATER = {"Retry-After": "1"}
 _PASSING = ("08", "53", "57", "40", "25", "55")
 
 
-def _job_problem(error: JobError, request: web.Request) -> web.Response:
+_NAMES_SHOWN = 200
+
+
+def handler_names(backend: Backend) -> list[str]:
+    """The names of jobs that can be added here, for who gave another one."""
+    return [] if backend.registry is None else sorted(backend.registry.handlers)[:_NAMES_SHOWN]
+
+
+def existing(found: T | None, what: str) -> T:
+    """What was found.
+
+    Raises:
+        Refusal: 404, where it is None.
+    """
+    if found is None:
+        raise Refusal(404, f"there is no {what}")
+    return found
+
+
+def _job_problem(error: JobError, request: web.Request, backend: Backend) -> web.Response:
     facts: dict[str, Any] = {"instance": request.path}
     if error.remedy:
         facts["remedy"] = error.remedy
@@ -201,13 +244,17 @@ def _job_problem(error: JobError, request: web.Request) -> web.Response:
         case PayloadError():
             refusal = refuse_field(f"payload{error.path.removeprefix('$')}", error.reason, **facts)
         case UnknownHandlerError():
-            refusal = refuse_field("name", error.message, **facts)
+            refusal = refuse_field("name", error.message, allowed=handler_names(backend), **facts)
         case ScheduleError():
             refusal = refuse_field("cron", error.message, **facts)
         case JobNotFoundError() | ScheduleNotFoundError():
             refusal = Refusal(404, error.message, **facts)
         case JobStateError():
-            refusal = Refusal(409, error.message, state=error.state, sibling_id=error.sibling_id, **facts)
+            refusal = Refusal(
+                409, error.message, state=error.state, sibling_id=error.sibling_id, allowed=error.allowed, **facts
+            )
+        case CountError():
+            refusal = Refusal(409, error.message, count=error.count, **facts)
         case IdempotencyError():
             # A conflict with what is there (RFC 9110, 15.5.10); the job that has the key is told.
             refusal = Refusal(409, error.message, job_id=error.job_id, **facts)
@@ -221,7 +268,7 @@ def _parameters(operation: Operation, match: Mapping[str, str]) -> Any:
         return msgspec.convert(dict(match), operation.parameters, strict=False)
     except (msgspec.ValidationError, ValueError) as error:
         if operation.method == "PUT":  # the one method that makes what its path names
-            raise refuse_invalid(error, 422) from None
+            raise refuse_invalid(error, 422, operation.parameters) from None
         raise Refusal(404, "there is no such thing") from None
 
 
@@ -237,7 +284,7 @@ def _query(operation: Operation, request: web.Request) -> Any:
     try:
         query = msgspec.convert(values, operation.query, strict=False)
     except (msgspec.ValidationError, ValueError) as error:
-        raise refuse_invalid(error, operation.invalid) from None
+        raise refuse_invalid(error, operation.invalid, operation.query) from None
     # Text is all that a query has, so msgspec is lenient: it takes the word null for None, and numbers for times.
     for name, text in values.items():
         value = getattr(query, name)
@@ -258,4 +305,4 @@ def _headers(operation: Operation, request: web.Request) -> Any:
     try:
         return msgspec.convert(values, operation.headers, strict=False)
     except (msgspec.ValidationError, ValueError) as error:
-        raise refuse_invalid(error, 400) from None
+        raise refuse_invalid(error, 400, operation.headers) from None

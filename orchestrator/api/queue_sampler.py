@@ -44,6 +44,7 @@ class Sampler:
         self.runs: dict[tuple[str, str], Histogram] = {}
         self._pool, self._life, self._worker_id = pool, life, worker_id
         self._counted_until: datetime | None = None
+        self._is_outdated = False
         self._lock = asyncio.Lock()
 
     async def fresh(self) -> Sample:
@@ -53,11 +54,15 @@ class Sampler:
         """
         async with self._lock:
             known = self.sample
-            if known is not None:
+            if known is not None and not self._is_outdated:
                 age_s = time.monotonic() - known.taken_at
                 if age_s < max(_REQUEST_MIN_S, _REQUEST_SHARE * known.cost_s):
                     return known
             return await self._take()
+
+    def outdate(self) -> None:
+        """What the newest sample tells was changed here: the next request looks anew."""
+        self._is_outdated = True
 
     async def run(self) -> None:
         """Take a sample every 15 s, for ever. Ends only by cancellation."""
@@ -77,6 +82,7 @@ class Sampler:
 
     async def _take(self) -> Sample:
         began = time.monotonic()
+        self._is_outdated = False
         async with asyncio.timeout(_TIMEOUT_S), self._pool.acquire() as connection:
             figures, queues = await read_sample(connection)
             await self._count_runs(connection)

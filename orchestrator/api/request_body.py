@@ -96,7 +96,7 @@ def decode(text: bytes, kind: Any, invalid: int = 422) -> Any:
         # msgspec takes the last of two that are the same, other readers the first: what was meant, nobody knows.
         json.loads(text, object_pairs_hook=_without_twins, parse_int=len, parse_float=len)
     except msgspec.ValidationError as error:
-        raise refuse_invalid(error, invalid) from None
+        raise refuse_invalid(error, invalid, kind) from None
     except RecursionError:
         raise Refusal(400, f"the JSON is nested more than {DEPTH_MAX} deep") from None
     except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
@@ -156,7 +156,24 @@ def _without_twins(pairs: list[tuple[str, object]]) -> None:
         raise Refusal(400, f"the key {twin[:_SHOWN_LENGTH]!r} is given twice in one object")
 
 
-def refuse_invalid(error: Exception, status: int) -> Refusal:
+def _allowed(kind: Any, path: str) -> list[Any]:
+    """The values that the place `path` of a `kind` takes, where they are few and known: those of a Literal."""
+    info: Any = msgspec.inspect.type_info(kind)
+    for step in re.findall(r"\.([^.\[\]]+)|(\[)", path):
+        options = info.types if isinstance(info, msgspec.inspect.UnionType) else (info,)
+        struct = next((one for one in options if isinstance(one, msgspec.inspect.StructType)), None)
+        items = next((one for one in options if isinstance(one, msgspec.inspect.ListType)), None)
+        if step[1] and items is not None:
+            info = items.item_type
+        elif struct is not None and (fields := [one.type for one in struct.fields if one.encode_name == step[0]]):
+            info = fields[0]
+        else:
+            return []
+    options = info.types if isinstance(info, msgspec.inspect.UnionType) else (info,)
+    return [value for one in options if isinstance(one, msgspec.inspect.LiteralType) for value in one.values]
+
+
+def refuse_invalid(error: Exception, status: int, kind: Any) -> Refusal:
     """The field and the reason out of msgspec's message, which documents no other way to the path.
 
     What is shown of a name is bounded: it may be as long as the body.
@@ -166,4 +183,8 @@ def refuse_invalid(error: Exception, status: int) -> Refusal:
     reason, path = (reason, path.strip("`")) if reason else (message, "$")
     named = re.search(r"(?:required|unknown) field `([^`]*)`", reason)
     field = f"{path}.{named[1]}" if named else path
+    allowed = _allowed(kind, path)
+    if allowed:
+        reason = f"{reason[:_SHOWN_LENGTH]}; it is one of {', '.join(map(str, allowed))}"
+        return refuse_field(field[:_SHOWN_LENGTH], reason, status=status, allowed=allowed)
     return refuse_field(field[:_SHOWN_LENGTH], reason[:_SHOWN_LENGTH], status=status)

@@ -25,10 +25,11 @@ ROUTE = "orchestrator.route"
 def operations() -> Sequence[Operation]:
     """Every operation behind the gate."""
     from orchestrator.api import openapi
-    from orchestrator.api.routes import events, jobs, migrations, queues, schedules, streamystats
+    from orchestrator.api.routes import bulk, events, jobs, migrations, queues, schedules, streamystats
 
     return (
         *openapi.about(operations),
+        *bulk.OPERATIONS,
         *jobs.OPERATIONS,
         *queues.OPERATIONS,
         *schedules.OPERATIONS,

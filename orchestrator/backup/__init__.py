@@ -1,1 +1,1 @@
-"""Backups of the database, and how one is tested and restored."""
+"""Backups with pg_dump, the test of a backup, and its restore: into a new database that is then swapped in."""

@@ -79,7 +79,6 @@ class Order:
     reason: Reason
     read_ledgers: Callable[[Any], Awaitable[Sequence[LedgerState]]]
     pending: int = 0
-    connect_timeout_s: float = 5.0
     key: str = ""
 
 
@@ -114,7 +113,6 @@ async def take_backup(
                     pgtools.environment(
                         _same_server(dsn, connection),
                         application_name="orchestrator backup",
-                        connect_timeout_s=order.connect_timeout_s,
                     ),
                     dsn.secrets,
                     emit,

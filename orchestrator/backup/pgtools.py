@@ -43,9 +43,6 @@ _PLACES = (
     "/usr/local/pgsql*/bin",
     "/opt/homebrew/opt/postgresql@*/bin",
 )
-# What asyncpg itself takes from the environment where the DSN does not say it (see Dsn.connect_arguments): without
-# these, pg_dump would be another user than the one that the connection beside it is.
-_INHERITED = ("HOME", "PGUSER", "PGPASSWORD", "PGPASSFILE", "PGSSLROOTCERT", "PGSSLCERT", "PGSSLKEY", "PGSSLCRL")
 # The levels of PostgreSQL's front-end programs (src/common/logging.c), untranslated under LC_ALL=C.
 _LEVEL = re.compile(
     r"^(?:pg_dump|pg_restore|psql)(?::[^ :]*:\d+)?: (error|warning|detail|hint|ERROR|FATAL|PANIC|WARNING): +"
@@ -158,14 +155,12 @@ async def _asked(name: Program, path: Path) -> Tool | None:
     return Tool(name, path, version[1].decode()) if process.returncode == 0 and version else None
 
 
-def environment(dsn: Dsn, *, application_name: str, connect_timeout_s: float) -> dict[str, str]:
-    """All that a program gets: the database of `dsn`, and what asyncpg would take from the environment as well."""
-    inherited = {name: os.environ[name] for name in _INHERITED if os.environ.get(name)}
-    told = dsn.libpq_environment()
+def environment(dsn: Dsn, *, application_name: str) -> dict[str, str]:
+    """All that a program gets: the way to the database of `dsn`, and nothing else of our own environment."""
     # libpq counts in whole seconds, and 1 as 2.
-    timeout_s = math.ceil(dsn.connect_timeout_s or connect_timeout_s)
+    timeout_s = math.ceil(dsn.connect_timeout_s)
     own = {"PATH": os.defpath, "LC_ALL": "C", "PGCONNECT_TIMEOUT": str(timeout_s), "PGAPPNAME": application_name}
-    return {**inherited, **own, **told, "PGAPPNAME": application_name}
+    return {**own, **dsn.libpq_environment(os.environ), "PGAPPNAME": application_name}
 
 
 @dataclass(slots=True)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from orchestrator.commands.console import say
 from orchestrator.commands.runner import failed_early, load, prepared, print_json, run, with_folder, with_json
-
-TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
 
 if TYPE_CHECKING:
     import argparse
@@ -87,7 +87,7 @@ def _backup(options: argparse.Namespace) -> int:
                 )
             result["backup"] = existing.described()
             if options.test is not None:
-                result["test"] = await _test(existing, dsn, options, settings, life)
+                result["test"] = await _test(existing, dsn, options, life)
         return result
 
     def show(result: dict[str, Any]) -> int:
@@ -100,9 +100,7 @@ def _backup(options: argparse.Namespace) -> int:
     return run(options, work, show)
 
 
-async def _test(
-    backup_: Backup, dsn: Dsn, options: argparse.Namespace, settings: Settings, life: Lifecycle
-) -> dict[str, Any]:
+async def _test(backup_: Backup, dsn: Dsn, options: argparse.Namespace, life: Lifecycle) -> dict[str, Any]:
     from dataclasses import asdict
 
     from orchestrator.backup.restore import test_backup
@@ -113,14 +111,13 @@ async def _test(
         dsn,
         read_ledgers=manifest_reader(backup_.manifest),
         emit=life.emit,
-        connect_timeout_s=settings.db_connect_timeout_s,
         with_own_rights=options.with_own_rights,
     )
     return asdict(tested)
 
 
 def _session(settings: Settings, life: Lifecycle) -> AbstractAsyncContextManager[tuple[Any, Dsn, list[Source]]]:
-    """A session on the database, its DSN, and the sources whose ledgers are read. One try, no waiting for ever."""
+    """A session on the database, its DSN, and the sources whose ledgers are read."""
     from contextlib import asynccontextmanager
 
     from orchestrator.database.connect import connected
@@ -128,12 +125,10 @@ def _session(settings: Settings, life: Lifecycle) -> AbstractAsyncContextManager
     @asynccontextmanager
     async def session() -> AsyncIterator[tuple[Any, Dsn, list[Source]]]:
         sources, dsn = await prepared(settings, life)
-        timeout_s = settings.db_connect_timeout_s
         async with connected(
             dsn,
             life,
-            wait_timeout_s=settings.command_wait_s,
-            connect_timeout_s=timeout_s,
+            wait_timeout_s=settings.db_wait_timeout_s,
             application_name="orchestrator backup",
         ) as connection:
             yield connection, dsn, sources

@@ -9,11 +9,13 @@ from orchestrator.errors import EXIT_CONFIG, OrchestratorError
 from orchestrator.printable import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from typing import TextIO
 
     from rich.console import Console
     from rich.table import Table
+
+    from orchestrator.migrator.status import FindingFacts
 
 # Off a terminal nobody sees a width: names stay on one line, for grep and for scripts.
 _WIDTH_OFF_A_TERMINAL = 200
@@ -76,19 +78,19 @@ def size_words(size: int) -> str:
     return f"{value:.1f} TB"
 
 
-def print_findings(console: Any, source: dict[str, Any]) -> None:
+def print_findings(console: Any, findings: Sequence[FindingFacts], unlisted: Sequence[str]) -> None:
     """Print where the history of one source is not straight, and the files that no run will use."""
     from rich.markup import escape
 
-    for finding in source["findings"]:
-        kind = str(finding["kind"]).replace("_", " ")
-        mark = "[red]refused[/]" if finding["refused"] else "[yellow]warning[/]"
-        console.print(f"  {mark} {kind}: {escape(finding['name'])}: {escape(finding['decision'])}")
-        console.print(f"          → {escape(finding['remedy'])}")
-        if finding.get("diff"):
-            console.print(finding["diff"], markup=False, highlight=False)
-    if source["unlisted"]:
-        console.print(f"  [yellow]warning[/] not named by the journal: {escape(', '.join(source['unlisted']))}")
+    for finding in findings:
+        mark = "[red]refused[/]" if finding.refused else "[yellow]warning[/]"
+        kind = str(finding.kind).replace("_", " ")
+        console.print(f"  {mark} {kind}: {escape(finding.name)}: {escape(finding.decision)}")
+        console.print(f"          → {escape(finding.remedy)}")
+        if finding.diff:
+            console.print(finding.diff, markup=False, highlight=False)
+    if unlisted:
+        console.print(f"  [yellow]warning[/] not named by the journal: {escape(', '.join(unlisted))}")
 
 
 def can_ask() -> bool:

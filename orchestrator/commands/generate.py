@@ -5,12 +5,11 @@ from __future__ import annotations
 import sys
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import TYPE_CHECKING
 
 from orchestrator.commands.console import say
 from orchestrator.commands.new import facts_of, folder_of, with_new_file
 from orchestrator.commands.runner import print_json, run, with_embedded, with_json
-
-TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
 
 if TYPE_CHECKING:
     import argparse
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from orchestrator.lifecycle import Lifecycle
     from orchestrator.migrator.folder import Generation
     from orchestrator.migrator.sources import Source
-    from orchestrator.schema.table_sql import Rename
+    from orchestrator.schema.renames import Rename
     from orchestrator.settings import Settings
     from orchestrator.tools.generate import Generated
 
@@ -36,11 +35,24 @@ def generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where code and migrations differ")
     parser.add_argument("--allow-drops", action="store_true", help="write drops to be run, and not commented out")
     parser.add_argument(
+        "--online", action="store_true", help="change tables that are in use without making their users wait"
+    )
+    parser.add_argument(
+        "--remake-views", action="store_true", help="drop the views in the way of a change, and make them again"
+    )
+    parser.add_argument(
         "--rename",
         metavar="OLD=NEW",
         action="append",
         default=[],
         help="a table (users=people) or column (users.name=full_name) that was renamed; may be given again",
+    )
+    parser.add_argument(
+        "--exclude",
+        metavar="TABLE",
+        action="append",
+        default=[],
+        help="leave a table of the code out (users, app.users, geo_*); may be given again",
     )
     parser.add_argument("--no-renames", action="store_true", help="ask about no (further) rename: all of it is new")
     with_embedded(parser)
@@ -80,9 +92,11 @@ async def _work(options: argparse.Namespace, settings: Settings, life: Lifecycle
     if options.name is not None:
         check_name(options.name)
         plan_migration(folder, options.name, now_ms=now_ms, generation=generation, prefix=options.prefix)
-    from orchestrator.schema.models import load_metadata, schemas_of
+    from orchestrator.schema.loading import load_metadata, without_tables
+    from orchestrator.schema.models import schemas_of
 
     metadata = load_metadata(settings.schema)
+    excluded = without_tables(metadata, options.exclude)
     sources = await asyncio.to_thread(_sources, settings, folder, schemas_of(metadata))
     from orchestrator.tools.generate import generate as compare
 
@@ -95,9 +109,11 @@ async def _work(options: argparse.Namespace, settings: Settings, life: Lifecycle
             metadata,
             ask=_ask if asks else None,
             renames=answers,
+            excluded=excluded,
             allow_drops=options.allow_drops,
+            remake_views=options.remake_views,
+            online=options.online,
             extensions=settings.extensions,
-            connect_timeout_s=settings.db_connect_timeout_s,
         )
     made = []
     if not options.check and found.files:
@@ -133,6 +149,9 @@ def _sources(settings: Settings, folder: Path, schemas: frozenset[str]) -> list[
 async def _server(settings: Settings, life: Lifecycle, *, embedded: bool) -> AsyncIterator[Dsn]:
     """A server on which scratch databases can be made: the configured one, the private one, or one for this run."""
     if settings.migration_database is not None and not embedded:
+        from orchestrator.commands.reading import reached
+
+        await reached(settings.migration_database, settings, life, "generate")
         yield settings.migration_database
         return
     import tempfile

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
+from typing import TYPE_CHECKING
+
 if TYPE_CHECKING:
     import argparse
 

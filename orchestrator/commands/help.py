@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 from orchestrator.commands.console import say
-
-TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
 
 if TYPE_CHECKING:
     import argparse

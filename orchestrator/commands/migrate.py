@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from orchestrator.commands.plan import show_plan, with_plan_options
 from orchestrator.commands.runner import run, with_embedded, with_folder
 
-TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
 if TYPE_CHECKING:
     import argparse
 

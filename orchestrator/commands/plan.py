@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from functools import partial
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 from orchestrator.commands.runner import print_json, run, with_folder, with_json
 
-TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
 if TYPE_CHECKING:
     import argparse
     from typing import Any
@@ -108,7 +108,7 @@ def _print_source(console: Any, source: dict[str, Any]) -> None:
     )
     for migration in pending:
         _print_migration(console, migration)
-    print_findings(console, source)
+    print_findings(console, source["findings"], source["unlisted"])
 
 
 def _print_migration(console: Any, migration: dict[str, Any]) -> None:

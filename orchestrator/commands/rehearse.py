@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from orchestrator.commands.backup import with_own_rights
 from orchestrator.commands.runner import prepared, print_json, run, with_folder, with_json
 from orchestrator.commands.verify import scratch_server, with_scratch
 
-TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
 if TYPE_CHECKING:
     import argparse
     from typing import Any
@@ -36,11 +37,13 @@ def _rehearse(options: argparse.Namespace) -> int:
         return failed_early(ConfigurationError([problem]))
 
     async def work(settings: Settings, life: Lifecycle) -> RehearsalReport:
+        from orchestrator.commands.reading import reached
         from orchestrator.migrator.run.options import Options
         from orchestrator.tools.rehearse import Rehearsal
         from orchestrator.tools.rehearse import rehearse as try_it
 
         sources, dsn = await prepared(settings, life)
+        await reached(dsn, settings, life, "rehearse")
         how = Rehearsal(
             scratch_server(options, dsn),
             Options.of(settings),
@@ -48,8 +51,6 @@ def _rehearse(options: argparse.Namespace) -> int:
             with_data=options.with_data,
             from_files=options.from_files,
             with_own_rights=options.with_own_rights,
-            connect_timeout_s=settings.db_connect_timeout_s,
-            wait_timeout_s=settings.command_wait_s,
         )
         return await try_it(dsn, sources, how, life.emit)
 

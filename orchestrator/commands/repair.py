@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from orchestrator.commands.runner import prepared, print_json, run, with_folder, with_json
 from orchestrator.commands.verify import print_differences, print_edit, scratch_server, with_scratch
 
-TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
@@ -66,8 +67,7 @@ def _repair(options: argparse.Namespace) -> int:
             extensions=settings.extensions,
             scope=Scope(tuple(options.schemas), tuple(options.exclude_schema)) if is_baseline else Scope(),
             lock_timeout_s=settings.migration_lock_timeout_s,
-            connect_timeout_s=settings.db_connect_timeout_s,
-            wait_timeout_s=settings.command_wait_s,
+            wait_timeout_s=settings.db_wait_timeout_s,
         )
 
         async def confirm(proposal: Proposal) -> bool:

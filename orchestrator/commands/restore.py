@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 from orchestrator.commands.backup import read_file, resolved, with_trust
 from orchestrator.commands.console import say
 from orchestrator.commands.runner import print_json, run, with_json
-
-TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
 
 if TYPE_CHECKING:
     import argparse
@@ -51,7 +50,6 @@ def _restore(options: argparse.Namespace) -> int:
             key=settings.backup_key,
             unverified=options.unverified,
             with_own_rights=options.with_own_rights,
-            connect_timeout_s=settings.db_connect_timeout_s,
         )
         restored = await restore_backup(chosen, dsn, demand, life.emit)
         return {**asdict(restored), "backup": chosen.described()}

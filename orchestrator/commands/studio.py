@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import TYPE_CHECKING
 
+from orchestrator import streams
 from orchestrator.commands.console import say
 from orchestrator.commands.runner import failed_early, load
-
-TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
 
 if TYPE_CHECKING:
     import argparse
@@ -45,13 +45,13 @@ def studio(parser: argparse.ArgumentParser) -> None:
 def studio_environment(inherited: Mapping[str, str], dsn: Dsn, *, write: bool) -> dict[str, str]:
     """The environment of a program on libpq that reaches `dsn`, and there reads only, unless `write`.
 
-    Of `inherited` no variable of libpq's or ours remains.
+    Of `inherited` no variable of ours remains, and of libpq's only what every command takes from there.
     """
     from orchestrator.variables import VARIABLES
 
     ours = {name for variable in VARIABLES for name in (variable.name, f"{variable.name}_FILE")}
     kept = {name: value for name, value in inherited.items() if name not in ours and not name.startswith("PG")}
-    found = {"PGAPPNAME": "orchestrator studio", **dsn.libpq_environment()}
+    found = {"PGAPPNAME": "orchestrator studio", **dsn.libpq_environment(inherited)}
     if not write:
         # Last, so that it counts more than what the DSN's own options say.
         found["PGOPTIONS"] = f"{found.get('PGOPTIONS', '')} {_READ_ONLY}".strip()
@@ -86,7 +86,6 @@ def _studio(options: argparse.Namespace) -> int:
     assert settings.database is not None  # noqa: S101 load() demands it
     environment = studio_environment(os.environ, settings.database, write=options.write)
     arguments = studio_arguments(environment, write=options.write)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    streams.flush(None)
     # Harlequin takes this process's place: its signals and its terminal are then its own.
     return os.execve(arguments[0], arguments, environment)  # noqa: S606 no shell is meant

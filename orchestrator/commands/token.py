@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from orchestrator.commands.console import say
+from typing import TYPE_CHECKING
 
-TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
+from orchestrator.commands.console import say
 
 if TYPE_CHECKING:
     import argparse

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from orchestrator.commands.runner import prepared, print_json, run, with_folder, with_json
 
-TYPE_CHECKING = False  # as in typing, which costs a start 8 ms
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
@@ -50,23 +51,25 @@ def scratch_server(options: argparse.Namespace, dsn: Dsn) -> Dsn:
     """
     from orchestrator import dsn as dsns
 
-    return dsn if options.on is None else dsns.parse(options.on, variable="--on")
+    if options.on is None:
+        return dsn
+    return dsns.parse(options.on, variable="--on", connect_timeout_s=dsn.connect_timeout_s)
 
 
 def _verify(options: argparse.Namespace) -> int:
     async def work(settings: Settings, life: Lifecycle) -> Verdict:
+        from orchestrator.commands.reading import reached
         from orchestrator.tools.verify import Scope
         from orchestrator.tools.verify import verify as compare
 
         sources, dsn = await prepared(settings, life)
+        await reached(dsn, settings, life, "verify")
         return await compare(
             dsn,
             sources,
             on=scratch_server(options, dsn),
             extensions=settings.extensions,
             scope=Scope(tuple(options.schemas), tuple(options.exclude_schema), options.privileges),
-            connect_timeout_s=settings.db_connect_timeout_s,
-            wait_timeout_s=settings.command_wait_s,
         )
 
     def show(verdict: Verdict) -> int:

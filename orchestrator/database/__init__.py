@@ -1,1 +1,4 @@
-"""Everything that speaks to Postgres: connect, lock, extensions, monitor, embedded."""
+"""Connections to Postgres: connecting with retries, sessions, the migration lock, extensions, the monitor.
+
+Nothing here knows of migrations or jobs.
+"""

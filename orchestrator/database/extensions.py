@@ -46,7 +46,9 @@ async def ensure_extensions(connection: Any, names: Sequence[str], life: Lifecyc
             if is_connection_loss(error):
                 raise
             reason, hint = _explain(error, name)
-            facts: dict[str, object] = {"extension": name, "reason": reason, "sql": statement}
+            facts: dict[str, object] = {"extension": name, "reason": reason}
+            if reason != "not_available":  # where the server has no files of it, no SQL helps
+                facts["sql"] = statement
             missing.append(facts)
             life.warn("extension.missing", **facts, sqlstate=error.sqlstate, hint=hint)
         else:
@@ -67,6 +69,6 @@ def _explain(error: asyncpg.PostgresError, name: str) -> tuple[str, str]:
     if error.sqlstate in _NOT_AVAILABLE:
         return (
             "not_available",
-            f"The server has no files of {name!r}: use an image that ships it, then run the SQL or restart.",
+            f"The server has no files of {name!r}: use an image that ships it, then restart.",
         )
     return "failed", f"The server said: {error}"

@@ -47,19 +47,19 @@ _UNKNOWN = -1
 
 
 class Identity(NamedTuple):
-    """What tells a database from every other one, and from an older copy of itself: `newest` by ledger, 0 for none.
+    """What tells a database from every other one, and from an older copy of itself: `rows` by ledger, 0 for none.
 
     -1 is a ledger that is there, and that this role may not read.
     """
 
     cluster: int
     database: int
-    newest: tuple[int, ...]
+    rows: tuple[int, ...]
 
     def is_succeeded_by(self, other: Identity) -> bool:
         """Whether `other` is the same database, with all that was applied to this one."""
         same = (self.cluster, self.database) == (other.cluster, other.database)
-        pairs = zip(self.newest, other.newest, strict=True)
+        pairs = zip(self.rows, other.rows, strict=True)
         return same and all(now >= then or _UNKNOWN in {then, now} for then, now in pairs)
 
 
@@ -79,15 +79,15 @@ async def read_identity(connection: Any, ledgers: Sequence[tuple[str, str]]) -> 
     if row["standby"] or row["read_only"]:
         what = "a read-only standby" if row["standby"] else "read-only"
         raise UnreachableError("read_only", f"The server answers, and is {what}: nothing can be written there.")
-    newest = []
+    rows = []
     for schema, table in ledgers:
         is_readable = await connection.fetchval(_IS_READABLE, schema, table)
         if is_readable:
             name = f"{identifier(schema)}.{identifier(table)}"
-            newest.append(await connection.fetchval(f"SELECT coalesce(pg_catalog.max(id), 0) FROM {name}"))  # noqa: S608 quoted
+            rows.append(await connection.fetchval(f"SELECT pg_catalog.count(*) FROM {name}"))  # noqa: S608 quoted
         else:
-            newest.append(0 if is_readable is None else _UNKNOWN)
-    return Identity(row["cluster"], row["database"], tuple(newest))
+            rows.append(0 if is_readable is None else _UNKNOWN)
+    return Identity(row["cluster"], row["database"], tuple(rows))
 
 
 async def watch_database(

@@ -74,24 +74,51 @@ class StartRow(msgspec.Struct, frozen=True):
     error: dict[str, Any] | None
 
 
+_SELECT = (
+    "SELECT id, started_at, recorded_at, version, host, pid, command, phases::text AS phases, migrations_applied,"
+    " outcome, error::text AS error FROM orchestrator.starts"
+)
+
+
+class StartMigration(msgspec.Struct, frozen=True):
+    """A migration that was applied while a start ran."""
+
+    ledger: str
+    name: str
+    duration_s: float
+    applied_at: datetime
+
+
+async def read_start(connection: Any, start_id: int) -> tuple[StartRow, list[StartMigration]] | None:
+    """One start, and the migrations that were applied between its beginning and its record; None where there is none.
+
+    One process migrates at a time, so these are its own, unless it waited for another one.
+    """
+    row = await connection.fetchrow(f"{_SELECT} WHERE id = $1", start_id)
+    if row is None:
+        return None
+    start = _start(row)
+    rows = await connection.fetch(
+        "SELECT ledger, name, duration_s, applied_at FROM orchestrator.migration_records"
+        " WHERE applied_at >= $1 AND applied_at <= $2 ORDER BY id DESC LIMIT $3",
+        start.started_at,
+        start.recorded_at,
+        start.migrations_applied,
+    )
+    return start, [StartMigration(**row) for row in reversed(rows)]
+
+
 async def read_starts(connection: Any, *, before: int | None, limit: int) -> list[StartRow]:
     """The newest starts with an id below `before`."""
     rows = await connection.fetch(
-        "SELECT id, started_at, recorded_at, version, host, pid, command, phases::text AS phases, migrations_applied,"
-        " outcome, error::text AS error FROM orchestrator.starts WHERE id < $1 ORDER BY id DESC LIMIT $2",
-        2**63 - 1 if before is None else before,
-        limit,
+        f"{_SELECT} WHERE id < $1 ORDER BY id DESC LIMIT $2", 2**63 - 1 if before is None else before, limit
     )
-    return [
-        StartRow(
-            **{
-                **row,
-                "phases": msgspec.json.decode(row["phases"]),
-                "error": None if row["error"] is None else msgspec.json.decode(row["error"]),
-            }
-        )
-        for row in rows
-    ]
+    return [_start(row) for row in rows]
+
+
+def _start(row: Any) -> StartRow:
+    error = None if row["error"] is None else msgspec.json.decode(row["error"])
+    return StartRow(**{**row, "phases": msgspec.json.decode(row["phases"]), "error": error})
 
 
 def _json(value: object) -> str:

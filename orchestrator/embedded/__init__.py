@@ -1,1 +1,1 @@
-"""A private Postgres for a first run and for the tests."""
+"""A private Postgres server for a first run (`--embedded`) and for the tests: its files, its start and its end."""

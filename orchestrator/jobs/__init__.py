@@ -1,6 +1,7 @@
-"""The job server: handlers, a queue in Postgres, workers, schedules.
+"""The job server: the registry of handlers, the queue in Postgres, workers, schedules, and the built-in jobs.
 
-For users' modules: `from orchestrator.jobs import Context, enqueue, job`.
+`claimer.py` claims jobs, `worker.py` runs them, `completer.py` writes their outcomes, `lease.py` and `maintenance.py`
+see to those whose worker is gone. Users' modules write `from orchestrator.jobs import Context, enqueue, job`.
 """
 
 from orchestrator.jobs.context import Context

@@ -101,7 +101,6 @@ async def back_up_database(ctx: Context, payload: BackupPayload) -> dict[str, An
             service.dsn,
             read_ledgers=manifest_reader(manifest),
             emit=_emit(ctx),
-            connect_timeout_s=service.settings.db_connect_timeout_s,
             with_own_rights=False,  # whoever may add a job must not decide that
         )
         output["differences"] = list(tested.differences)
@@ -144,9 +143,7 @@ async def analyze_database(ctx: Context, payload: AnalyzePayload) -> dict[str, A
     from orchestrator.database.quoting import identifier
 
     service, began = _service(ctx), time.monotonic()
-    connection = await connect_once(
-        service.dsn, timeout_s=service.settings.db_connect_timeout_s, application_name="orchestrator analyze"
-    )
+    connection = await connect_once(service.dsn, application_name="orchestrator analyze")
     skipped: list[str] = []
     try:
         # Who holds a table (a migration, for one) is not waited for: the table is skipped, and nobody queues behind us.

@@ -61,7 +61,7 @@ def _environment(service: Service) -> dict[str, str]:
     # A private server: no variable names it.
     kept = {name: value for name, value in os.environ.items() if name not in _DATABASE_VARIABLES}
     without = {name: value for name, value in kept.items() if not name.startswith("PG")}
-    return {**without, **told, **service.dsn.libpq_environment()}
+    return {**without, **told, **service.dsn.libpq_environment(os.environ)}
 
 
 async def _ended(process: asyncio.subprocess.Process) -> None:

@@ -50,12 +50,14 @@ SELECT (
     WHERE EXISTS (
         SELECT FROM orchestrator.jobs j
         WHERE j.state = 'queued' AND j.name = w.name AND (j.unreadable IS NULL OR NOT j.unreadable && $4::text[])
+            AND NOT EXISTS (SELECT FROM orchestrator.paused_queues p WHERE p.queue = j.queue)
     )
 ) OR EXISTS (
     SELECT FROM unnest($2::text[], $3::integer[]) AS l(name, most)
     WHERE EXISTS (
         SELECT FROM orchestrator.jobs j
         WHERE j.state = 'queued' AND j.name = l.name AND (j.unreadable IS NULL OR NOT j.unreadable && $4::text[])
+            AND NOT EXISTS (SELECT FROM orchestrator.paused_queues p WHERE p.queue = j.queue)
     ) AND (SELECT count(*) FROM orchestrator.jobs j WHERE j.state = 'running' AND j.name = l.name) < l.most
 ) AS has_more
 """

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from orchestrator.errors import EXIT_CONFIG, OrchestratorError
 
+# In which states a job has to be, to be changed so.
+ALLOWED_STATES = {"retried": ("scheduled", "failed", "cancelled"), "cancelled": ("scheduled", "queued", "running")}
+
 
 class HandlerError(OrchestratorError):
     """A handler, or a module of JOBS, cannot be used: the start ends (exit 78), since no restart changes the code."""
@@ -71,6 +74,7 @@ class JobStateError(JobError):
             facts={"job_id": job_id, "state": state, "sibling_id": sibling_id},
         )
         self.job_id, self.state, self.sibling_id = job_id, state, sibling_id
+        self.allowed = ALLOWED_STATES[wish]
 
 
 class IdempotencyError(JobError):

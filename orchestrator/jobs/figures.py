@@ -6,6 +6,7 @@ None of them reads the jobs: `job_figures` in the database is kept by the events
 from __future__ import annotations
 
 from datetime import datetime  # noqa: TC003 msgspec reads the annotations
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -32,7 +33,9 @@ class Counts(msgspec.Struct, frozen=True):
 
 
 class QueueFigures(msgspec.Struct, frozen=True):
-    """One queue. `oldest_queued_s` is the age of the job that has been due for longest, null where none waits.
+    """One queue; nobody claims its jobs where it has been paused since `paused_at`.
+
+    `oldest_queued_s` is the age of the job that has been due for longest, null where none waits.
 
     `throughput_per_s` counts the jobs that ended in the last minute, `ended_per_minute` those of the last 30 minutes,
     oldest first.
@@ -43,6 +46,7 @@ class QueueFigures(msgspec.Struct, frozen=True):
     oldest_queued_s: float | None
     throughput_per_s: float
     ended_per_minute: list[int]
+    paused_at: Moment | None = None
 
 
 class Worker(msgspec.Struct, frozen=True):
@@ -109,6 +113,9 @@ FROM orchestrator.workers ORDER BY id
 """
 
 
+_PAUSED = "SELECT queue, paused_at FROM orchestrator.paused_queues"
+
+
 async def read_workers(connection: Any) -> list[Worker]:
     """Every worker that is known."""
     return [Worker(**row) for row in await connection.fetch(_WORKERS)]
@@ -122,14 +129,22 @@ async def read_sample(connection: Any) -> tuple[list[NameFigures], Queues]:
         minutes_ago = max(row["minutes_ago"], 0)
         ended.setdefault(row["queue"], [0] * _MINUTES)[_MINUTES - 1 - minutes_ago] += row["count"]
     workers = await read_workers(connection)
-    return figures, queues_of(figures, ended, workers, await connection.fetchval("SELECT clock_timestamp()"))
+    paused = {row["queue"]: row["paused_at"] for row in await connection.fetch(_PAUSED)}
+    return figures, queues_of(figures, ended, workers, await connection.fetchval("SELECT clock_timestamp()"), paused)
+
+
+_NOTHING_PAUSED: Mapping[str, datetime] = MappingProxyType({})
 
 
 def queues_of(
-    figures: Sequence[NameFigures], ended: Mapping[str, list[int]], workers: list[Worker], sampled_at: datetime
+    figures: Sequence[NameFigures],
+    ended: Mapping[str, list[int]],
+    workers: list[Worker],
+    sampled_at: datetime,
+    paused: Mapping[str, datetime] = _NOTHING_PAUSED,
 ) -> Queues:
     """Figures by name as figures by queue; `ended` are the jobs that ended in each minute, oldest first."""
-    counts: dict[str, dict[str, int]] = {}
+    counts: dict[str, dict[str, int]] = {name: {} for name in paused}
     oldest: dict[str, float] = {}
     for figure in figures:
         of = counts.setdefault(figure.queue, {})
@@ -139,7 +154,7 @@ def queues_of(
     # The newest slot has just begun.
     newest_s = 60 - _SLOT_S + sampled_at.timestamp() % _SLOT_S
     queues = [
-        QueueFigures(name, Counts(**of), oldest.get(name), round(minutes[-1] / newest_s, 3), minutes)
+        QueueFigures(name, Counts(**of), oldest.get(name), round(minutes[-1] / newest_s, 3), minutes, paused.get(name))
         for name, of in sorted(counts.items())
         for minutes in [ended.get(name, [0] * _MINUTES)]
     ]

@@ -38,7 +38,6 @@ class Firing:
             self._given.dsn,
             self._fire_on,
             purpose="schedules",
-            connect_timeout_s=self._given.connect_timeout_s,
             limit_s=_LIMIT_S,
             emit=self._emit,
             lost=self._wake.set,

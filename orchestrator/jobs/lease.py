@@ -57,7 +57,7 @@ class Lease:
         lease_s = parameters.lease_s
         self._every_s = min(lease_s / _BEAT_SHARE, _BEAT_MOST_S)
         self._limit_s = max(_LIMIT_LEAST_S, self._every_s)
-        self._connect_limit_s = max(_CONNECT_LEAST_S, min(lease_s / 3, parameters.connect_timeout_s))
+        self._connect_limit_s = max(_CONNECT_LEAST_S, min(lease_s / 3, parameters.dsn.connect_timeout_s))
         self._renewed_at: float | None = None
         self._taken_over: int | None = None
         self._said = (0.0, "")

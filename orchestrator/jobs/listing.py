@@ -12,7 +12,18 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from orchestrator.jobs.store import MESSAGE_MAX, STATES, SUMMARY, JobSummary, State, fields_of, in_utc
+from orchestrator.jobs.store import (
+    MESSAGE_MAX,
+    STATES,
+    SUMMARY,
+    JobFilter,
+    JobPage,
+    JobSummary,
+    State,
+    conditions_of,
+    fields_of,
+    in_utc,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,23 +31,6 @@ if TYPE_CHECKING:
 _RESULT_BYTES_MAX = 65536
 # An id is drawn a moment after `created_at` is read off the clock: by how much they may disagree about who came first.
 _SKEW = timedelta(minutes=1)
-
-
-class JobPage(msgspec.Struct, frozen=True):
-    """Newest first; `next_cursor` asks for the page after this one, null at the end."""
-
-    jobs: list[JobSummary]
-    next_cursor: str | None
-
-
-class JobFilter(msgspec.Struct, frozen=True):
-    """Which jobs: every member that is given must hold. `since` is about when they were added."""
-
-    state: State | None = None
-    name: str | None = None
-    queue: str | None = None
-    schedule: str | None = None
-    since: datetime | None = None
 
 
 _IDS = "SELECT j.id FROM orchestrator.jobs j"
@@ -160,15 +154,24 @@ async def _first_id(connection: Any, since: datetime | None) -> int | None:
     return found
 
 
-async def read_jobs(connection: Any, which: JobFilter, *, before: int | None, limit: int) -> JobPage:
-    """A page of `limit` jobs, the newest first; `before` is the last page's `next_cursor`."""
+async def _newest(connection: Any, which: JobFilter, before: int | None, limit: int) -> tuple[str, list[Any]]:
+    """The SQL of the newest ids that the filter lets through, and its arguments."""
+    if which.retrying is not None or which.failure is not None:
+        # What fails or is tried again has indexes of its own, and is little.
+        conditions, arguments = conditions_of(which, before)
+        return f"{_IDS} WHERE {' AND '.join(conditions)} ORDER BY j.id DESC LIMIT {limit}", arguments
     states = STATES if which.state is None else (which.state,)
     query = _Query(which, states, before, await _first_id(connection, which.since))
     is_narrow = any((which.state, which.name, which.queue, which.schedule))
-    found = query.newest(limit + 1) if is_narrow else query.everything(limit + 1)
+    return query.newest(limit) if is_narrow else query.everything(limit), query.arguments
+
+
+async def read_jobs(connection: Any, which: JobFilter, *, before: int | None, limit: int) -> JobPage:
+    """A page of `limit` jobs, the newest first; `before` is the last page's `next_cursor`."""
+    found, arguments = await _newest(connection, which, before, limit + 1)
     rows = await connection.fetch(
         f"SELECT {SUMMARY} FROM ({found}) f JOIN orchestrator.jobs j ON j.id = f.id ORDER BY j.id DESC",  # noqa: S608 as above
-        *query.arguments,
+        *arguments,
     )
     jobs = [JobSummary(**fields_of(row)) for row in rows[:limit]]
     return JobPage(jobs, str(jobs[-1].id) if len(rows) > limit else None)

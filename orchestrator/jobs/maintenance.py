@@ -170,7 +170,6 @@ class Maintenance:
             self._given.dsn,
             self._look_after,
             purpose="maintenance",
-            connect_timeout_s=self._given.connect_timeout_s,
             limit_s=limit_of(self._given.lease_s),
             emit=self._emit,
             lost=self._wake.set,

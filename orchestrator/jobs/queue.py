@@ -98,6 +98,19 @@ async def enqueue_many(connection: Any, jobs: Sequence[NewJob], *, registry: Reg
 
 async def enqueue_rows(connection: Any, rows: Sequence[Row]) -> list[Enqueued]:
     """As `enqueue_many`, of jobs that `row_of` has checked and encoded: that part can be done in a thread."""
+    held = sorted({row.idempotency_key for row in rows if row.dedupe_key and row.idempotency_key})
+    if not held:
+        return await _add(connection, rows)
+    # Such a key may come to stand for a job that has another key, or none, so the jobs' own index cannot keep two
+    # requests apart that bring it at once: the second one waits until it is decided for the first.
+    async with connection.transaction():
+        await connection.execute(_HOLD_KEYS, held)
+        answers = await _add(connection, rows)
+        await connection.execute(_LET_GO, held)
+        return answers
+
+
+async def _add(connection: Any, rows: Sequence[Row]) -> list[Enqueued]:
     answers: list[Enqueued | None] = [None] * len(rows)
     left = list(range(len(rows)))
     for _ in range(_TRIES):
@@ -229,6 +242,7 @@ _INSERT_ONE_KEYED = _INSERT_ONE.replace(
     "/* keys */",
     """WHERE idempotency_key IS NULL OR NOT EXISTS (
         SELECT FROM orchestrator.idempotency_keys k WHERE k.key OPERATOR(pg_catalog.=) one.idempotency_key
+            AND k.job_id OPERATOR(pg_catalog.<>) 0
     )""",
 )
 
@@ -265,6 +279,7 @@ WITH given AS MATERIALIZED (
     FROM given
     WHERE idempotency_key IS NULL OR NOT EXISTS (
         SELECT FROM orchestrator.idempotency_keys k WHERE k.key OPERATOR(pg_catalog.=) given.idempotency_key
+            AND k.job_id OPERATOR(pg_catalog.<>) 0
     )
     ORDER BY name, dedupe_key, idempotency_key, n
     ON CONFLICT DO NOTHING
@@ -297,8 +312,21 @@ SELECT id, state, same, rank FROM (
 
 _BY_DEDUPE_KEY = 2
 _KEEP_KEY = """
-INSERT INTO orchestrator.idempotency_keys (key, job_id, name, payload)
-VALUES ($1, $2, $3, $4::pg_catalog.text::pg_catalog.jsonb) ON CONFLICT DO NOTHING
+INSERT INTO orchestrator.idempotency_keys AS k (key, job_id, name, payload)
+VALUES ($1, $2, $3, $4::pg_catalog.text::pg_catalog.jsonb)
+ON CONFLICT (key) DO UPDATE SET job_id = excluded.job_id, name = excluded.name, payload = excluded.payload
+    WHERE k.job_id OPERATOR(pg_catalog.=) 0
+"""
+# Job 0 is none: the row is a lock, and is gone when the transaction ends. A row, and no advisory lock, which every role
+# of the database may take.
+_HOLD_KEYS = """
+INSERT INTO orchestrator.idempotency_keys AS k (key, job_id, name, payload)
+SELECT key, 0, '', 'null' FROM pg_catalog.unnest($1::pg_catalog.text[]) AS key ORDER BY key
+ON CONFLICT (key) DO UPDATE SET key = excluded.key
+"""
+_LET_GO = """
+DELETE FROM orchestrator.idempotency_keys
+WHERE key OPERATOR(pg_catalog.=) ANY ($1::pg_catalog.text[]) AND job_id OPERATOR(pg_catalog.=) 0
 """
 
 

@@ -200,38 +200,15 @@ def job(
     """
 
     def declare(function: Function) -> Function:
-        place = _place(function)
-
-        def refuse(what: str, remedy: str) -> HandlerError:
-            return HandlerError(
-                f"the handler {name!r} ({place}) {what}", remedy=remedy, facts={"handler": name, "place": place}
-            )
-
-        if not _NAME.fullmatch(name):
-            raise refuse("has an unusable name", "Use letters, digits and _ . : - in names, 100 at most.")
-        if not inspect.iscoroutinefunction(cast("object", function)):
-            raise refuse(
-                "is no `async def`", "Declare it `async def f(ctx, payload)`; blocking work goes to asyncio.to_thread."
-            )
-        if len(inspect.signature(function).parameters) != _PARAMETERS:
-            raise refuse("does not take (ctx, payload)", "Declare it `async def f(ctx, payload)`.")
-        for what, value, least in (("retries", retries, 0), ("concurrency", concurrency, 1)):
-            if value is not None and (int(value) != value or value < least):
-                raise refuse(f"has {what}={value!r}", f"Give a whole number, {least} or more.")
-        if timeout_s is not None and not timeout_s > 0:
-            raise refuse(f"has timeout_s={timeout_s!r}", "Give seconds above 0, or None for no limit.")
+        declared = _Declared(name, function)
+        _check_form(declared, function, retries=retries, concurrency=concurrency, timeout_s=timeout_s)
         waits = backoff if isinstance(backoff, Backoff) else Backoff(1.0 if backoff is None else backoff)
-        wrong = waits.problem()
-        if wrong is not None:
-            raise refuse(f"has a back-off with {wrong}", "Give seconds, or a Backoff whose members are numbers.")
-        payload_type = _payload_type(function, refuse)
-        try:
-            decoder = msgspec.json.Decoder(payload_type)
-            schema = msgspec.json.encode([name, msgspec.json.schema(payload_type)], order="deterministic")
-        except (TypeError, NameError, ValueError) as error:
-            raise refuse(f"has a payload type that cannot be checked: {error}", _TYPES) from error
+        if wrong := waits.problem():
+            raise declared.refused(f"has a back-off with {wrong}", "Give seconds, or a Backoff of numbers.")
+        payload_type = _payload_type(declared, function)
+        decoder, schema_hash = _decoder(declared, payload_type)
         if schedule is not None:
-            _check_schedule(schedule, timezone, decoder, refuse)
+            _check_schedule(declared, schedule, timezone, decoder)
         DECLARED.add(
             Handler(
                 name=name,
@@ -246,8 +223,8 @@ def job(
                 backoff=waits,
                 function=function,
                 decoder=decoder,
-                place=place,
-                schema_hash=hashlib.sha256(schema).hexdigest()[:16],
+                place=declared.place,
+                schema_hash=schema_hash,
             )
         )
         return function
@@ -255,17 +232,53 @@ def job(
     return declare
 
 
+class _Declared:
+    """What is declared, and where: for the error of a declaration that cannot be used."""
+
+    def __init__(self, name: str, function: Function) -> None:
+        code = getattr(function, "__code__", None)
+        self.name = name
+        self.place = f"{getattr(function, '__module__', '?')}:{code.co_firstlineno if code else '?'}"
+
+    def refused(self, what: str, remedy: str) -> HandlerError:
+        """The error to raise; `what` goes on after the handler's name."""
+        facts = {"handler": self.name, "place": self.place}
+        return HandlerError(f"the handler {self.name!r} ({self.place}) {what}", remedy=remedy, facts=facts)
+
+
+def _check_form(
+    declared: _Declared, function: Function, *, retries: int, concurrency: int | None, timeout_s: float | None
+) -> None:
+    if not _NAME.fullmatch(declared.name):
+        raise declared.refused("has an unusable name", "Use letters, digits and _ . : - in names, 100 at most.")
+    if not inspect.iscoroutinefunction(cast("object", function)):
+        remedy = "Declare it `async def f(ctx, payload)`; blocking work goes to asyncio.to_thread."
+        raise declared.refused("is no `async def`", remedy)
+    if len(inspect.signature(function).parameters) != _PARAMETERS:
+        raise declared.refused("does not take (ctx, payload)", "Declare it `async def f(ctx, payload)`.")
+    for what, value, least in (("retries", retries, 0), ("concurrency", concurrency, 1)):
+        if value is not None and (int(value) != value or value < least):
+            raise declared.refused(f"has {what}={value!r}", f"Give a whole number, {least} or more.")
+    if timeout_s is not None and not timeout_s > 0:
+        raise declared.refused(f"has timeout_s={timeout_s!r}", "Give seconds above 0, or None for no limit.")
+
+
+def _decoder(declared: _Declared, payload_type: Any) -> tuple[msgspec.json.Decoder[Any], str]:
+    """What checks a payload, and the hash by which replicas tell whether they take the same payloads."""
+    try:
+        decoder = msgspec.json.Decoder(payload_type)
+        schema = msgspec.json.encode([declared.name, msgspec.json.schema(payload_type)], order="deterministic")
+    except (TypeError, NameError, ValueError) as error:
+        raise declared.refused(f"has a payload type that cannot be checked: {error}", _TYPES) from error
+    return decoder, hashlib.sha256(schema).hexdigest()[:16]
+
+
 _TYPES = (
     "Annotate `payload` with a msgspec Struct, a dataclass, a TypedDict or dict, defined at the module's top level."
 )
 
 
-def _place(function: Callable[..., Any]) -> str:
-    code = getattr(function, "__code__", None)
-    return f"{getattr(function, '__module__', '?')}:{code.co_firstlineno if code else '?'}"
-
-
-def _payload_type(function: Callable[..., Any], refuse: Callable[[str, str], HandlerError]) -> Any:
+def _payload_type(declared: _Declared, function: Function) -> Any:
     parameter = list(inspect.signature(function).parameters.values())[1]
     if parameter.annotation is inspect.Parameter.empty:
         return dict[str, Any]
@@ -274,31 +287,26 @@ def _payload_type(function: Callable[..., Any], refuse: Callable[[str, str], Han
     try:
         found = typing.get_type_hints(holder, getattr(function, "__globals__", {}))["payload"]
     except (NameError, SyntaxError, TypeError, AttributeError) as error:
-        raise refuse(f"has a payload annotation that cannot be resolved: {error}", _TYPES) from error
+        raise declared.refused(f"has a payload annotation that cannot be resolved: {error}", _TYPES) from error
     if found is dict or found is Any:
         return dict[str, Any]
     if typing.get_origin(found) is dict or isinstance(found, type):
         return found
-    raise refuse(f"has the payload type {found!r}", _TYPES)
+    raise declared.refused(f"has the payload type {found!r}", _TYPES)
 
 
-def _check_schedule(
-    cron: str,
-    timezone: str,
-    decoder: msgspec.json.Decoder[Any],
-    refuse: Callable[[str, str], HandlerError],
-) -> None:
+def _check_schedule(declared: _Declared, cron: str, timezone: str, decoder: msgspec.json.Decoder[Any]) -> None:
     from orchestrator.jobs.cron import check_cron  # late, with cronsim: few modules have a schedule
     from orchestrator.jobs.errors import ScheduleError
 
     try:
         check_cron(cron, timezone)
     except ScheduleError as error:
-        raise refuse(f"has an unusable schedule: {error.message}", error.remedy) from error
+        raise declared.refused(f"has an unusable schedule: {error.message}", error.remedy) from error
     try:
         decoder.decode(b"{}")
     except msgspec.ValidationError as error:
-        raise refuse(
+        raise declared.refused(
             f"has a schedule, and a payload that cannot be empty: {error}",
             "Give each field of the payload a default, or make the schedule through the API with a payload.",
         ) from error

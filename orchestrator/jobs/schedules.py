@@ -73,6 +73,32 @@ async def put_schedule(
 _CLOCK = "SELECT orchestrator.clock()"
 
 
+async def set_enabled(connection: Any, name: str, *, enabled: bool) -> None:
+    """Pause the schedule, or let it go on from the next time that lies ahead; from then on it is the caller's.
+
+    Raises:
+        ScheduleNotFoundError: there is none of that name.
+        ScheduleError: its expression, written by hand, is none; nothing was written.
+    """
+    row = await connection.fetchrow(
+        "SELECT cron, timezone, enabled, next_run_at FROM orchestrator.schedules WHERE name = $1 FOR NO KEY UPDATE",
+        name,
+    )
+    if row is None:
+        raise ScheduleNotFoundError(name)
+    next_run_at = row["next_run_at"]
+    if enabled and not row["enabled"]:
+        next_run_at = next_after(row["cron"], row["timezone"], await connection.fetchval(_CLOCK))
+    await connection.execute(
+        "UPDATE orchestrator.schedules SET enabled = $2, next_run_at = $3, source = 'api', updated_at = now()"
+        " WHERE name = $1",
+        name,
+        enabled,
+        next_run_at,
+    )
+    await connection.execute("SELECT pg_notify('orchestrator_schedules', '')")
+
+
 async def delete_schedule(connection: Any, name: str) -> bool:
     """Remove the row; False where there is none. One that code declares comes back at the next start: disable that."""
     return await connection.fetchval("DELETE FROM orchestrator.schedules WHERE name = $1 RETURNING true", name) is True

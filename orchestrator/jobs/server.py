@@ -62,7 +62,6 @@ class JobServer:
         *,
         concurrency: int,
         lease_s: float,
-        connect_timeout_s: float,
         redact: Callable[[str], str],
         service: Service | None = None,
     ) -> None:
@@ -79,7 +78,6 @@ class JobServer:
             worker_id=self.worker_id,
             concurrency=concurrency,
             lease_s=lease_s,
-            connect_timeout_s=connect_timeout_s,
             emit=self._emit_from_afar,
             redact=redact,
             service=service,
@@ -259,7 +257,6 @@ async def job_server(
     *,
     concurrency: int,
     lease_s: float,
-    connect_timeout_s: float,
     stop_timeout_s: float,
     redact: Callable[[str], str],
     service: Service | None = None,
@@ -275,7 +272,6 @@ async def job_server(
         life,
         concurrency=concurrency,
         lease_s=lease_s,
-        connect_timeout_s=connect_timeout_s,
         redact=redact,
         service=service,
     )

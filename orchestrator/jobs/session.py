@@ -77,7 +77,6 @@ async def keep_session(
     work: Callable[[Session], Awaitable[None]],
     *,
     purpose: str,
-    connect_timeout_s: float,
     limit_s: float,
     emit: Callable[..., None],
     lost: Callable[[], None] | None = None,
@@ -97,7 +96,6 @@ async def keep_session(
         try:
             connection = await connect_once(
                 dsn,
-                timeout_s=dsn.connect_timeout_s or connect_timeout_s,
                 application_name=f"orchestrator {purpose}",
                 silence_s=2 * limit_s,
             )

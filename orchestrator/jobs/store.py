@@ -26,8 +26,6 @@ MESSAGE_MAX = 500
 # Of one job: an answer stays bounded whatever a handler returns. What is above is told by name, not sent.
 _OUTPUT_MAX_BYTES = 1 << 20
 _ATTEMPTS_MAX = 100
-# How far back the throughput of a queue is told.
-_MINUTES = 30
 
 
 class JobSummary(msgspec.Struct, frozen=True):
@@ -64,14 +62,35 @@ class Attempt(msgspec.Struct, frozen=True):
     error: Any
 
 
+class JobChange(msgspec.Struct, frozen=True):
+    """A request through the API that made or changed a job: `by` is the name of the token that it showed."""
+
+    at: Moment
+    by: str
+    address: str
+    method: str
+    path: str
+
+
 class Job(JobSummary, frozen=True):
-    """One job, whole. `error` is the last attempt's; the newest 100 attempts are in `attempts`, oldest first."""
+    """One job, whole. `error` is the last attempt's; the newest 100 attempts are in `attempts`, oldest first.
+
+    `changes` are the requests that asked for it and changed it, of the last 90 days.
+    """
 
     payload: Any
     output: Any
     error: Any
     lease_until: Moment | None
     attempts: list[Attempt]
+    changes: list[JobChange]
+
+
+class JobPage(msgspec.Struct, frozen=True):
+    """Newest first; `next_cursor` asks for the page after this one, null at the end."""
+
+    jobs: list[JobSummary]
+    next_cursor: str | None
 
 
 class LogLine(msgspec.Struct, frozen=True):
@@ -95,7 +114,11 @@ class LogPage(msgspec.Struct, frozen=True):
 
 
 class ScheduleRow(msgspec.Struct, frozen=True):
-    """One schedule. `source`: code follows `@job(schedule=…)`, api is what a person changed."""
+    """One schedule. `source`: code follows `@job(schedule=…)`, api is what a person changed.
+
+    `last_run_at` is when its time came last; `last_job_*` are about its newest job, whoever asked for that: None where
+    there is none, or it is no longer kept.
+    """
 
     name: str
     job: str
@@ -107,8 +130,32 @@ class ScheduleRow(msgspec.Struct, frozen=True):
     next_run_at: Moment | None
     last_run_at: Moment | None
     last_job_id: int | None
+    last_job_state: State | None
+    last_job_at: Moment | None
     created_at: Moment
     updated_at: Moment
+
+
+# `$` of Python matches before a last line break, that of JSON Schema does not: the look-ahead makes them one.
+# No handler, queue or schedule has another name; NUL, which Postgres refuses, is none of these.
+NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.:\-]{0,99}$(?!\n)"
+Name = Annotated[str, msgspec.Meta(pattern=NAME)]
+
+
+class JobFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which jobs: every member that is given must hold.
+
+    `since` is about when they were added. `retrying` are those that failed and wait for their next attempt. `failure`
+    is the key of a group of failures.
+    """
+
+    state: State | None = None
+    name: Name | None = None
+    queue: Name | None = None
+    schedule: Name | None = None
+    since: Moment | None = None
+    retrying: bool | None = None
+    failure: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{16}$(?!\n)")] | None = None
 
 
 SUMMARY = f"""
@@ -126,7 +173,11 @@ SELECT {SUMMARY}, j.payload::text AS payload, j.error::text AS error,
         ELSE j.output::text END AS output,
     (SELECT coalesce(jsonb_agg(to_jsonb(a) - 'job_id' ORDER BY a.attempt), '[]'::jsonb)::text FROM (
         SELECT * FROM orchestrator.attempts WHERE job_id = j.id ORDER BY attempt DESC LIMIT {_ATTEMPTS_MAX}
-    ) a) AS attempts
+    ) a) AS attempts,
+    (SELECT coalesce(jsonb_agg(to_jsonb(c) ORDER BY c.at), '[]'::jsonb)::text FROM (
+        SELECT changed_at AS at, token AS by, address, method, path FROM orchestrator.api_changes
+        WHERE facts->>'job' = j.id::text ORDER BY id DESC LIMIT {_ATTEMPTS_MAX}
+    ) c) AS changes
 FROM orchestrator.jobs j WHERE j.id = $1
 """  # noqa: S608 constants of this file
 _JSON = frozenset({"payload", "output", "error", "progress", "facts"})
@@ -137,7 +188,7 @@ def _json(text: str | None) -> Any:
 
 
 def fields_of(row: Any) -> dict[str, Any]:
-    """The row's columns; what is JSON is left as its text."""
+    """A row's columns by name, what is JSON in it as its own text."""
     return {name: _json(value) if name in _JSON else value for name, value in row.items()}
 
 
@@ -159,7 +210,39 @@ async def read_job(connection: Any, job_id: int) -> Job | None:
         return None
     fields = fields_of(row)
     fields["attempts"] = msgspec.json.decode(row["attempts"], type=list[Attempt])
+    fields["changes"] = msgspec.json.decode(row["changes"], type=list[JobChange])
     return Job(**fields)
+
+
+RETRYING = "j.attempt > 0 AND j.state IN ('scheduled', 'queued') AND j.error IS NOT NULL"
+# Failures that differ in numbers alone are the same one.
+FAILURE_KEY = """left(encode(sha256(convert_to(concat_ws(E'\\n', j.name, j.error->>'type',
+    regexp_replace(left(j.error->>'message', 300), '[0-9]+', '#', 'g')), 'UTF8')), 'hex'), 16)"""
+
+
+def conditions_of(which: JobFilter, before: int | None = None) -> tuple[list[str], list[object]]:
+    """Conditions on `jobs j` for the filter, and their arguments from $1 on; `before` is an id that all lie below."""
+    conditions: list[str] = []
+    arguments: list[object] = []
+    if which.state is not None:
+        # A literal out of STATES, so that the partial indexes serve.
+        conditions.append(f"j.state = '{STATES[STATES.index(which.state)]}'")
+    if which.retrying is not None:
+        conditions.append(RETRYING if which.retrying else f"({RETRYING}) IS NOT TRUE")
+    if which.failure is not None:
+        arguments.append(which.failure)
+        conditions.append(f"j.error IS NOT NULL AND {FAILURE_KEY} = ${len(arguments)}")
+    for column, comparison, value in (
+        ("name", "=", which.name),
+        ("queue", "=", which.queue),
+        ("schedule", "=", which.schedule),
+        ("created_at", ">=", None if which.since is None else in_utc(which.since)),
+        ("id", "<", before),
+    ):
+        if value is not None:
+            arguments.append(value)
+            conditions.append(f"j.{column} {comparison} ${len(arguments)}")
+    return conditions, arguments
 
 
 async def read_log(connection: Any, job_id: int, *, after: int, limit: int) -> LogPage | None:
@@ -179,20 +262,21 @@ async def read_log(connection: Any, job_id: int, *, after: int, limit: int) -> L
 
 
 _SCHEDULE = """
-SELECT name, job, cron, timezone, payload::text AS payload, enabled, source, next_run_at, last_run_at, last_job_id,
-    created_at, updated_at
-FROM orchestrator.schedules
+SELECT s.name, s.job, s.cron, s.timezone, s.payload::text AS payload, s.enabled, s.source, s.next_run_at,
+    s.last_run_at, s.last_job_id, j.state AS last_job_state, coalesce(j.started_at, j.created_at) AS last_job_at,
+    s.created_at, s.updated_at
+FROM orchestrator.schedules s LEFT JOIN orchestrator.jobs j ON j.id = s.last_job_id
 """
 
 
 async def read_schedules(connection: Any) -> list[ScheduleRow]:
     """All schedules, by name."""
-    return [ScheduleRow(**fields_of(row)) for row in await connection.fetch(f"{_SCHEDULE} ORDER BY name")]
+    return [ScheduleRow(**fields_of(row)) for row in await connection.fetch(f"{_SCHEDULE} ORDER BY s.name")]
 
 
 async def read_schedule(connection: Any, name: str) -> ScheduleRow | None:
     """The schedule of that name, or None."""
-    row = await connection.fetchrow(f"{_SCHEDULE} WHERE name = $1", name)
+    row = await connection.fetchrow(f"{_SCHEDULE} WHERE s.name = $1", name)
     return None if row is None else ScheduleRow(**fields_of(row))
 
 

@@ -1,1 +1,4 @@
-"""What is done to a database: read the folder, plan, apply, keep the ledger."""
+"""Drizzle folders and ledgers: reading both, and deciding what is pending, edited or out of order.
+
+`resolve.py` decides, and is pure; `state.py` reads what it needs.
+"""

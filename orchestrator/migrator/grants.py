@@ -26,7 +26,8 @@ _ADD_ONLY = ("starts", "api_changes")
 # The statements that are still to be run, so that a start that grants nothing writes nothing.
 _MISSING = """
 WITH tables AS (
-    SELECT c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname) AS name, n.nspname = $2 AS is_ours, c.relname, c.relkind
+    SELECT c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname) AS name, n.nspname = $2 AS is_ours, c.relname,
+        c.relkind
     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
     WHERE c.relkind IN ('r', 'p', 'v') AND pg_catalog.pg_has_role(c.relowner, 'USAGE')
     AND (n.nspname = $2 OR EXISTS (

@@ -1,1 +1,1 @@
-"""A database's schema as data: read, compared, and written as DDL."""
+"""A database's schema as data: read from the catalogue, compared, and written as DDL, for `verify` and `generate`."""

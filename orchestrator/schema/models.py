@@ -1,65 +1,39 @@
-"""The code's idea of the database: SQLAlchemy's MetaData, loaded by name, made real, compared and written by alembic.
+"""The code's idea of the database: SQLAlchemy's MetaData, made real, compared and written by alembic.
 
 Imports SQLAlchemy and alembic, which are in the extra `dev`; nothing that serves loads this file.
 """
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
-import traceback
 import warnings
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import sqlalchemy
+from alembic.autogenerate import produce_migrations
+from alembic.ddl.postgresql import PostgresqlImpl
+from alembic.migration import MigrationContext
+from alembic.operations import Operations, ops
+from sqlalchemy import CheckConstraint, MetaData
+from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
+from sqlalchemy.dialects.postgresql.base import PGIdentifierPreparer
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
+from sqlalchemy.schema import AddConstraint, CreateColumn, CreateTable
+
 from orchestrator.database.connect import close, connect_once
 from orchestrator.database.quoting import identifier
 from orchestrator.errors import EXIT_CONFIG, OrchestratorError
+from orchestrator.schema.loading import PUBLIC
 from orchestrator.schema.table_sql import Written
 
-
-class MissingExtraError(OrchestratorError):
-    """What the extra `dev` brings is not installed."""
-
-    exit_code: ClassVar[int] = EXIT_CONFIG
-
-
-try:
-    import sqlalchemy
-    from alembic.autogenerate import produce_migrations
-    from alembic.ddl.postgresql import PostgresqlImpl
-    from alembic.migration import MigrationContext
-    from alembic.operations import Operations, ops
-    from sqlalchemy import CheckConstraint, MetaData
-    from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
-    from sqlalchemy.dialects.postgresql.base import PGIdentifierPreparer
-    from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-    from sqlalchemy.pool import NullPool
-    from sqlalchemy.schema import AddConstraint, CreateTable
-except ImportError as error:
-    raise MissingExtraError(
-        f"generate needs SQLAlchemy and alembic, and {error.name} is not installed",
-        remedy="pip install 'orchestrator[dev]'",
-        facts={"module": error.name},
-    ) from error
-
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection
-    from types import ModuleType
+    from collections.abc import AsyncIterator, Collection, Iterator
 
     from sqlalchemy import Column, Connection, Index, Table
 
     from orchestrator.dsn import Dsn
     from orchestrator.schema.tables import ObjectName
-
-_PUBLIC = "public"
-
-
-class SchemaError(OrchestratorError):
-    """SCHEMA names nothing that can be compared: the module does not import, or holds no MetaData there."""
-
-    exit_code: ClassVar[int] = EXIT_CONFIG
 
 
 class MetadataError(OrchestratorError):
@@ -68,92 +42,9 @@ class MetadataError(OrchestratorError):
     exit_code: ClassVar[int] = EXIT_CONFIG
 
 
-# ------------------------------------------------------------------------------------------------------------ loading
-
-
-def load_metadata(schema: str) -> MetaData:
-    """The MetaData that `module:name` names: one, or what has one as `.metadata` (a declarative Base, a registry).
-
-    The working directory is looked in as well, after everything that is installed.
-
-    Raises:
-        SchemaError: with the file and line at which the import failed.
-    """
-    module_name, _, attribute = schema.partition(":")
-    here = os.getcwd()  # noqa: PTH109 sys.path holds strings
-    if here not in sys.path and "" not in sys.path:
-        sys.path.append(here)
-    module = _import(module_name, schema)
-    found: Any = module
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            names = [n for n, v in vars(module).items() if not n.startswith("_") and _metadata_of(v) is not None]
-            suggestion = f"; is {module_name}:{names[0]} meant?" if names else ""
-            raise SchemaError(
-                f"SCHEMA={schema}: {module_name} has no {attribute!r}{suggestion}",
-                remedy="ObjectName a MetaData, a declarative Base or a registry: SCHEMA=my_app.models:Base",
-                facts={"schema": schema, "file": getattr(module, "__file__", None)},
-            )
-        found = getattr(found, part)
-    metadata = _metadata_of(found)
-    if metadata is None:
-        raise SchemaError(
-            f"SCHEMA={schema} is a {type(found).__name__}, and neither a MetaData nor anything that has one",
-            remedy="ObjectName a MetaData, a declarative Base or a registry: SCHEMA=my_app.models:Base",
-            facts={"schema": schema, "file": getattr(module, "__file__", None)},
-        )
-    if not metadata.tables:
-        raise SchemaError(
-            f"SCHEMA={schema} has no tables: compared with it, every table of the folder would be dropped",
-            remedy="The modules that declare the tables are probably not imported by the module that SCHEMA names:"
-            " import them there, or name a module that does.",
-            facts={"schema": schema, "file": getattr(module, "__file__", None)},
-        )
-    return _without_public(metadata)
-
-
-def _import(name: str, schema: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except Exception as error:
-        # What is ours or the import machinery's own is not the place that the person looks for.
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<frozen")][2:]
-        place = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
-        if isinstance(error, SyntaxError):
-            place = f" at {error.filename}:{error.lineno}"
-        raise SchemaError(
-            f"SCHEMA={schema}: the module {name} does not import{place}: {type(error).__name__}: {error}",
-            remedy="Mend the module, or name another; it is looked for in the working directory and on PYTHONPATH.",
-            facts={"schema": schema, "place": place.removeprefix(" at ")},
-        ) from error
-
-
-def _metadata_of(value: object) -> MetaData | None:
-    if isinstance(value, MetaData):
-        return value
-    inner = getattr(value, "metadata", None)
-    return inner if isinstance(inner, MetaData) else None
-
-
-def _without_public(metadata: MetaData) -> MetaData:
-    """The same with schema="public" left out: to alembic that and none are two places, to the server one."""
-    if not any(table.schema == _PUBLIC for table in metadata.tables.values()):
-        return metadata
-    copy = MetaData(naming_convention=metadata.naming_convention)
-
-    def place(_table: Table, schema: str | None, _constraint: object, referred: str | None) -> str | None:
-        del schema
-        return None if referred == _PUBLIC else referred
-
-    for table in metadata.tables.values():
-        moved: Any = None if table.schema == _PUBLIC else table.schema  # None is "without one", which the type forgets
-        table.to_metadata(copy, schema=moved, referred_schema_fn=place)
-    return copy
-
-
 def schemas_of(metadata: MetaData) -> frozenset[str]:
     """The schemas that the metadata names; a table without one is in public."""
-    return frozenset(table.schema or _PUBLIC for table in metadata.tables.values()) or frozenset({_PUBLIC})
+    return frozenset(table.schema or PUBLIC for table in metadata.tables.values()) or frozenset({PUBLIC})
 
 
 def _schemas_of_types(metadata: MetaData) -> set[str]:
@@ -169,7 +60,7 @@ def _schemas_of_types(metadata: MetaData) -> set[str]:
 
 def tables_of(metadata: MetaData) -> frozenset[ObjectName]:
     """Schema and name of every table."""
-    return frozenset((table.schema or _PUBLIC, table.name) for table in metadata.tables.values())
+    return frozenset((table.schema or PUBLIC, table.name) for table in metadata.tables.values())
 
 
 # ---------------------------------------------------------------------------------------------------- on a real server
@@ -198,7 +89,8 @@ async def create_all(dsn: Dsn, metadata: MetaData, *, path: str) -> None:
     """Make everything that the metadata says, in an empty database, the way SQLAlchemy does it.
 
     Raises:
-        MetadataError: the server refuses it: an extension that is missing, a name that is taken.
+        MetadataError: SQLAlchemy cannot write it, or the server refuses it: an extension that is missing, a name that
+            is taken.
     """
     connection = await connect_once(dsn, timeout_s=5, application_name="orchestrator generate")
     try:
@@ -210,19 +102,52 @@ async def create_all(dsn: Dsn, metadata: MetaData, *, path: str) -> None:
         async with _engine(dsn, path) as engine, engine.connect() as session:
             with _quiet():
                 await session.run_sync(lambda sync: metadata.create_all(sync, checkfirst=False))
-    except sqlalchemy.exc.SQLAlchemyError as error:
-        raise _refused(error) from error
+    except sqlalchemy.exc.DBAPIError as error:
+        raise _refused_by_server(error) from error
+    except (OrchestratorError, OSError):
+        raise
+    except Exception as error:  # of SQLAlchemy, or of a type or a listener of the user's
+        raise _not_written(error, metadata) from error
 
 
-def _refused(error: sqlalchemy.exc.SQLAlchemyError) -> MetadataError:
-    origin = getattr(error, "orig", None)
-    statement = " ".join((getattr(error, "statement", None) or "").split())
+def _not_written(error: Exception, metadata: MetaData) -> MetadataError:
+    """SQLAlchemy cannot write the DDL of what the code describes: no server was asked."""
+    place = next(_unwritable(metadata), "")
+    kind = "" if isinstance(error, sqlalchemy.exc.SQLAlchemyError) else f"{type(error).__name__}: "
+    return MetadataError(
+        f"SQLAlchemy cannot write what the code describes{f' ({place})' if place else ''}: {kind}{error}",
+        remedy="Correct it in the code, or leave the table out: --exclude TABLE.",
+        facts={"place": place},
+    )
+
+
+def _unwritable(metadata: MetaData) -> Iterator[str]:
+    """The tables and columns of which SQLAlchemy writes no DDL."""
+    for table in metadata.tables.values():
+        for column in table.columns:
+            if not _is_written(CreateColumn(column)):
+                yield f"table {table.fullname}, column {column.name}"
+        if not _is_written(CreateTable(table)):
+            yield f"table {table.fullname}"
+
+
+def _is_written(construct: Any) -> bool:
+    try:
+        construct.compile(dialect=_dialect())
+    except Exception:  # noqa: BLE001 the user's code; what it raises was told already
+        return False
+    return True
+
+
+def _refused_by_server(error: sqlalchemy.exc.DBAPIError) -> MetadataError:
+    origin = error.orig
+    statement = " ".join((error.statement or "").split())
     reason = str(origin.__cause__ or origin) if origin is not None else str(error)
     missing_type = getattr(origin, "sqlstate", None) == "42704"
     hint = " A type of an extension? CREATE EXTENSION in a migration, or name it in EXTENSIONS." if missing_type else ""
     return MetadataError(
         f"the server refuses what the code describes: {reason}" + (f" (in: {statement[:200]})" if statement else ""),
-        remedy=f"Correct the table in the code.{hint}",
+        remedy=f"Correct the table in the code, or leave it out: --exclude TABLE.{hint}",
         facts={"sqlstate": getattr(origin, "sqlstate", None)},
     )
 
@@ -247,9 +172,9 @@ def _write_missing(connection: Connection, metadata: MetaData, without: Collecti
 
     def is_compared(name: str | None, kind: str, parents: Any) -> bool:
         if kind == "schema":
-            return (name or _PUBLIC) in schemas
+            return (name or PUBLIC) in schemas
         if kind == "table":
-            return ((parents.get("schema_name") or _PUBLIC), name) not in without
+            return ((parents.get("schema_name") or PUBLIC), name) not in without
         return True
 
     context = MigrationContext.configure(
@@ -270,7 +195,7 @@ def _write_missing(connection: Connection, metadata: MetaData, without: Collecti
     tables: dict[ObjectName, str] = {}
     # A column that is computed, or was, may be made anew.
     columns = {
-        ((table.schema or _PUBLIC, table.name), column.name): _write(
+        ((table.schema or PUBLIC, table.name), column.name): _write(
             ops.AddColumnOp.from_column_and_tablename(table.schema, table.name, column)
         )
         for table in metadata.tables.values()
@@ -278,16 +203,16 @@ def _write_missing(connection: Connection, metadata: MetaData, without: Collecti
     }
     # An index that is there and differs is written from the code, too: as it is declared, it reads best.
     indexes = {
-        ((table.schema or _PUBLIC, table.name), name): index
+        ((table.schema or PUBLIC, table.name), name): index
         for table in metadata.tables.values()
         for index in table.indexes
         if (name := _rendered_name(index))
     }
     for op in _flat(found.ops if found is not None else ()):
         if isinstance(op, ops.CreateTableOp):
-            tables[op.schema or _PUBLIC, op.table_name] = _write(op)
+            tables[op.schema or PUBLIC, op.table_name] = _write(op)
         elif isinstance(op, ops.AddColumnOp):
-            columns[(op.schema or _PUBLIC, op.table_name), op.column.name] = _write(op)
+            columns[(op.schema or PUBLIC, op.table_name), op.column.name] = _write(op)
     return Written(
         tables,
         columns,
@@ -299,7 +224,7 @@ def _write_missing(connection: Connection, metadata: MetaData, without: Collecti
 def _named_checks(metadata: MetaData) -> dict[tuple[ObjectName, str], CheckConstraint]:
     preparer = _dialect().identifier_preparer
     return {
-        ((table.schema or _PUBLIC, table.name), _unquoted(quoted)): constraint
+        ((table.schema or PUBLIC, table.name), _unquoted(quoted)): constraint
         for table in metadata.tables.values()
         for constraint in table.constraints
         if isinstance(constraint, CheckConstraint) and constraint.name is not None

@@ -8,6 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.database.quoting import literal
+from orchestrator.schema import ddl
+from orchestrator.schema.column_sql import AlteredColumn, needs_made_anew
+from orchestrator.schema.objects import name_parts
+from orchestrator.schema.tables import column_of
 
 if TYPE_CHECKING:
     from orchestrator.schema.objects import Schema, SchemaObject
@@ -42,11 +46,11 @@ def _reference(one: SchemaObject) -> str:
 
 
 def _comment(one: SchemaObject) -> str:
-    return f"COMMENT ON {_reference(one)} IS {literal(one.facts.get('comment'))};"
+    return f"{ddl.comment(_reference(one), one.facts.get('comment'))};"
 
 
-def _not_valid(one: SchemaObject) -> str:
-    return " NOT VALID" if one.facts.get("validated") is False else ""
+def _of(one: SchemaObject) -> str:
+    return "DOMAIN" if one.facts.get("of_domain") else "TABLE"
 
 
 def _with_options(options: list[str] | None) -> str:
@@ -81,8 +85,10 @@ def _create(one: SchemaObject) -> list[str]:  # noqa: C901, PLR0911, PLR0912 one
         case "column":
             return [f"ALTER TABLE {one.table} ADD COLUMN {_column(one)};"]
         case "constraint":
-            of = "DOMAIN" if facts.get("of_domain") else "TABLE"
-            return [f"ALTER {of} {one.table} ADD CONSTRAINT {one.name} {_constraint(facts)}{_not_valid(one)};"]
+            validated = facts.get("validated", True)
+            return [
+                f"{ddl.add_constraint(str(one.table), one.name, _constraint(facts), validated=validated, of=_of(one))};"
+            ]
         case "view":
             return [f"CREATE VIEW {one.name}{_with_options(facts.get('options'))} AS {_ended(facts['definition'])}"]
         case "materialized view":
@@ -94,11 +100,9 @@ def _create(one: SchemaObject) -> list[str]:  # noqa: C901, PLR0911, PLR0912 one
                 made.append(f"ALTER SEQUENCE {one.name} OWNED BY {facts['owned_by']};")
             return made
         case "enum":
-            return [
-                f"CREATE TYPE {one.name} AS ENUM ({', '.join(literal(x).strip() for x in facts.get('labels', []))});"
-            ]
+            return [f"{ddl.create_enum(one.name, facts.get('labels', []))};"]
         case "domain":
-            return [f"CREATE DOMAIN {one.name} AS {_column_tail(one)};"]
+            return [f"CREATE DOMAIN {one.name} AS {ddl.column_tail(facts)};"]
         case "composite type":
             return [f"CREATE TYPE {one.name} AS ({', '.join(facts.get('attributes', []))});"]
         case "range type":
@@ -143,24 +147,7 @@ def _constraint(facts: dict[str, Any]) -> str:
 
 
 def _column(one: SchemaObject) -> str:
-    return f"{one.name} {_column_tail(one)}"
-
-
-def _column_tail(one: SchemaObject) -> str:
-    facts = one.facts
-    parts = [facts["type"]]
-    if "collation" in facts:
-        parts.append(f"COLLATE {facts['collation']}")
-    if "generated" in facts:
-        parts.append(f"GENERATED ALWAYS AS {facts['generated']}")
-    if "identity" in facts:
-        options = str(facts.get("identity_options", "")).partition(" START ")[2]
-        parts.append(f"GENERATED {facts['identity']} AS IDENTITY" + (f" (START {options})" if options else ""))
-    if "default" in facts:
-        parts.append(f"DEFAULT {facts['default']}")
-    if facts.get("not_null"):
-        parts.append("NOT NULL")
-    return " ".join(parts)
+    return f"{one.name} {ddl.column_tail(one.facts)}"
 
 
 def _policy(one: SchemaObject) -> str:
@@ -217,8 +204,7 @@ def drop(one: SchemaObject) -> list[str]:
     if one.kind == "column":
         return [f"ALTER TABLE {one.table} DROP COLUMN {one.name};"]
     if one.kind == "constraint":
-        of = "DOMAIN" if one.facts.get("of_domain") else "TABLE"
-        return [f"ALTER {of} {one.table} DROP CONSTRAINT {one.name};"]
+        return [f"{ddl.drop_constraint(str(one.table), one.name, of=_of(one))};"]
     if one.kind == "view column":
         made = [f"COMMENT ON {_reference(one)} IS NULL;"] if "comment" in one.facts else []
         return made + (
@@ -240,8 +226,10 @@ def alter(one: SchemaObject, other: SchemaObject | None, facts: Any) -> list[str
     """The statements that lead from `other` to `one` in `facts`; for a column, `other` None is a column just added."""
     changed = set(facts)
     made: list[str] = []
-    if one.kind in {"column", "domain"}:
+    if one.kind == "column":
         made = _alter_column(one, other, changed)
+    elif one.kind == "domain":
+        made = _alter_domain(one, changed)
     elif one.kind in {"table", "foreign table"}:
         made = _alter_table(one, other, changed)
     elif changed - {"comment", "privileges", "enabled", "validated"} and other is not None:
@@ -258,9 +246,8 @@ def alter(one: SchemaObject, other: SchemaObject | None, facts: Any) -> list[str
 
 
 def _validate(one: SchemaObject, other: SchemaObject) -> list[str]:
-    of = "DOMAIN" if one.facts.get("of_domain") else "TABLE"
     if other.facts.get("validated") is False:
-        return [f"ALTER {of} {one.table} VALIDATE CONSTRAINT {one.name};"]
+        return [f"{ddl.validate_constraint(str(one.table), one.name, of=_of(one))};"]
     return [*drop(other), *_create(one)]
 
 
@@ -291,7 +278,7 @@ def _alter_whole(one: SchemaObject, other: SchemaObject, changed: set[str]) -> l
             if "owned_by" in changed:
                 made.append(f"ALTER SEQUENCE {one.name} OWNED BY {facts.get('owned_by', 'NONE')};")
             if "persistence" in changed:
-                made.append(f"ALTER SEQUENCE {one.name} SET {'UNLOGGED' if 'persistence' in facts else 'LOGGED'};")
+                made.append(f"ALTER SEQUENCE {one.name} {ddl.set_persistence(unlogged='persistence' in facts)};")
             return made
         case "publication" if changed == {"tables"} and facts.get("tables"):
             return [f"ALTER PUBLICATION {one.name} SET TABLE {', '.join(facts['tables'])};"]
@@ -315,35 +302,22 @@ def _replace_view(one: SchemaObject) -> list[str]:
 
 def _options(facts: dict[str, Any], before: dict[str, Any]) -> list[str]:
     """SET and RESET of storage options."""
-    wanted, found = (dict(o.split("=", 1) for o in side.get("options", [])) for side in (facts, before))
-    made = []
-    if set_ := [f"{name} = {value}" for name, value in wanted.items() if found.get(name) != value]:
-        made.append(f"SET ({', '.join(set_)})")
-    if reset := [name for name in found if name not in wanted]:
-        made.append(f"RESET ({', '.join(reset)})")
-    return made
+    was, now = (dict(option.partition("=")[::2] for option in side.get("options", ())) for side in (before, facts))
+    return ddl.changed_options(was, now)
 
 
 def _alter_enum(one: SchemaObject, other: SchemaObject) -> list[str]:
-    wanted, found = one.facts.get("labels", []), list(other.facts.get("labels", []))
-    if [label for label in wanted if label in found] != found:
+    added = ddl.added_values(one.name, other.facts.get("labels", []), one.facts.get("labels", []))
+    if added is None:
         return ["-- labels of an enum cannot be dropped or ordered anew: make the type anew and change its columns"]
-    made = []
-    for index, label in enumerate(wanted):
-        if label not in found:
-            place = f" AFTER {literal(wanted[index - 1]).strip()}" if index else ""
-            if not index and found:
-                place = f" BEFORE {literal(found[0]).strip()}"
-            made.append(f"ALTER TYPE {one.name} ADD VALUE {literal(label).strip()}{place};")
-            found.insert(index, label)
-    return made
+    return [f"{sql};" for sql in added]
 
 
 def _alter_table(one: SchemaObject, other: SchemaObject | None, changed: set[str]) -> list[str]:
     facts, before = one.facts, other.facts if other else {}
     made: list[str] = []
     if "persistence" in changed:
-        made.append(f"SET {'UNLOGGED' if 'persistence' in facts else 'LOGGED'}")
+        made.append(ddl.set_persistence(unlogged="persistence" in facts))
     if "options" in changed:
         made += _options(facts, before)
     if "row_security" in changed:
@@ -370,59 +344,47 @@ def _alter_table(one: SchemaObject, other: SchemaObject | None, changed: set[str
     return statements
 
 
-def _alter_column(one: SchemaObject, other: SchemaObject | None, changed: set[str]) -> list[str]:  # noqa: C901, PLR0912
-    facts, before = one.facts, other.facts if other else one.facts
-    is_domain = one.kind == "domain"
-    added = other is None  # ADD COLUMN says all but what stands below
-    made: list[str] = []
-    if not added:
-        if changed & {"type", "collation"}:
-            if is_domain:
-                return ["-- a domain's type cannot change: make it anew and change its columns"]
-            collation = f" COLLATE {facts['collation']}" if "collation" in facts else ""
-            made.append(f"TYPE {facts['type']}{collation} USING {one.name}::{facts['type']}")
-        if "generated" in changed:
-            if "generated" in facts and "generated" in before and facts["generated"].endswith("STORED"):
-                made.append(f"SET EXPRESSION AS {facts['generated'].removesuffix(' STORED')}")
-            elif "generated" in facts:
-                return [*drop(other), *_create(one)] if other else []
-            else:
-                made.append("DROP EXPRESSION")
-        if "default" in changed and "identity" in changed and "identity" in facts:
-            made.append("DROP DEFAULT")
-        if "not_null" in changed and facts.get("not_null"):
-            made.append("SET NOT NULL")
-        if "identity" in changed:
-            if "identity" not in facts:
-                made.append("DROP IDENTITY")
-            elif "identity" not in before:
-                options = str(facts.get("identity_options", "")).partition(" START ")[2]
-                made.append(f"ADD GENERATED {facts['identity']} AS IDENTITY (START {options})")
-            else:
-                made.append(f"SET GENERATED {facts['identity']}")
-        if "identity_options" in changed and "identity" in facts and "identity" in before:
-            options = str(facts["identity_options"]).partition(" START ")[2].replace("NO CYCLE", "NO_CYCLE")
-            words = f"START {options}".split()
-            pairs = [f"SET {a} {b}" for a, b in zip(words[::2], words[1::2], strict=False) if a != "NO_CYCLE"]
-            made.append(" ".join([*pairs, "SET NO CYCLE" if words[-1] == "NO_CYCLE" else "SET CYCLE"]))
-        if "default" in changed and "identity" not in facts:
-            made.append(f"SET DEFAULT {facts['default']}" if "default" in facts else "DROP DEFAULT")
-        if "not_null" in changed and not facts.get("not_null"):
-            made.append("DROP NOT NULL")
+def _alter_column(one: SchemaObject, other: SchemaObject | None, changed: set[str]) -> list[str]:
+    """What leads from `other` to `one`; for a column that was just added, what ADD COLUMN cannot say."""
+    made = []
+    if other is not None:
+        was, now = column_of(other), column_of(one)
+        if needs_made_anew(was, now):
+            return _computed_anew(one, other)
+        altered = AlteredColumn(str(one.table), one.name, name_parts(one.name)[0], was, now)
+        for step in altered.steps():
+            made += [f"-- {step.note}"] * bool(step.note) + [f"{step.sql};"]
+    changes = []
     if "storage" in changed:
-        made.append(f"SET STORAGE {facts.get('storage', 'DEFAULT')}")
+        changes.append(f"SET STORAGE {one.facts.get('storage', 'DEFAULT')}")
     if "compression" in changed:
-        made.append(f"SET COMPRESSION {facts.get('compression', 'default')}")
+        changes.append(f"SET COMPRESSION {one.facts.get('compression', 'default')}")
     if "statistics" in changed:
-        made.append(f"SET STATISTICS {facts.get('statistics', -1)}")
+        changes.append(f"SET STATISTICS {one.facts.get('statistics', -1)}")
     if "options" in changed:
-        made += _options(facts, {} if added else before)
-    if is_domain:
-        return [f"ALTER DOMAIN {one.name} {change};" for change in made]
-    statements = [f"ALTER TABLE {one.table} ALTER COLUMN {one.name} {change};" for change in made]
-    if added and "comment" in facts:
-        statements.append(_comment(one))
-    return statements
+        changes += _options(one.facts, other.facts if other else {})
+    return made + [f"ALTER TABLE {one.table} ALTER COLUMN {one.name} {change};" for change in changes]
+
+
+def _computed_anew(one: SchemaObject, other: SchemaObject) -> list[str]:
+    if all(str(side.facts.get("generated")).endswith(" STORED") for side in (one, other)):
+        expression = one.facts["generated"].removesuffix(" STORED")
+        return [
+            "-- before PostgreSQL 17: drop the column and add it again",
+            f"ALTER TABLE {one.table} ALTER COLUMN {one.name} SET EXPRESSION AS {expression};",
+        ]
+    return [*drop(other), *_create(one)]
+
+
+def _alter_domain(one: SchemaObject, changed: set[str]) -> list[str]:
+    if changed & {"type", "collation"}:
+        return ["-- a domain's type cannot change: make it anew and change its columns"]
+    made = []
+    if "default" in changed:
+        made.append(f"SET DEFAULT {one.facts['default']}" if "default" in one.facts else "DROP DEFAULT")
+    if "not_null" in changed:
+        made.append(f"{'SET' if one.facts.get('not_null') else 'DROP'} NOT NULL")
+    return [f"ALTER DOMAIN {one.name} {change};" for change in made]
 
 
 def _grants(one: SchemaObject, other: SchemaObject) -> list[str]:

@@ -1,11 +1,12 @@
 """A database's catalogue as plain data: every object that can drift, with the facts that make it what it is.
 
-Reads pg_catalog with Postgres's own pg_get_*def functions, an empty `search_path` (so that every name is qualified) and
-fixed formats. Needs no right but to connect; writes nothing. What an extension owns is the extension's, and left out.
+Reads pg_catalog with Postgres's own pg_get_*def functions and fixed formats. Needs no right but to connect; writes
+nothing. What an extension owns is the extension's, and left out.
 """
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -13,7 +14,7 @@ import msgspec
 from orchestrator.schema.queries import DEFAULT_PRIVILEGES, FIRST_NORMAL_OID, PRIVILEGES, QUERIES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
 
 # What belongs to a table and has a qualified name of its own: it may change its owner and stay what it is.
@@ -23,8 +24,9 @@ _QUALIFIED_OWNED = frozenset({"sequence", "index"})
 class SchemaObject(msgspec.Struct, frozen=True, omit_defaults=True):
     """One object. `name` is quoted and qualified where it stands alone, bare where `table` (its owner) qualifies it.
 
-    `facts` hold what is compared, without what is not set. `inherited` objects come with a parent table in `parents`.
-    `position` is a column's place, which is no part of what a table is.
+    `facts` hold what is compared, without what is not set; `details` take apart what a fact says as text. `inherited`
+    objects come with a parent table in `parents`. `position` is a column's place, which is no part of what a table is,
+    and a table's among tables: the order in which they were made.
     """
 
     kind: str
@@ -35,6 +37,7 @@ class SchemaObject(msgspec.Struct, frozen=True, omit_defaults=True):
     inherited: bool = False
     parents: tuple[str, ...] = ()
     position: int = 0
+    details: dict[str, Any] = {}
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -59,26 +62,39 @@ class Schema(msgspec.Struct, frozen=True):
 
 
 _SESSION = (
-    "SET LOCAL search_path = ''; SET LOCAL TimeZone = 'UTC'; SET LOCAL DateStyle = 'ISO, YMD';"
+    "SET LOCAL TimeZone = 'UTC'; SET LOCAL DateStyle = 'ISO, YMD';"
     " SET LOCAL IntervalStyle = 'postgres'; SET LOCAL extra_float_digits = 3; SET LOCAL quote_all_identifiers = off;"
     " SET LOCAL standard_conforming_strings = on;"
     # Compiling each query would cost more than running it.
     " SET LOCAL bytea_output = 'hex'; SET LOCAL jit = off"
 )
+_DETAIL = "detail_"
 _NOT_FACTS = frozenset({"oid", "subid", "kind", "schema", "name", "owner_table", "inherited", "parents", "position"})
 
 
-async def read_schema(connection: Any, *, privileges: bool = False) -> Schema:
+async def read_schema(
+    connection: Any, *, path: str = "''", kinds: Collection[str] | None = None, privileges: bool = False
+) -> Schema:
     """Every object outside the system's schemas, in one snapshot; with `privileges`, who may do what with each.
 
-    A privilege of an object's owner is written as `owner`, whoever that is.
+    A privilege of an object's owner is written as `owner`, whoever that is. `kinds` are those of `queries.QUERIES` to
+    read, all by default. `path` is the search path, as SQL: definitions name what is in it without its schema, and with
+    a path, keys are quoted throughout.
     """
     found: list[SchemaObject] = []
     async with connection.transaction(readonly=True, isolation="repeatable_read"):
-        await connection.execute(_SESSION)
+        await connection.execute(f"SET LOCAL search_path = {path}; {_SESSION}")
         granted = await _privileges(connection) if privileges else {}
-        for catalogue, query in QUERIES:
+        for kind, catalogue, query in QUERIES:
+            if kinds is not None and kind not in kinds:
+                continue
+            # Keys hold names and keywords alone. Elsewhere types would be quoted, too: "text".
+            quotes = kind == "key" and kinds is not None
+            if quotes:
+                await connection.execute("SET LOCAL quote_all_identifiers = on")
             rows = await connection.fetch(query)
+            if quotes:
+                await connection.execute("SET LOCAL quote_all_identifiers = off")
             found.extend(_object(row, catalogue, granted) for row in rows)
         if privileges:
             found.extend(_object(row, "", {}) for row in await connection.fetch(DEFAULT_PRIVILEGES))
@@ -90,11 +106,8 @@ async def read_schema(connection: Any, *, privileges: bool = False) -> Schema:
 
 def _object(row: Any, catalogue: str, granted: Mapping[tuple[str, int, int], list[str]]) -> SchemaObject:
     values = dict(row)
-    facts = {
-        name: value
-        for name, value in values.items()
-        if name not in _NOT_FACTS and value is not None and value not in ([], "")
-    }
+    said = {name: value for name, value in values.items() if value is not None and value not in ([], "")}
+    facts = {name: value for name, value in said.items() if name not in _NOT_FACTS and not name.startswith(_DETAIL)}
     mine = granted.get((catalogue, values.get("oid") or 0, values.get("subid") or 0))
     if mine:
         facts["privileges"] = mine
@@ -107,6 +120,7 @@ def _object(row: Any, catalogue: str, granted: Mapping[tuple[str, int, int], lis
         bool(values.get("inherited")),
         tuple(values.get("parents") or ()),
         values.get("position") or 0,
+        {name.removeprefix(_DETAIL): value for name, value in said.items() if name.startswith(_DETAIL)},
     )
 
 
@@ -132,3 +146,11 @@ async def _privileges(connection: Any) -> dict[tuple[str, int, int], list[str]]:
 def by_key(objects: Iterable[SchemaObject]) -> dict[tuple[str, str, str], SchemaObject]:
     """The objects by what makes them the same."""
     return {one.key: one for one in objects}
+
+
+def name_parts(name: str) -> tuple[str, ...]:
+    """The parts of a qualified name as the server writes it, without their quotes."""
+    return tuple(
+        quoted.replace('""', '"') if quoted else plain
+        for quoted, plain in re.findall(r'"((?:[^"]|"")+)"|([^".]+)', name)
+    )

@@ -1,8 +1,9 @@
 """The queries that read a catalogue: one for each kind of object. Pure: texts, made of constants.
 
 Columns of each: kind, schema, name, and where they apply owner_table, inherited, parents, position; `oid` and `subid`
-find the privileges; every other column is a fact that is compared. `x` is the catalogue's row, `c` the relation that it
-belongs to, `n` the schema. They need an empty `search_path`, so that every name comes out qualified.
+find the privileges; what begins with `detail_` takes apart what a fact says as text; every other column is a fact that
+is compared. `x` is the catalogue's row, `c` the relation that it belongs to, `n` the schema. Names in definitions come
+out qualified unless `search_path` holds their schema.
 """
 
 # ruff: noqa: S608  # every part is a constant of this file
@@ -57,9 +58,38 @@ _OPERATOR = (
 )
 _ENABLED = "CASE {column} WHEN 'O' THEN 'on' WHEN 'D' THEN 'off' WHEN 'R' THEN 'replica' ELSE 'always' END"
 
-# (the catalogue that `oid` is of, the query)
-QUERIES: tuple[tuple[str, str], ...] = (
+
+def _column_names(relation: str, numbers: str) -> str:
+    return (
+        f"ARRAY(SELECT a.attname::text FROM unnest({numbers}) WITH ORDINALITY k (attnum, place) JOIN pg_attribute a"
+        f" ON a.attrelid = {relation} AND a.attnum = k.attnum ORDER BY k.place)"
+    )
+
+
+# A foreign key has rows for the partitions of the table that it leads to: they are its own business.
+_CONSTRAINTS = f"""
+            SELECT x.oid, 'constraint' AS kind, n.nspname AS schema, quote_ident(x.conname) AS name,
+            {_RELATION} AS owner_table, x.coninhcount > 0 AND NOT x.conislocal OR x.conparentid <> 0 AS inherited,
+            {_PARENTS} AS parents,
+            regexp_replace(pg_get_constraintdef(x.oid), ' NOT VALID$', '') AS definition,
+            CASE WHEN NOT x.convalidated THEN false END AS validated,
+            (SELECT false FROM pg_index i WHERE i.indexrelid = x.conindid AND NOT i.indisvalid
+            AND x.contype IN ('p', 'u', 'x')) AS index_valid,
+            (SELECT i.reloptions FROM pg_class i WHERE i.oid = x.conindid AND x.contype IN ('p', 'u', 'x'))
+            AS index_options,
+            obj_description(x.oid, 'pg_constraint') AS comment,
+            x.contype::text AS detail_type, {_column_names("x.conrelid", "x.conkey")} AS detail_columns,
+            (SELECT ARRAY[rn.nspname::text, r.relname::text] FROM pg_class r JOIN pg_namespace rn
+            ON rn.oid = r.relnamespace WHERE r.oid = x.confrelid) AS detail_references,
+            {_column_names("x.confrelid", "x.confkey")} AS detail_referenced_columns
+            {_of_relation("pg_constraint", "conrelid")} AND (x.conparentid = 0
+            OR x.conrelid <> (SELECT k.conrelid FROM pg_constraint k WHERE k.oid = x.conparentid))
+"""
+
+# (what it reads, the catalogue that `oid` is of, the query)
+QUERIES: tuple[tuple[str, str, str], ...] = (
     (
+        "schema",
         "pg_namespace",
         f"""
             SELECT n.oid, 'schema' AS kind, n.nspname AS schema, quote_ident(n.nspname) AS name,
@@ -68,6 +98,7 @@ QUERIES: tuple[tuple[str, str], ...] = (
         """,
     ),
     (
+        "extension",
         "pg_extension",
         """
             SELECT x.oid, 'extension' AS kind, n.nspname AS schema, quote_ident(x.extname) AS name,
@@ -76,6 +107,7 @@ QUERIES: tuple[tuple[str, str], ...] = (
         """,
     ),
     (
+        "table",
         "pg_class",
         f"""
             SELECT c.oid, CASE c.relkind WHEN 'f' THEN 'foreign table' ELSE 'table' END AS kind, n.nspname AS schema,
@@ -95,12 +127,13 @@ QUERIES: tuple[tuple[str, str], ...] = (
             (SELECT quote_ident(s.srvname) FROM pg_foreign_table f JOIN pg_foreign_server s ON s.oid = f.ftserver
             WHERE f.ftrelid = c.oid) AS server,
             (SELECT f.ftoptions FROM pg_foreign_table f WHERE f.ftrelid = c.oid) AS server_options,
-            obj_description(c.oid, 'pg_class') AS comment
+            obj_description(c.oid, 'pg_class') AS comment, c.oid::bigint AS position
             FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
             WHERE c.relkind IN ('r', 'p', 'f') AND {_USER_SCHEMA} AND {_no_extension("pg_class", "c.oid")}
         """,
     ),
     (
+        "column",
         "pg_class",
         f"""
             SELECT c.oid, x.attnum::int AS subid, 'column' AS kind, n.nspname AS schema, quote_ident(x.attname) AS name,
@@ -126,13 +159,17 @@ QUERIES: tuple[tuple[str, str], ...] = (
             nullif(x.attstattarget::int, -1) AS statistics,
             -- pg_attver is bookkeeping of some builds, no option.
             ARRAY(SELECT o FROM unnest(x.attoptions) o WHERE o !~ '^pg_attver=' ORDER BY o) AS options,
-            x.attfdwoptions AS server_options, col_description(c.oid, x.attnum) AS comment
+            x.attfdwoptions AS server_options, col_description(c.oid, x.attnum) AS comment,
+            (SELECT ARRAY[en.nspname::text, et.typname::text] FROM pg_type et JOIN pg_namespace en
+            ON en.oid = et.typnamespace WHERE et.typtype = 'e'
+            AND et.oid = CASE WHEN t.typelem <> 0 AND t.typlen = -1 THEN t.typelem ELSE t.oid END) AS detail_enum
             {_of_relation("pg_attribute", "attrelid", f"JOIN pg_type t ON t.oid = x.atttypid {_DEFAULT}")}
             AND x.attnum > 0 AND NOT x.attisdropped AND c.relkind IN ('r', 'p', 'f')
         """,
     ),
     (
         # What can be said of a view's columns without its query.
+        "view column",
         "pg_class",
         f"""
             SELECT c.oid, x.attnum::int AS subid, 'view column' AS kind, n.nspname AS schema,
@@ -143,27 +180,10 @@ QUERIES: tuple[tuple[str, str], ...] = (
             AND (d.oid IS NOT NULL OR x.attacl IS NOT NULL OR col_description(c.oid, x.attnum) IS NOT NULL)
         """,
     ),
+    ("key", "pg_constraint", f"{_CONSTRAINTS} AND x.contype IN ('f', 'p', 'u')"),
+    ("constraint", "pg_constraint", f"{_CONSTRAINTS} AND x.contype IN ('c', 'x')"),
     (
-        "pg_constraint",
-        f"""
-            SELECT x.oid, 'constraint' AS kind, n.nspname AS schema, quote_ident(x.conname) AS name,
-            {_RELATION} AS owner_table, x.coninhcount > 0 AND NOT x.conislocal OR x.conparentid <> 0 AS inherited,
-            {_PARENTS} AS parents,
-            regexp_replace(pg_get_constraintdef(x.oid), ' NOT VALID$', '') AS definition,
-            CASE WHEN NOT x.convalidated THEN false END AS validated,
-            (SELECT false FROM pg_index i WHERE i.indexrelid = x.conindid AND NOT i.indisvalid
-            AND x.contype IN ('p', 'u', 'x')) AS index_valid,
-            (SELECT i.reloptions FROM pg_class i WHERE i.oid = x.conindid AND x.contype IN ('p', 'u', 'x'))
-            AS index_options,
-            obj_description(x.oid, 'pg_constraint') AS comment
-            {_of_relation("pg_constraint", "conrelid")}
-            AND x.contype IN ('c', 'f', 'p', 'u', 'x')
-            -- A foreign key has rows for the partitions of the table that it leads to: they are its own business.
-            AND (x.conparentid = 0
-            OR x.conrelid <> (SELECT k.conrelid FROM pg_constraint k WHERE k.oid = x.conparentid))
-        """,
-    ),
-    (
+        "domain constraint",
         "pg_constraint",
         f"""
             SELECT x.oid, 'constraint' AS kind, n.nspname AS schema, quote_ident(x.conname) AS name, {_TYPE}
@@ -174,6 +194,7 @@ QUERIES: tuple[tuple[str, str], ...] = (
         """,
     ),
     (
+        "index",
         "pg_class",
         f"""
             SELECT ic.oid, 'index' AS kind, n.nspname AS schema, {_RELATION.replace("c.relname", "ic.relname")} AS name,
@@ -188,6 +209,7 @@ QUERIES: tuple[tuple[str, str], ...] = (
         """,
     ),
     (
+        "view",
         "pg_class",
         f"""
             SELECT c.oid, CASE c.relkind WHEN 'm' THEN 'materialized view' ELSE 'view' END AS kind, n.nspname AS schema,
@@ -199,6 +221,7 @@ QUERIES: tuple[tuple[str, str], ...] = (
         """,
     ),
     (
+        "sequence",
         "pg_class",
         f"""
             SELECT c.oid, 'sequence' AS kind, n.nspname AS schema, {_RELATION} AS name,
@@ -216,6 +239,7 @@ QUERIES: tuple[tuple[str, str], ...] = (
         """,
     ),
     (
+        "enum",
         "pg_type",
         f"""
             SELECT t.oid, 'enum' AS kind, n.nspname AS schema, {_TYPE} AS name,
@@ -224,6 +248,7 @@ QUERIES: tuple[tuple[str, str], ...] = (
         """,
     ),
     (
+        "domain",
         "pg_type",
         f"""
             SELECT t.oid, 'domain' AS kind, n.nspname AS schema, {_TYPE} AS name,
@@ -236,6 +261,7 @@ QUERIES: tuple[tuple[str, str], ...] = (
         """,
     ),
     (
+        "composite type",
         "pg_type",
         f"""
             SELECT t.oid, 'composite type' AS kind, n.nspname AS schema, {_TYPE} AS name,
@@ -250,6 +276,7 @@ QUERIES: tuple[tuple[str, str], ...] = (
         """,
     ),
     (
+        "range type",
         "pg_type",
         f"""
             SELECT t.oid, 'range type' AS kind, n.nspname AS schema, {_TYPE} AS name,
@@ -264,6 +291,7 @@ QUERIES: tuple[tuple[str, str], ...] = (
         """,
     ),
     (
+        "base type",
         "pg_type",
         f"""
             SELECT t.oid, 'base type' AS kind, n.nspname AS schema, {_TYPE} AS name, t.typinput::text AS input,
@@ -273,6 +301,7 @@ QUERIES: tuple[tuple[str, str], ...] = (
         """,
     ),
     (
+        "function",
         "pg_proc",
         f"""
             SELECT p.oid, CASE p.prokind WHEN 'p' THEN 'procedure' WHEN 'a' THEN 'aggregate' ELSE 'function' END
@@ -302,6 +331,7 @@ QUERIES: tuple[tuple[str, str], ...] = (
         """,
     ),
     (
+        "trigger",
         "pg_trigger",
         f"""
             SELECT x.oid, 'trigger' AS kind, n.nspname AS schema, quote_ident(x.tgname) AS name,
@@ -312,6 +342,7 @@ QUERIES: tuple[tuple[str, str], ...] = (
         """,
     ),
     (
+        "rule",
         "pg_rewrite",
         f"""
             SELECT x.oid, 'rule' AS kind, n.nspname AS schema, quote_ident(x.rulename) AS name,
@@ -321,6 +352,7 @@ QUERIES: tuple[tuple[str, str], ...] = (
         """,
     ),
     (
+        "policy",
         "pg_policy",
         f"""
             SELECT x.oid, 'policy' AS kind, n.nspname AS schema, quote_ident(x.polname) AS name,
@@ -333,6 +365,7 @@ QUERIES: tuple[tuple[str, str], ...] = (
         """,
     ),
     (
+        "event trigger",
         "pg_event_trigger",
         f"""
             SELECT x.oid, 'event trigger' AS kind, NULL::text AS schema, quote_ident(x.evtname) AS name,
@@ -342,6 +375,7 @@ QUERIES: tuple[tuple[str, str], ...] = (
         """,
     ),
     (
+        "statistics",
         "pg_statistic_ext",
         f"""
             SELECT x.oid, 'statistics' AS kind, n.nspname AS schema, quote_ident(n.nspname) || '.'
@@ -352,6 +386,7 @@ QUERIES: tuple[tuple[str, str], ...] = (
         """,
     ),
     (
+        "collation",
         "pg_collation",
         f"""
             SELECT x.oid, 'collation' AS kind, n.nspname AS schema, quote_ident(n.nspname) || '.'
@@ -364,6 +399,7 @@ QUERIES: tuple[tuple[str, str], ...] = (
         """,
     ),
     (
+        "publication",
         "pg_publication",
         f"""
             SELECT x.oid, 'publication' AS kind, NULL::text AS schema, quote_ident(x.pubname) AS name,
@@ -374,6 +410,7 @@ QUERIES: tuple[tuple[str, str], ...] = (
         """,
     ),
     (
+        "server",
         "pg_foreign_server",
         f"""
             SELECT x.oid, 'server' AS kind, NULL::text AS schema, quote_ident(x.srvname) AS name,
@@ -383,6 +420,7 @@ QUERIES: tuple[tuple[str, str], ...] = (
         """,
     ),
     (
+        "operator",
         "pg_operator",
         f"""
             SELECT x.oid, 'operator' AS kind, n.nspname AS schema, x.oid::regoperator::text AS name,
@@ -395,6 +433,7 @@ QUERIES: tuple[tuple[str, str], ...] = (
         """,
     ),
     (
+        "cast",
         "pg_cast",
         f"""
             SELECT x.oid, 'cast' AS kind, NULL::text AS schema, '(' || format_type(x.castsource, NULL) || ' AS '
@@ -409,6 +448,7 @@ QUERIES: tuple[tuple[str, str], ...] = (
     *(
         # Rare kinds: that they are there is compared, not how they are made.
         (
+            "rare",
             catalogue,
             f"""
             SELECT x.oid, i.type AS kind, i.schema, i.identity AS name FROM {catalogue} x

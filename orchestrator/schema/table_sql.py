@@ -1,4 +1,4 @@
-"""What makes one catalogue of another, in an order that runs, and which drops may be renames. Pure: no I/O.
+"""What makes one catalogue of another, in an order that runs. Pure: no I/O.
 
 New tables, columns and indexes come written (by alembic, from the code); all else is written here, from the server's
 own definitions.
@@ -8,47 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from graphlib import CycleError, TopologicalSorter
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from orchestrator.database.quoting import identifier, literal
-from orchestrator.schema.conversions import is_text, loses
+from orchestrator.schema import ddl, online_sql
+from orchestrator.schema.column_sql import AlteredColumn, base_type, needs_made_anew, place_behind_rows, sequence_of
+from orchestrator.schema.steps import Rank, Step
+from orchestrator.schema.tables import named
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from orchestrator.schema.steps import Target
     from orchestrator.schema.tables import Catalogue, Column, Constraint, Enum, Index, ObjectName, Sequence, Table
 
-# Where a statement stands in the file: each rank needs only what comes before it.
-_SCHEMA, _TYPE, _DROP_IDENTITY, _SEQUENCE, _RENAME, _DROP_KEY, _DROP_CONSTRAINT, _DROP_NAMESAKE = range(8)
-_RENAME_AGAIN, _ENUM, _TABLE, _ANEW, _ALTER, _COLUMN, _CONSTRAINT, _INDEX, _KEY, _REST, _PLACE = range(8, 19)
-_DROP_COLUMN, _DROP_TABLE, _DROP_SEQUENCE, _DROP_TYPE = range(19, 23)
-
-_COULD_BE_RENAMED = 0.5
-_PUBLIC = "public"
 _T = TypeVar("_T")
-
-Target = tuple[Literal["table", "column", "enum"], "ObjectName", str]
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One statement, without its semicolon; empty where there is nothing that could be run, and `note` says why.
-
-    `drops` is True for what takes something away for good. `otherwise` is tried where the server knows no such cast
-    (42804, 42846). `target` is the table or column that is made or dropped. `changed_rows` is a query for the number of
-    rows whose value the step changes.
-    """
-
-    rank: int
-    sql: str
-    note: str = ""
-    drops: bool = False
-    otherwise: Step | None = None
-    target: Target | None = None
-    changed_rows: str = ""
-    adds_enum_value: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,102 +37,16 @@ class Written:
     checks: Mapping[tuple[ObjectName, str], str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Rename:
-    """A table, one of its columns, or an enum's value that may have got another name, or a table another schema.
+def steps(before: Catalogue, wanted: Catalogue, written: Written, *, online: bool = False) -> list[Step]:
+    """What makes `wanted` of `before`; nothing where they are the same.
 
-    `name` is the present name of the table or enum; `old` the column or value, empty for a table; `new` what it is
-    called now, for `schema` the schema that the table is in now.
+    With `online`, tables that are there are changed in the form that keeps nobody waiting, where there is one.
     """
-
-    kind: Literal["table", "schema", "column", "value"]
-    name: ObjectName
-    new: str
-    old: str = ""
-
-    @property
-    def sql(self) -> str:
-        """The statement that renames."""
-        match self.kind:
-            case "column":
-                return f"ALTER TABLE {named(self.name)} RENAME COLUMN {identifier(self.old)} TO {identifier(self.new)}"
-            case "value":
-                return f"ALTER TYPE {named(self.name)} RENAME VALUE {literal(self.old)} TO {literal(self.new)}"
-            case "schema":
-                return f"ALTER TABLE {named(self.name)} SET SCHEMA {identifier(self.new)}"
-        return f"ALTER TABLE {named(self.name)} RENAME TO {identifier(self.new)}"
-
-    @property
-    def spelled(self) -> str:
-        """As `--rename` has it: users=people, app.users=crm.users, users.name=full_name, mood.ok=fine."""
-        parts = [*self.name, self.old] if self.old else [*self.name]
-        new = f"{self.new}.{self.name[1]}" if self.kind == "schema" else self.new
-        return f"{'.'.join(parts[1:] if self.name[0] == _PUBLIC else parts)}={new}"
-
-    @property
-    def targets(self) -> tuple[Target, ...]:
-        """What is dropped and what is added if it was no rename; for a value also the enum that is made anew."""
-        match self.kind:
-            case "column":
-                return ("column", self.name, self.old), ("column", self.name, self.new)
-            case "value":
-                return ("enum", self.name, self.old), ("enum", self.name, self.new), ("enum", self.name, "")
-            case "schema":
-                return ("table", self.name, ""), ("table", (self.new, self.name[1]), "")
-        return ("table", self.name, ""), ("table", (self.name[0], self.new), "")
-
-
-def named(name: ObjectName) -> str:
-    """`name` for a statement: the schema is left out where it is public, as in what SQLAlchemy writes."""
-    return identifier(name[1]) if name[0] == _PUBLIC else f"{identifier(name[0])}.{identifier(name[1])}"
-
-
-def suspected_renames(before: Catalogue, wanted: Catalogue) -> list[list[Rename]]:
-    """What was dropped and added and looks alike: for each new name, the old ones that it may be."""
-    found = []
-    gone = {name: table for name, table in before.tables.items() if name not in wanted.tables}
-    for name, table in wanted.tables.items():
-        if name not in before.tables:
-            alike = [old for old, was in gone.items() if _is_alike(was, table)]
-            found.append([Rename("schema", old, name[0]) for old in alike if old[1] == name[1]])
-            found.append([Rename("table", old, name[1]) for old in alike if old[0] == name[0]])
-            continue
-        was = before.tables[name]
-        lost = {c: column for c, column in was.columns.items() if c not in table.columns}
-        for new, column in table.columns.items():
-            if new not in was.columns:
-                found.append([Rename("column", name, new, c) for c, old in lost.items() if old.type == column.type])
-    for name, enum in wanted.enums.items():
-        values = before.enums[name].values if name in before.enums else ()
-        missing = [value for value in values if value not in enum.values]
-        found += [[Rename("value", name, new, old) for old in missing] for new in enum.values if new not in values]
-    return [group for group in found if group]
-
-
-def moved_enums(before: Catalogue, wanted: Catalogue) -> list[tuple[ObjectName, str]]:
-    """Enums with the same name and values in another schema, and that schema: nothing is lost where they move."""
-    return [
-        (old, new[0])
-        for new, enum in wanted.enums.items()
-        if new not in before.enums
-        for old, was in before.enums.items()
-        if old not in wanted.enums and old[1] == new[1] and was.values == enum.values
-    ][:1]
-
-
-def _is_alike(one: Table, other: Table) -> bool:
-    """Half of the columns or more have the same name and type."""
-    pairs = {(n, c.type) for n, c in one.columns.items()} & {(n, c.type) for n, c in other.columns.items()}
-    return bool(pairs) and len(pairs) >= _COULD_BE_RENAMED * max(len(one.columns), len(other.columns))
-
-
-def steps(before: Catalogue, wanted: Catalogue, written: Written) -> list[Step]:
-    """What makes `wanted` of `before`; nothing where they are the same."""
     found = [
         *_schemas(before, wanted),
         *_types(before, wanted),
         *_sequences(before, wanted),
-        *_tables(before, wanted, written),
+        *_tables(before, wanted, written, online=online),
     ]
     return sorted(dict.fromkeys(found), key=lambda step: step.rank)
 
@@ -166,51 +56,39 @@ def steps(before: Catalogue, wanted: Catalogue, written: Written) -> list[Step]:
 
 def _schemas(before: Catalogue, wanted: Catalogue) -> Iterator[Step]:
     for schema in sorted(wanted.schemas - before.schemas):
-        yield Step(_SCHEMA, f"CREATE SCHEMA {identifier(schema)}")
+        yield Step(Rank.SCHEMA, f"CREATE SCHEMA {identifier(schema)}")
 
 
 def _types(before: Catalogue, wanted: Catalogue) -> Iterator[Step]:
     for name, enum in wanted.enums.items():
         was = before.enums.get(name)
         if was is None:
-            yield Step(_TYPE, f"CREATE TYPE {named(name)} AS ENUM ({_values(enum.values)})")
-        elif was.values != enum.values:
-            yield from _enum(name, was, enum, before, wanted)
+            yield Step(Rank.TYPE, ddl.create_enum(named(name), enum.values))
+        elif (added := ddl.added_values(named(name), was.values, enum.values)) is not None:
+            yield from (Step(Rank.TYPE, sql, adds_enum_value=True) for sql in added)
+        else:
+            yield from _enum_made_anew(name, was, enum, before, wanted)
         yield from _comment(f"TYPE {named(name)}", was.comment if was else None, enum.comment)
     for name in before.enums.keys() - wanted.enums.keys():
-        yield Step(_DROP_TYPE, f"DROP TYPE {named(name)}", drops=True)
+        yield Step(Rank.DROP_TYPE, f"DROP TYPE {named(name)}", drops=True)
     for name, domain in wanted.domains.items():
         if name not in before.domains:
-            yield Step(_TYPE, f"CREATE DOMAIN {named(name)} AS {domain}")
+            yield Step(Rank.TYPE, f"CREATE DOMAIN {named(name)} AS {domain}")
         elif before.domains[name] != domain:
             yield Step(
-                _TYPE, "", f"the domain {named(name)} is {before.domains[name]}, in the code {domain}: write it by hand"
+                Rank.TYPE,
+                "",
+                f"the domain {named(name)} is {before.domains[name]}, in the code {domain}: write it by hand",
             )
     for name in before.domains.keys() - wanted.domains.keys():
-        yield Step(_DROP_TYPE, f"DROP DOMAIN {named(name)}", drops=True)
-
-
-def _values(values: tuple[str, ...]) -> str:
-    return ", ".join(literal(value) for value in values)
-
-
-def _enum(name: ObjectName, was: Enum, enum: Enum, before: Catalogue, wanted: Catalogue) -> Iterator[Step]:
-    kept = [value for value in enum.values if value in was.values]
-    if tuple(kept) != was.values:
-        yield from _enum_made_anew(name, was, enum, before, wanted)
-        return
-    for place, value in enumerate(enum.values):
-        if value not in was.values:
-            later = next((other for other in enum.values[place:] if other in was.values), None)
-            position = f" BEFORE {literal(later)}" if later is not None else ""
-            yield Step(_TYPE, f"ALTER TYPE {named(name)} ADD VALUE {literal(value)}{position}", adds_enum_value=True)
+        yield Step(Rank.DROP_TYPE, f"DROP DOMAIN {named(name)}", drops=True)
 
 
 def _enum_made_anew(name: ObjectName, was: Enum, enum: Enum, before: Catalogue, wanted: Catalogue) -> Iterator[Step]:
     """Postgres takes no value out of an enum and moves none: another type takes its place."""
     gone = [value for value in was.values if value not in enum.values]
     note = (
-        f"fails where a row still has {_values(tuple(gone))}" if gone else "the values are in another order now"
+        f"fails where a row still has {ddl.values_list(gone)}" if gone else "the values are in another order now"
     ) + "; rewrites every table with a column of the type"
     old = (name[0], f"{name[1]}_before")
     word = re.compile(rf"\b{re.escape(name[1])}\b")
@@ -225,8 +103,8 @@ def _enum_made_anew(name: ObjectName, was: Enum, enum: Enum, before: Catalogue, 
         for c, constraint in table.constraints.items():
             stays = constraint.kind == "check" and c in kept.constraints
             if stays and kept.constraints[c].definition == constraint.definition and word.search(constraint.definition):
-                lines.append(f"{table_sql} DROP CONSTRAINT {identifier(c)}")
-                after.append(f"{table_sql} ADD CONSTRAINT {identifier(c)} {constraint.definition}")
+                lines.append(ddl.drop_constraint(named(table_name), identifier(c)))
+                after.append(ddl.add_constraint(named(table_name), identifier(c), constraint.definition))
         for i, index in table.indexes.items():
             if i in kept.indexes and kept.indexes[i].definition == index.definition and word.search(index.definition):
                 lines.append(f"DROP INDEX {named((table_name[0], i))}")
@@ -246,14 +124,14 @@ def _enum_made_anew(name: ObjectName, was: Enum, enum: Enum, before: Catalogue, 
                 after.append(f"{table_sql} ALTER COLUMN {identifier(c)} SET DEFAULT {to.default}")
     lines = [
         f"ALTER TYPE {named(name)} RENAME TO {identifier(old[1])}",
-        f"CREATE TYPE {named(name)} AS ENUM ({_values(enum.values)})",
+        ddl.create_enum(named(name), enum.values),
         *lines,
         *after,
     ]
     for line in lines:
-        yield Step(_ENUM, line, note, drops=True, target=("enum", name, ""))
+        yield Step(Rank.ENUM, line, note, drops=True, target=("enum", name, ""))
         note = ""
-    yield Step(_DROP_TYPE, f"DROP TYPE {named(old)}", drops=True, target=("enum", name, ""))
+    yield Step(Rank.DROP_TYPE, f"DROP TYPE {named(old)}", drops=True, target=("enum", name, ""))
 
 
 def _sequences(before: Catalogue, wanted: Catalogue) -> Iterator[Step]:
@@ -262,7 +140,7 @@ def _sequences(before: Catalogue, wanted: Catalogue) -> Iterator[Step]:
         if name in before.sequences:
             was = before.sequences[name]
             if was.definition != sequence.definition:
-                yield Step(_SEQUENCE, f"ALTER SEQUENCE {named(name)} {sequence.definition}")
+                yield Step(Rank.SEQUENCE, f"ALTER SEQUENCE {named(name)} {sequence.definition}")
             if was.owned_by != sequence.owned_by:
                 yield _owner(name, sequence)
             yield from _comment(f"SEQUENCE {named(name)}", was.comment, sequence.comment)
@@ -272,12 +150,12 @@ def _sequences(before: Catalogue, wanted: Catalogue) -> Iterator[Step]:
         old = next((o for o, s in before.sequences.items() if _is_the_same_serial(o, s, sequence, wanted)), None)
         if old is not None and old[0] == name[0]:
             taken.add(old)
-            yield Step(_RENAME, f"ALTER SEQUENCE {named(old)} RENAME TO {identifier(name[1])}")
+            yield Step(Rank.RENAME, f"ALTER SEQUENCE {named(old)} RENAME TO {identifier(name[1])}")
             continue
-        yield Step(_SEQUENCE, f"CREATE SEQUENCE {named(name)} {sequence.definition}")
+        yield Step(Rank.SEQUENCE, f"CREATE SEQUENCE {named(name)} {sequence.definition}")
         if sequence.owned_by:
             yield _owner(name, sequence)
-            yield _place(literal(named(name)), *sequence.owned_by)
+            yield place_behind_rows(literal(named(name)), *_on(sequence.owned_by))
         yield from _comment(f"SEQUENCE {named(name)}", None, sequence.comment)
     for name, sequence in before.sequences.items():
         if name in wanted.sequences or name in taken:
@@ -286,13 +164,13 @@ def _sequences(before: Catalogue, wanted: Catalogue) -> Iterator[Step]:
             continue  # it goes with its column
         goes_on = _is_carried_over(sequence, wanted)
         if goes_on and sequence.owned_by:
-            yield Step(
-                _SEQUENCE, f"ALTER SEQUENCE {named(name)} OWNED BY NONE"
-            )  # or it would be found for the identity's
-            place = f"SELECT pg_catalog.setval({_sequence_of(*sequence.owned_by)}, last_value, is_called)"
-            yield Step(_PLACE, f"{place} FROM {named(name)}", "the identity goes on where the sequence stands")
+            # Or it would be found for the identity's.
+            yield Step(Rank.SEQUENCE, f"ALTER SEQUENCE {named(name)} OWNED BY NONE")
+            table, column = sequence.owned_by
+            place = f"SELECT pg_catalog.setval({sequence_of(named(table), column)}, last_value, is_called)"
+            yield Step(Rank.PLACE, f"{place} FROM {named(name)}", "the identity goes on where the sequence stands")
         note = "" if goes_on else "loses where it stands"
-        yield Step(_DROP_SEQUENCE, f"DROP SEQUENCE {named(name)}", note, drops=not goes_on)
+        yield Step(Rank.DROP_SEQUENCE, f"DROP SEQUENCE {named(name)}", note, drops=not goes_on)
 
 
 def _is_the_same_serial(name: ObjectName, old: Sequence, new: Sequence, wanted: Catalogue) -> bool:
@@ -307,24 +185,13 @@ def _is_carried_over(sequence: Sequence, wanted: Catalogue) -> bool:
     return wanted.tables[table].columns[column].identity is not None
 
 
-def _sequence_of(table: ObjectName, column: str) -> str:
-    return f"pg_catalog.pg_get_serial_sequence({literal(named(table))}, {literal(column)})"
-
-
-def _place(sequence: str, table: ObjectName, column: str) -> Step:
-    """Set a sequence behind the rows that are there: a new one begins at its start, and the next INSERT would fail."""
-    quoted = identifier(column)
-    return Step(
-        _PLACE,
-        f"SELECT pg_catalog.setval({sequence}, coalesce(max({quoted}), 1), max({quoted}) IS NOT NULL)"  # noqa: S608
-        f" FROM {named(table)}",
-        "the new sequence goes on behind the rows",
-    )
+def _on(column: tuple[ObjectName, str]) -> tuple[str, str]:
+    return named(column[0]), identifier(column[1])
 
 
 def _owner(name: ObjectName, sequence: Sequence) -> Step:
-    owner = "NONE" if sequence.owned_by is None else f"{named(sequence.owned_by[0])}.{identifier(sequence.owned_by[1])}"
-    return Step(_REST, f"ALTER SEQUENCE {named(name)} OWNED BY {owner}")
+    owner = ".".join(_on(sequence.owned_by)) if sequence.owned_by else "NONE"
+    return Step(Rank.REST, f"ALTER SEQUENCE {named(name)} OWNED BY {owner}")
 
 
 def _has_column(catalogue: Catalogue, table: ObjectName, column: str) -> bool:
@@ -333,33 +200,47 @@ def _has_column(catalogue: Catalogue, table: ObjectName, column: str) -> bool:
 
 def _comment(what: str, was: str | None, comment: str | None) -> Iterator[Step]:
     if was != comment:
-        yield Step(_REST, f"COMMENT ON {what} IS {literal(comment)}")
+        yield Step(Rank.REST, ddl.comment(what, comment))
 
 
 # ------------------------------------------------------------------------------------------------------------- tables
 
 
-def _tables(before: Catalogue, wanted: Catalogue, written: Written) -> Iterator[Step]:
+def _tables(before: Catalogue, wanted: Catalogue, written: Written, *, online: bool) -> Iterator[Step]:
     gone = {name: table for name, table in before.tables.items() if name not in wanted.tables}
     taken = _names(before.tables)
     for name, table in wanted.tables.items():
         was = before.tables.get(name)
         if was is None:
-            yield Step(_TABLE, written.tables[name], target=("table", name, ""))
-            made = _Made(name, _empty_like(table), table, written, taken)
-            yield from made.after_create()
+            yield Step(Rank.TABLE, written.tables[name], target=("table", name, ""))
+            yield from _Made(name, _empty_like(table), table, written, taken).after_create()
         else:
-            yield from _Made(name, was, table, written, taken).altered()
-    yield from _keys_in_the_way(before, wanted)
+            needed = _newly_referred_to(name, before, wanted) if online else frozenset()
+            yield from _Made(name, was, table, written, taken, online, needed).altered()
+    yield from _keys_in_the_way(before, wanted, online=online)
     # A table that goes makes room for the names that others get; all of them go then, as one may stand on another.
-    rank = _DROP_NAMESAKE if _names(gone) & (_names(wanted.tables) - _names(_kept(before, wanted))) else _DROP_TABLE
+    rank = (
+        Rank.DROP_NAMESAKE
+        if _names(gone) & (_names(wanted.tables) - _names(_kept(before, wanted)))
+        else Rank.DROP_TABLE
+    )
     for name in _droppable_order(gone):
         yield Step(rank, f"DROP TABLE {named(name)}", "loses the table's rows", drops=True, target=("table", name, ""))
     if _is_cyclic(gone):
         for name, table in gone.items():
             for key, constraint in table.constraints.items():
                 if constraint.kind == "foreign key" and constraint.references in gone:
-                    yield Step(_DROP_KEY, _drop_constraint(name, key), drops=True)
+                    yield Step(Rank.DROP_KEY, _drop_constraint(name, key), drops=True)
+
+
+def _newly_referred_to(name: ObjectName, before: Catalogue, wanted: Catalogue) -> frozenset[frozenset[str]]:
+    """The columns that new foreign keys stand on: their UNIQUE has to be there at once."""
+    return frozenset(
+        frozenset(one.referenced_columns)
+        for other, table in wanted.tables.items()
+        for key, one in table.constraints.items()
+        if one.references == name and (other not in before.tables or key not in before.tables[other].constraints)
+    )
 
 
 def _kept(before: Catalogue, wanted: Catalogue) -> dict[ObjectName, Table]:
@@ -381,8 +262,6 @@ def _names(tables: Mapping[ObjectName, Table]) -> frozenset[ObjectName]:
 
 def _empty_like(table: Table) -> Table:
     """What CREATE TABLE makes of `table`: all but its foreign keys, indexes and comments."""
-    from dataclasses import replace
-
     return replace(
         table,
         columns={name: replace(column, comment=None) for name, column in table.columns.items()},
@@ -421,22 +300,22 @@ def _droppable_order(tables: Mapping[ObjectName, Table]) -> list[ObjectName]:
 
 
 def _drop_constraint(table: ObjectName, name: str) -> str:
-    return f"ALTER TABLE {named(table)} DROP CONSTRAINT {identifier(name)}"
+    return ddl.drop_constraint(named(table), identifier(name))
 
 
 def _add_constraint(table: ObjectName, name: str, constraint: Constraint) -> Step:
-    rank = _KEY if constraint.kind == "foreign key" else _CONSTRAINT
-    return Step(rank, f"ALTER TABLE {named(table)} ADD CONSTRAINT {identifier(name)} {constraint.definition}")
+    rank = Rank.KEY if constraint.kind == "foreign key" else Rank.CONSTRAINT
+    return Step(rank, ddl.add_constraint(named(table), identifier(name), constraint.definition))
 
 
-def _keys_in_the_way(before: Catalogue, wanted: Catalogue) -> Iterator[Step]:
+def _keys_in_the_way(before: Catalogue, wanted: Catalogue, *, online: bool) -> Iterator[Step]:
     """Foreign keys that stay, and have to be away while what they stand on is changed."""
     retyped = {
         (name, column)
         for name, table in wanted.tables.items()
         if name in before.tables
         for column, now in table.columns.items()
-        if column in before.tables[name].columns and _base(before.tables[name].columns[column]) != _base(now)
+        if column in before.tables[name].columns and base_type(before.tables[name].columns[column]) != base_type(now)
     }
     remade: dict[ObjectName, list[frozenset[str]]] = {}
     for name, was_table in before.tables.items():
@@ -457,8 +336,12 @@ def _keys_in_the_way(before: Catalogue, wanted: Catalogue) -> Iterator[Step]:
                 continue  # it is made anew anyway
             touched = {(name, c) for c in constraint.columns} | {(target, c) for c in constraint.referenced_columns}
             if touched & retyped or frozenset(constraint.referenced_columns) in remade.get(target, ()):
-                yield Step(_DROP_KEY, _drop_constraint(name, key))
-                yield _add_constraint(name, key, now.constraints[key])
+                yield Step(Rank.DROP_KEY, _drop_constraint(name, key), allow=online_sql.MADE_AGAIN if online else "")
+                if online:
+                    definition = now.constraints[key].definition
+                    yield from online_sql.not_valid(named(name), identifier(key), definition, key=True)
+                else:
+                    yield _add_constraint(name, key, now.constraints[key])
 
 
 @dataclass(frozen=True, slots=True)
@@ -470,6 +353,8 @@ class _Made:
     now: Table
     written: Written
     taken: frozenset[ObjectName]  # names of relations, before
+    online: bool = False
+    needed_at_once: frozenset[frozenset[str]] = frozenset()
 
     @property
     def sql(self) -> str:
@@ -484,13 +369,17 @@ class _Made:
         for name, column in self.now.columns.items():
             was = self.was.columns.get(name)
             if was is None:
-                yield self._added(name, column)
-            elif was != column or self._stands_on_a_retyped(column):
-                yield from _Altered(self, name, was, column).steps()
+                yield from self._added(name, column)
+            elif needs_made_anew(was, column) or (
+                was.generated and column.generated and (was.type != column.type or self._stands_on_a_retyped(column))
+            ):
+                yield from self._made_anew(name, was, column)
+            elif was != column:
+                yield from self._altered_column(name, was, column)
         for name in self.was.columns:
             if name not in self.now.columns:
                 yield Step(
-                    _DROP_COLUMN,
+                    Rank.DROP_COLUMN,
                     f"{self.sql} DROP COLUMN {identifier(name)}",
                     "loses the column's data",
                     drops=True,
@@ -509,12 +398,35 @@ class _Made:
             if name in self.was.columns and self.was.columns[name].type != now.type
         )
 
-    def _added(self, name: str, column: Column, *, drops: bool = False) -> Step:
+    def _altered_column(self, name: str, was: Column, now: Column) -> Iterator[Step]:
+        column = AlteredColumn(named(self.name), identifier(name), name, was, now)
+        for step in column.steps():
+            # An identity needs NOT NULL at once.
+            if self.online and step.sql.endswith(" SET NOT NULL") and not now.identity:
+                yield from online_sql.not_null(column.table, column.name, name)
+            else:
+                yield step
+
+    def _added(self, name: str, column: Column, *, drops: bool = False) -> Iterator[Step]:
         needs_value = column.not_null and column.default is None and not column.identity and not column.generated
+        sql = self.written.columns[self.name, name]
+        target: Target = ("column", self.name, name)
+        if self.online and needs_value and sql.endswith(" NOT NULL"):
+            yield Step(Rank.COLUMN, sql.removesuffix(" NOT NULL"), drops=drops, target=target)
+            note = "fill the old rows first: fails where one has NULL there"
+            yield from online_sql.not_null(named(self.name), identifier(name), name, note=note)
+            return
         note = "NOT NULL without a default: fails where the table has rows" if needs_value else ""
-        return Step(
-            _COLUMN, self.written.columns[self.name, name], note, drops=drops, target=("column", self.name, name)
-        )
+        yield Step(Rank.COLUMN, sql, note, drops=drops, target=target)
+
+    def _made_anew(self, name: str, was: Column, now: Column) -> Iterator[Step]:
+        """Postgres turns no column into a generated one, and (before 17) changes no expression."""
+        derived = was.generated is not None and now.generated is not None
+        note = "" if derived else "loses the column's data: "
+        if not derived:
+            note += "it is computed from now on" if now.generated else "it was computed until now"
+        yield Step(Rank.ANEW, f"{self.sql} DROP COLUMN {identifier(name)}", note, drops=not derived)
+        yield from self._added(name, now, drops=not derived)
 
     def _constraints(self) -> Iterator[Step]:
         renamed = _same_under_another_name(self.was.constraints, self.now.constraints, lambda c: (c.kind, c.definition))
@@ -525,20 +437,36 @@ class _Made:
             was = self.was.constraints.get(name)
             if was is not None and (was.kind, was.definition) == (constraint.kind, constraint.definition):
                 if not was.validated and constraint.validated:
-                    yield Step(_REST, f"{self.sql} VALIDATE CONSTRAINT {identifier(name)}")
+                    yield Step(Rank.REST, ddl.validate_constraint(named(self.name), identifier(name)))
             elif name not in renamed.values():
                 if was is not None and name not in renamed:
-                    yield self._dropped(name, was, drops=False)
-                declared = self.written.checks.get((self.name, name)) if constraint.kind == "check" else None
-                yield Step(_CONSTRAINT, declared) if declared else _add_constraint(self.name, name, constraint)
+                    allow = online_sql.MADE_AGAIN if self.online else ""
+                    yield replace(self._dropped(name, was, drops=False), allow=allow)
+                yield from self._added_constraint(name, constraint)
             on = f"CONSTRAINT {identifier(name)} ON {named(self.name)}"
-            yield from _comment(on, was.comment if was else None, constraint.comment)
+            yield from self._comment(on, was.comment if was else None, constraint.comment)
         for name, constraint in self.was.constraints.items():
             if name not in self.now.constraints and name not in renamed:
                 yield self._dropped(name, constraint, drops=name not in self.now.indexes)
 
+    def _added_constraint(self, name: str, constraint: Constraint) -> Iterator[Step]:
+        if self.online and not (
+            constraint.kind in {"unique", "primary key"} and frozenset(constraint.columns) in self.needed_at_once
+        ):
+            found = online_sql.constraint(named(self.name), identifier(name), constraint)
+            if found is not None:
+                yield from found
+                return
+        declared = self.written.checks.get((self.name, name)) if constraint.kind == "check" else None
+        yield Step(Rank.CONSTRAINT, declared) if declared else _add_constraint(self.name, name, constraint)
+
+    def _comment(self, on: str, was: str | None, comment: str | None) -> Iterator[Step]:
+        """A comment; online, when what it is on is there: its index may have been built before it."""
+        for step in _comment(on, was, comment):
+            yield replace(step, rank=Rank.FINISH) if self.online else step
+
     def _dropped(self, name: str, constraint: Constraint, *, drops: bool) -> Step:
-        rank = _DROP_KEY if constraint.kind == "foreign key" else _DROP_CONSTRAINT
+        rank = Rank.DROP_KEY if constraint.kind == "foreign key" else Rank.DROP_CONSTRAINT
         return Step(rank, _drop_constraint(self.name, name), drops=drops)
 
     def _indexes(self) -> Iterator[Step]:
@@ -552,40 +480,46 @@ class _Made:
             was = self.was.indexes.get(name)
             if name not in renamed.values() and (was is None or was.definition != index.definition or not was.valid):
                 if was is not None and name not in renamed:
-                    yield Step(_DROP_CONSTRAINT, f"DROP INDEX {named((self.name[0], name))}")
+                    yield self._dropped_index(name, drops=False)
                     was = None
-                yield Step(_INDEX, self.written.indexes.get((self.name, name), index.definition))
-            yield from _comment(f"INDEX {named((self.name[0], name))}", was.comment if was else None, index.comment)
+                sql = self.written.indexes.get((self.name, name), index.definition)
+                is_concurrent = self.online or " INDEX CONCURRENTLY " in sql
+                yield online_sql.index(sql) if is_concurrent else Step(Rank.INDEX, sql)
+            yield from self._comment(
+                f"INDEX {named((self.name[0], name))}", was.comment if was else None, index.comment
+            )
         for name in self.was.indexes:
             if name not in self.now.indexes and name not in renamed:
-                drops = name not in self.now.constraints
-                yield Step(_DROP_CONSTRAINT, f"DROP INDEX {named((self.name[0], name))}", drops=drops)
+                yield self._dropped_index(name, drops=name not in self.now.constraints)
+
+    def _dropped_index(self, name: str, *, drops: bool) -> Step:
+        sql = named((self.name[0], name))
+        if self.online:
+            return online_sql.drop_index(sql, drops=drops)
+        return Step(Rank.DROP_CONSTRAINT, f"DROP INDEX {sql}", drops=drops)
 
     def _options(self) -> Iterator[Step]:
         if self.was.unlogged != self.now.unlogged:
-            yield Step(_REST, f"{self.sql} SET {'UNLOGGED' if self.now.unlogged else 'LOGGED'}", "rewrites the table")
+            yield Step(Rank.REST, f"{self.sql} {ddl.set_persistence(unlogged=self.now.unlogged)}", "rewrites the table")
         if self.was.partitioned_by != self.now.partitioned_by:
             how = [
                 f"partitioned by {one.partitioned_by}" if one.partitioned_by else "not partitioned"
                 for one in (self.was, self.now)
             ]
             yield Step(
-                _REST,
+                Rank.REST,
                 "",
                 f"the table {named(self.name)} is {how[0]}, in the code {how[1]}: Postgres cannot change that;"
                 " create another table, copy the rows, and rename both by hand",
             )
         if self.was.access_method != self.now.access_method:
             yield Step(
-                _REST, f"{self.sql} SET ACCESS METHOD {identifier(self.now.access_method)}", "rewrites the table"
+                Rank.REST, f"{self.sql} SET ACCESS METHOD {identifier(self.now.access_method)}", "rewrites the table"
             )
         if not self.now.options:
             return  # what the code says nothing of is left as a migration has set it
-        changed = {k: v for k, v in self.now.options.items() if self.was.options.get(k) != v}
-        if changed:
-            yield Step(_REST, f"{self.sql} SET ({', '.join(f'{key} = {value}' for key, value in changed.items())})")
-        if gone := [key for key in self.was.options if key not in self.now.options]:
-            yield Step(_REST, f"{self.sql} RESET ({', '.join(gone)})")
+        for change in ddl.changed_options(self.was.options, self.now.options):
+            yield Step(Rank.REST, f"{self.sql} {change}")
 
     def _comments(self) -> Iterator[Step]:
         yield from _comment(f"TABLE {named(self.name)}", self.was.comment, self.now.comment)
@@ -598,11 +532,11 @@ class _Made:
 def _renamed(statement: Callable[[str], str], old: str, new: str, *, again: bool) -> Iterator[Step]:
     """Rename, with `again` by way of a free name: the new one is not free before what has it is renamed or dropped."""
     if not again:
-        yield Step(_RENAME, f"{statement(old)} TO {identifier(new)}")
+        yield Step(Rank.RENAME, f"{statement(old)} TO {identifier(new)}")
         return
     free = f"orchestrator_{hashlib.sha256(f'{statement(old)} {new}'.encode()).hexdigest()[:16]}"
-    yield Step(_RENAME, f"{statement(old)} TO {identifier(free)}")
-    yield Step(_RENAME_AGAIN, f"{statement(free)} TO {identifier(new)}")
+    yield Step(Rank.RENAME, f"{statement(old)} TO {identifier(free)}")
+    yield Step(Rank.RENAME_AGAIN, f"{statement(free)} TO {identifier(new)}")
 
 
 def _same_under_another_name(
@@ -622,102 +556,3 @@ def _same_under_another_name(
 
 def _index_body(index: Index) -> tuple[bool, str]:
     return index.definition.startswith("CREATE UNIQUE"), index.definition.partition(" ON ")[2]
-
-
-@dataclass(frozen=True, slots=True)
-class _Altered:
-    """One column that is in both, and differs."""
-
-    table: _Made
-    name: str
-    was: Column
-    now: Column
-
-    @property
-    def sql(self) -> str:
-        return f"{self.table.sql} ALTER COLUMN {identifier(self.name)}"
-
-    def steps(self) -> Iterator[Step]:
-        was, now = self.was, self.now
-        if (was.generated, was.generated_kind) != (now.generated, now.generated_kind) or (
-            was.generated and (was.type != now.type or self.table._stands_on_a_retyped(now))  # noqa: SLF001 the same file
-        ):
-            if was.generated_kind == "s" and now.generated is None:
-                yield Step(_ALTER, f"{self.sql} DROP EXPRESSION")
-            else:
-                yield from self._made_anew()
-                return
-        if was.identity and not now.identity:
-            yield Step(_DROP_IDENTITY, f"{self.sql} DROP IDENTITY")  # its sequence may have the name of the next one
-        default = was.default
-        if (was.type, was.collation) != (now.type, now.collation):
-            if default is not None and _base(was) != _base(now):
-                yield Step(_ALTER, f"{self.sql} DROP DEFAULT")
-                default = None
-            yield self._retyped()
-        if default is not None and now.default is None:
-            yield Step(_ALTER, f"{self.sql} DROP DEFAULT")
-        elif default != now.default:
-            yield Step(_ALTER, f"{self.sql} SET DEFAULT {now.default}")
-        if now.not_null and not was.not_null:
-            yield Step(_ALTER, f"{self.sql} SET NOT NULL", "fails where a row has NULL there")
-        if now.identity and now.identity != was.identity:
-            yield from self._identity()
-        if was.not_null and not now.not_null:
-            yield Step(_ALTER, f"{self.sql} DROP NOT NULL")
-
-    def _made_anew(self) -> Iterator[Step]:
-        """Postgres turns no column into a generated one, and (before 17) changes no expression."""
-        derived = self.was.generated is not None and self.now.generated is not None
-        note = "" if derived else "loses the column's data: "
-        if not derived:
-            note += "it is computed from now on" if self.now.generated else "it was computed until now"
-        yield Step(_ANEW, f"{self.table.sql} DROP COLUMN {identifier(self.name)}", note, drops=not derived)
-        yield self.table._added(self.name, self.now, drops=not derived)  # noqa: SLF001 the same file
-
-    def _retyped(self) -> Step:
-        now, quoted = self.now, identifier(self.name)
-        collate = f" COLLATE {now.collation}" if now.collation else ""
-        sql = f"{self.sql} SET DATA TYPE {now.type}{collate}"
-        lost = loses(self.was.type, now.type)
-        table = ".".join(map(identifier, self.table.name))
-        there_and_back = f"{quoted}::{now.type}::{self.was.type}"
-        changed_rows = f"SELECT count(*) FROM {table} WHERE {quoted} IS DISTINCT FROM {there_and_back}"  # noqa: S608 quoted
-        by_text = Step(
-            _ALTER, f"{sql} USING {quoted}::text::{now.type}", "rewrites the table; fails where a value is refused"
-        )
-        # Only the explicit cast is known: it reads a text, which is refused where it cannot be read, or it makes fit.
-        explicit = Step(
-            _ALTER,
-            f"{sql} USING {quoted}::{now.type}",
-            "rewrites the table; fails where a value is refused"
-            if is_text(self.was.type)
-            else "rewrites the table, and may change values: the server does this conversion only when told to",
-            drops=not is_text(self.was.type),
-            otherwise=by_text,
-            changed_rows=changed_rows,
-        )
-        if lost:
-            note = f"loses {lost}"
-        elif _base(self.was) == _base(now):
-            note = ""
-        else:
-            note = "rewrites the table; fails where a value does not fit"
-        return Step(_ALTER, sql, note, drops=bool(lost), otherwise=explicit, changed_rows=changed_rows if lost else "")
-
-    def _identity(self) -> Iterator[Step]:
-        identity = self.now.identity
-        assert identity is not None  # noqa: S101 asked before
-        kind = "ALWAYS" if identity.always else "BY DEFAULT"
-        if self.was.identity is None:
-            yield Step(_ALTER, f"{self.sql} ADD GENERATED {kind} AS IDENTITY ({identity.options})")
-            if "nextval(" not in (self.was.default or ""):  # a serial's sequence is there to be asked: see _sequences
-                yield _place(_sequence_of(self.table.name, self.name), self.table.name, self.name)
-            return
-        options = re.sub(r"(START|INCREMENT|MINVALUE|MAXVALUE|CACHE|(?:NO )?CYCLE)\b", r"SET \1", identity.options)
-        yield Step(_ALTER, f"{self.sql} SET GENERATED {kind} {options}")
-
-
-def _base(column: Column) -> str:
-    """A type without its measure: varchar(10) and varchar(20) need no cast."""
-    return re.sub(r"\([^)]*\)", "", column.type)

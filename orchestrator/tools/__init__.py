@@ -1,1 +1,1 @@
-"""What a person runs beside a start: no start ever loads it."""
+"""What a person runs beside a start: `verify`, `rehearse`, `generate`, `new`, `repair`. No start ever loads it."""

@@ -34,9 +34,7 @@ class CopyError(OrchestratorError):
     exit_code = EXIT_MIGRATION
 
 
-async def copy_database(
-    live: Any, dsn: Dsn, scratch: Any, place: Place, *, with_data: bool, emit: Emit, connect_timeout_s: float
-) -> list[str]:
+async def copy_database(live: Any, dsn: Dsn, scratch: Any, place: Place, *, with_data: bool, emit: Emit) -> list[str]:
     """Fill the empty database of `place` from `live`; returns what a person must know of the copy's limits.
 
     `live` and `scratch` are sessions of their own on the two. Without data the tables are empty; ledgers and records
@@ -65,9 +63,7 @@ async def copy_database(
                     dump,
                     ["--format=custom", "--compress=1", "--no-password", *common]
                     + ([] if with_data else ["--schema-only"]),
-                    pgtools.environment(
-                        dsn, application_name="orchestrator rehearse", connect_timeout_s=connect_timeout_s
-                    ),
+                    pgtools.environment(dsn, application_name="orchestrator rehearse"),
                     dsn.secrets,
                     emit,
                     stdout=fd,
@@ -78,7 +74,6 @@ async def copy_database(
                 place,
                 emit,
                 application_name="orchestrator rehearse",
-                connect_timeout_s=connect_timeout_s,
                 options=common,
             )
         except pgtools.PgToolError as error:
@@ -125,13 +120,15 @@ async def copy_rows(live: Any, scratch: Any, ledgers: Sequence[LedgerTable]) -> 
 
 
 async def _follow_sequence(scratch: Any, qualified: str) -> None:
-    """Set the sequence behind `id` where the rows end: the next row is a new one."""
+    """Set the sequence behind a numeric `id` where the rows end: the next row is a new one."""
     sequence = await scratch.fetchval(
         "SELECT CASE WHEN EXISTS (SELECT 1 FROM pg_catalog.pg_attribute WHERE attrelid = $1::text::regclass"
-        " AND attname = 'id') THEN pg_catalog.pg_get_serial_sequence($1, 'id') END",
+        " AND attname = 'id' AND atttypid = ANY ('{int2,int4,int8,numeric}'::regtype[]))"
+        " THEN pg_catalog.pg_get_serial_sequence($1, 'id') END",
         qualified,
     )
     if sequence is not None:
         await scratch.execute(
-            f"SELECT pg_catalog.setval({literal(sequence)}, max(id)) FROM {qualified} HAVING max(id) IS NOT NULL"  # noqa: S608
+            f"SELECT pg_catalog.setval({literal(sequence)}, max(id)::bigint) FROM {qualified}"  # noqa: S608
+            " HAVING max(id) IS NOT NULL"
         )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from orchestrator.analysis.locks import Lock
 from orchestrator.backup.archive import count_rows
 from orchestrator.backup.restricted_role import isolated_database
 from orchestrator.database.connect import own_session
@@ -21,7 +22,7 @@ from orchestrator.tools.replay import LEFT_OUT, replay
 from orchestrator.tools.verify import applied_part
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from orchestrator.backup.pgtools import Emit
     from orchestrator.backup.restricted_role import Place
@@ -33,14 +34,7 @@ if TYPE_CHECKING:
     from orchestrator.migrator.state import Survey
 
 # What a transaction that changes rows holds on the table (TRUNCATE: the strongest).
-_WRITES = {"RowExclusiveLock", "ShareRowExclusiveLock", "ExclusiveLock", "AccessExclusiveLock"}
-_BLOCKS = {
-    "AccessExclusiveLock": "reads and writes",
-    "ExclusiveLock": "writes",
-    "ShareRowExclusiveLock": "writes",
-    "ShareLock": "writes",
-    "ShareUpdateExclusiveLock": "other DDL",
-}
+_WRITES = {Lock.ROW_EXCLUSIVE, Lock.SHARE_ROW_EXCLUSIVE, Lock.EXCLUSIVE, Lock.ACCESS_EXCLUSIVE}
 
 # The last thing that a migration does is to write its ledger row: at that moment its transaction holds every lock that
 # it took. So a trigger there writes them down, in the transaction, however the statements were sent.
@@ -69,16 +63,6 @@ BEGIN
     RETURN NULL;
 END $$;
 """
-_STRENGTH = (
-    "AccessShareLock",
-    "RowShareLock",
-    "RowExclusiveLock",
-    "ShareUpdateExclusiveLock",
-    "ShareLock",
-    "ShareRowExclusiveLock",
-    "ExclusiveLock",
-    "AccessExclusiveLock",
-)
 
 
 class LockTaken(msgspec.Struct, frozen=True):
@@ -153,8 +137,6 @@ class Rehearsal(msgspec.Struct, frozen=True):
     with_data: bool = False
     from_files: bool = False
     with_own_rights: bool = False
-    connect_timeout_s: float = 5.0
-    wait_timeout_s: float = 5.0
 
 
 async def rehearse(dsn: Dsn, sources: Sequence[Source], how: Rehearsal, emit: Emit) -> RehearsalReport:
@@ -168,9 +150,8 @@ async def rehearse(dsn: Dsn, sources: Sequence[Source], how: Rehearsal, emit: Em
         MigrationError: the ledger is no ledger, or history is refused.
     """
     with server_errors_explained(dsn, doing="reading the database"):
-        async with _session(dsn, how) as live:
+        async with _session(dsn) as live:
             surveys = await readable_surveys(live, sources, policy=how.options.policy, ahead=how.options.ahead)
-            pending = tuple(m.name for one in surveys for m in one.plan.pending)
             planned = await _planned(live, surveys, how)
             async with isolated_database(
                 how.on,
@@ -178,63 +159,93 @@ async def rehearse(dsn: Dsn, sources: Sequence[Source], how: Rehearsal, emit: Em
                 # The operator's own files alone run there, as they would in a start.
                 with_own_rights=how.with_own_rights or how.from_files,
                 emit=emit,
-                connect_timeout_s=how.connect_timeout_s,
             ) as place:
-                return await _on(place, live, dsn, surveys, pending, planned, how, emit)
+                return await _rehearse_on(place, live, dsn, surveys, planned, how, emit)
 
 
-async def _on(
+async def _rehearse_on(
     place: Place,
     live: Any,
     dsn: Dsn,
     surveys: Sequence[Survey],
-    pending: tuple[str, ...],
     planned: dict[tuple[str, str], tuple[LockTaken, ...]],
     how: Rehearsal,
     emit: Emit,
 ) -> RehearsalReport:
-    began, scratch = time.monotonic(), place.dsn
-    notes: list[str] = []
-    emit("rehearsal.started", database=scratch.redacted(), pending=len(pending), with_data=how.with_data)
+    """Fill the copy, remember its state, apply what is pending, and compare."""
+    began, notes = time.monotonic(), list[str]()
+    pending = tuple(m.name for one in surveys for m in one.plan.pending)
+    emit("rehearsal.started", database=place.dsn.redacted(), pending=len(pending), with_data=how.with_data)
+    await _fill_copy(place, live, dsn, surveys, how, emit, notes)
+    copied_in_s = time.monotonic() - began
+    emit("rehearsal.copied", duration_s=round(copied_in_s, 3))
+    async with _session(place.dsn) as copy:
+        before = await _state(copy)
+        await _watch_locks(copy, surveys)
+        before_size = await _size(copy)
+    applied, failed = await _apply(place.dsn, surveys, how, emit, notes)
+    async with _session(place.dsn) as copy:
+        after, locks, after_size = await _state(copy), await _locks(copy), await _size(copy)
+    changed = _changed(before.rows, after.rows, _our_tables(surveys))
+    findings, already = _unhealthy(before, after)
+    if not planned:  # the locks of a file that is not one transaction are not all seen, so what it wrote is not known
+        findings += _lost_rows(changed, locks)
+    return RehearsalReport(
+        pending,
+        _with_locks(applied, surveys, planned, locks),
+        failed,
+        how.with_data,
+        round(copied_in_s, 3),
+        before_size,
+        after_size,
+        tuple(changed),
+        len(before.rows) - sum(1 for one in changed if one.before is not None),
+        tuple(findings),
+        tuple(already),
+        tuple(notes),
+    )
+
+
+async def _fill_copy(
+    place: Place,
+    live: Any,
+    dsn: Dsn,
+    surveys: Sequence[Survey],
+    how: Rehearsal,
+    emit: Emit,
+    notes: list[str],
+) -> None:
+    """Make the copy what the database is, up to the migrations that are pending; `notes` say where it is not."""
     if how.from_files:
         notes.append("the schema is what the applied files make, not the database's own (--from-files)")
         await replay(
-            scratch,
+            place.dsn,
             _applied_parts(surveys),
             extensions=how.extensions,
-            connect_timeout_s=how.connect_timeout_s,
             on_event=lambda event: _note_left_out(event, notes),
         )
-    async with _session(scratch, how) as copy:
-        if not how.from_files:
-            notes += await copy_database(
-                live,
-                dsn,
-                copy,
-                place,
-                with_data=how.with_data,
-                emit=emit,
-                connect_timeout_s=how.connect_timeout_s,
-            )
-            if not how.with_data:
-                await copy_rows(live, copy, [one.source.table for one in surveys])
+        return
+    async with _session(place.dsn) as copy:
+        notes += await copy_database(live, dsn, copy, place, with_data=how.with_data, emit=emit)
+        if not how.with_data:
+            await copy_rows(live, copy, [one.source.table for one in surveys])
         for one in surveys:
             # Where the real run would make the ledger, it is made now: the trigger needs it.
-            if not one.ledger.exists and not how.from_files:
+            if not one.ledger.exists:
                 await create_ledger(copy, one.source.table, one.source.folder)
-        copied_in_s = time.monotonic() - began
-        emit("rehearsal.copied", duration_s=round(copied_in_s, 3))
-        before = await _state(copy)
-        await _watch_locks(copy, surveys)
-        began_sizes = await _size(copy)
-    failed: dict[str, Any] | None = None
-    durations: list[tuple[str, str, float]] = []
+
+
+async def _apply(
+    scratch: Dsn, surveys: Sequence[Survey], how: Rehearsal, emit: Emit, notes: list[str]
+) -> tuple[list[tuple[str, str, float]], dict[str, Any] | None]:
+    """Apply what is pending: `(source, name, seconds)` of each that was, and the error of the one that failed."""
+    applied: list[tuple[str, str, float]] = []
 
     def listen(event: Event) -> None:
         _note_left_out(event, notes)
         if event.name == "migration.applied":
             facts = event.facts
-            durations.append((str(facts["source"]), str(facts["migration"]), float(str(facts["duration_s"]))))
+            applied.append((str(facts["source"]), str(facts["migration"]), float(str(facts["duration_s"]))))
         if event.name.startswith("migration."):
             emit(event.name, level=event.level, **event.facts)
 
@@ -244,52 +255,50 @@ async def _on(
             [one.source for one in surveys],
             extensions=how.extensions,
             options=how.options,
-            connect_timeout_s=how.connect_timeout_s,
             on_event=listen,
         )
     except MigrationError as error:
-        failed = error.described()
-    async with _session(scratch, how) as copy:
-        after = await _state(copy)
-        locks = await _locks(copy)
-        size_after = await _size(copy)
-        findings, already = _unhealthy(before, after)
-    written = {held.relation for mine in locks.values() for held in mine if held.mode in _WRITES}
-    ours = {one.source.table.key for one in surveys} | {f"{SERVICE_SCHEMA}.{name}" for name in RECORDS}
-    changed = _changed(before.rows, after.rows, ours)
-    findings += [
+        return applied, error.described()
+    return applied, None
+
+
+def _with_locks(
+    applied: Sequence[tuple[str, str, float]],
+    surveys: Sequence[Survey],
+    planned: dict[tuple[str, str], tuple[LockTaken, ...]],
+    locks: dict[tuple[str, str, int], tuple[LockTaken, ...]],
+) -> tuple[Rehearsed, ...]:
+    keys: dict[tuple[str, str], tuple[str, str, int]] = {
+        (one.source.label, m.name): _lock_key(one, m) for one in surveys for m in one.source.folder.migrations
+    }
+    return tuple(
+        Rehearsed(
+            source,
+            name,
+            duration_s,
+            planned.get((source, name)) or locks.get(keys[source, name], ()),
+            (source, name) in planned,
+        )
+        for source, name, duration_s in applied
+    )
+
+
+def _our_tables(surveys: Sequence[Survey]) -> set[str]:
+    return {one.source.table.key for one in surveys} | {f"{SERVICE_SCHEMA}.{name}" for name in RECORDS}
+
+
+def _lost_rows(
+    changed: Sequence[Counted], locks: dict[tuple[str, str, int], tuple[LockTaken, ...]]
+) -> list[RehearsalFinding]:
+    """The tables whose rows became more or fewer, although no migration held a lock to write to them."""
+    written = {held.relation for mine in locks.values() for held in mine if Lock.of(held.mode) in _WRITES}
+    return [
         RehearsalFinding(
             "rows", one.table, f"{one.before} rows became {one.after}, and no migration that ran wrote to it"
         )
         for one in changed
-        if one.before is not None and one.after is not None and one.table not in written and not planned
+        if one.before is not None and one.after is not None and one.table not in written
     ]
-    migrations: dict[tuple[str, str], tuple[Survey, Migration]] = {
-        (one.source.label, m.name): (one, m) for one in surveys for m in one.source.folder.migrations
-    }
-    return RehearsalReport(
-        pending,
-        tuple(
-            Rehearsed(
-                source,
-                name,
-                duration_s,
-                planned.get((source, name)) or locks.get(_lock_key(*migrations[source, name]), ()),
-                (source, name) in planned,
-            )
-            for source, name, duration_s in durations
-        ),
-        failed,
-        how.with_data,
-        round(copied_in_s, 3),
-        began_sizes,
-        size_after,
-        tuple(changed),
-        len(before.rows) - sum(1 for one in changed if one.before is not None),
-        tuple(findings),
-        tuple(already),
-        tuple(notes),
-    )
 
 
 def _note_left_out(event: Event, notes: list[str]) -> None:
@@ -365,15 +374,20 @@ def _lock_key(one: Survey, migration: Migration) -> tuple[str, str, int]:
 
 async def _locks(copy: Any) -> dict[tuple[str, str, int], tuple[LockTaken, ...]]:
     rows = await copy.fetch("SELECT ledger, hash, created_at, relation, mode, made FROM orchestrator_rehearsal.locks")
-    strongest: dict[tuple[str, str, int], dict[str, LockTaken]] = {}
+    held: dict[tuple[str, str, int], list[LockTaken]] = {}
     for ledger, file_hash, created_at, relation, mode, made in rows:
-        held = strongest.setdefault((ledger, file_hash, created_at), {})
-        if relation not in held or _STRENGTH.index(mode) > _STRENGTH.index(held[relation].mode):
-            held[relation] = LockTaken(relation, mode, _BLOCKS.get(mode, "nothing"), made)
-    return {
-        key: tuple(sorted(held.values(), key=lambda h: (h.made, -_STRENGTH.index(h.mode), h.relation)))
-        for key, held in strongest.items()
-    }
+        taken = LockTaken(relation, mode, Lock.of(mode).blocks, made)
+        held.setdefault((ledger, file_hash, created_at), []).append(taken)
+    return {key: _strongest(locks) for key, locks in held.items()}
+
+
+def _strongest(locks: Iterable[LockTaken]) -> tuple[LockTaken, ...]:
+    """One for each relation, those on what others use first."""
+    found: dict[str, LockTaken] = {}
+    for one in locks:
+        if one.relation not in found or Lock.of(one.mode) > Lock.of(found[one.relation].mode):
+            found[one.relation] = one
+    return tuple(sorted(found.values(), key=lambda held: (held.made, -Lock.of(held.mode), held.relation)))
 
 
 async def _planned(
@@ -391,28 +405,22 @@ async def _planned(
             )
     except SqlSyntaxError:
         return {}  # the run ends with the same error
-    planned: dict[tuple[str, str], tuple[LockTaken, ...]] = {}
-    for source in found["sources"]:
-        for file in source["pending"]:
-            if file["transaction"] == "steps":
-                held: dict[str, LockTaken] = {}
-                for touch in (touch for statement in file["statements"] for touch in statement["touches"]):
-                    name = touch["table"] if "." in touch["table"] else f"public.{touch['table']}"
-                    one = LockTaken(name, touch["lock"], touch["blocks"], touch["new"])
-                    if one.relation not in held or _strength(one) > _strength(held[one.relation]):
-                        held[one.relation] = one
-                planned[source["source"], file["name"]] = tuple(held.values())
-    return planned
+    return {
+        (source["source"], file["name"]): _strongest(
+            LockTaken(
+                touch["table"] if "." in touch["table"] else f"public.{touch['table']}",
+                touch["lock"],
+                touch["blocks"],
+                touch["new"],
+            )
+            for statement in file["statements"]
+            for touch in statement["touches"]
+        )
+        for source in found["sources"]
+        for file in source["pending"]
+        if file["transaction"] == "steps"
+    }
 
 
-def _strength(held: LockTaken) -> int:
-    return _STRENGTH.index(held.mode)
-
-
-def _session(dsn: Dsn, how: Rehearsal) -> Any:
-    return own_session(
-        dsn,
-        wait_timeout_s=how.wait_timeout_s,
-        connect_timeout_s=how.connect_timeout_s,
-        application_name="orchestrator rehearse",
-    )
+def _session(dsn: Dsn) -> Any:
+    return own_session(dsn, application_name="orchestrator rehearse")

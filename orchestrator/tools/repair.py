@@ -27,7 +27,7 @@ from orchestrator.migrator.ledger import (
     read_ledger,
     upgrade_ledger,
 )
-from orchestrator.migrator.resolve import LedgerRow, upgraded_names
+from orchestrator.migrator.resolve import LedgerRow, RowId, upgraded_names
 from orchestrator.migrator.run.apply import migrate
 from orchestrator.migrator.run.options import Options
 from orchestrator.migrator.state import refuse_before_writing, survey
@@ -63,7 +63,7 @@ class RepairRefusedError(OrchestratorError):
 class Row(msgspec.Struct, frozen=True):
     """A ledger row as people see it; `id` None for one that is not written yet."""
 
-    id: int | None
+    id: RowId | None
     hash: str
     created_at: int | None
     name: str | None
@@ -107,7 +107,6 @@ class Wish(msgspec.Struct, frozen=True):
     extensions: tuple[str, ...] = ()
     scope: Scope = Scope()
     lock_timeout_s: float = 0.0
-    connect_timeout_s: float = 5.0
     wait_timeout_s: float = 5.0
 
 
@@ -163,7 +162,6 @@ async def _locked(dsn: Dsn, wish: Wish, life: Lifecycle) -> AsyncIterator[Any]:
             dsn,
             life,
             wait_timeout_s=wish.wait_timeout_s,
-            connect_timeout_s=wish.connect_timeout_s,
             application_name="orchestrator repair",
         ) as connection,
         migration_lock(connection, life, timeout_s=wish.lock_timeout_s),
@@ -226,15 +224,12 @@ async def _accept(connection: Any, _dsn: Dsn, _sources: Sequence[Source], one: S
     )
 
 
-def _with_row(one: Survey) -> set[str]:
-    return {entry.migration.name for entry in one.plan.applied if entry.migration is not None}
-
-
 async def _applied(_connection: Any, _dsn: Dsn, _sources: Sequence[Source], one: Survey, wish: Wish) -> Proposal:
-    wanted = {_file(one, name).name for name in wish.names} - _with_row(one)
-    files = [m for m in one.source.folder.migrations if m.name in wanted]
+    named = {_file(one, name).name for name in wish.names}
+    have_a_row = {entry.migration.name for entry in one.plan.applied if entry.migration is not None}
+    files = [m for m in one.source.folder.migrations if m.name in named and m.name not in have_a_row]
     newest = max((m.when_ms for m in files), default=0)
-    passed = [m.name for m in one.plan.pending if m.when_ms < newest and m.name not in wanted]
+    passed = [m.name for m in one.plan.pending if m.when_ms < newest and m.name not in named]
     warnings = []
     if passed and one.source.folder.generation == "v0":
         warnings.append(
@@ -252,27 +247,29 @@ async def _applied(_connection: Any, _dsn: Dsn, _sources: Sequence[Source], one:
 
 
 async def _unapplied(connection: Any, _dsn: Dsn, _sources: Sequence[Source], one: Survey, wish: Wish) -> Proposal:
-    known: dict[int, str] = {}
+    known: dict[RowId, str] = {}
     if await records.records_exist(connection):
         known = await records.known_names(connection, one.source.table.key, one.ledger)
     files = {entry.row.id: entry.migration.name for entry in one.plan.applied if entry.migration is not None}
-    calls = {
-        row.id: {f"#{row.id}", *(n for n in (files.get(row.id), row.name, known.get(row.id)) if n)}
-        for row in one.ledger.rows
-    }
-    chosen: list[LedgerRow] = []
-    for name in wish.names:
-        bare = name.removesuffix(".sql")
-        found = [row for row in one.ledger.rows if bare in calls[row.id]]
-        if not found and not bare.startswith("#"):
-            _file(one, name)  # of a file that has no row there is nothing to take away
-        elif not found:
+
+    def names_of(row: LedgerRow) -> list[str]:
+        """What a person may call the row, the best name first."""
+        names = (files.get(row.id), row.name, known.get(row.id), f"#{row.id}")
+        return [name for name in names if name]
+
+    rows = one.ledger.rows
+    asked = [name.removesuffix(".sql") for name in wish.names]
+    for name in asked:
+        if not any(name in names_of(row) for row in rows):
+            if not name.startswith("#"):
+                _file(one, name)  # raises for an unknown name; a file without a row has nothing to take away
+                continue
             raise UnknownNameError(
                 f"{one.source.table.key} has no row {name}", remedy="`orchestrator status --json` lists the rows."
             )
-        chosen += [row for row in found if row not in chosen]
+    chosen = [row for row in rows if any(name in asked for name in names_of(row))]
     ids = {row.id for row in chosen}
-    newest = max((r.created_at or 0 for r in one.ledger.rows if r.id not in ids), default=0)
+    newest = max((row.created_at or 0 for row in rows if row.id not in ids), default=0)
     stays = [files[row.id] for row in chosen if row.id in files and (row.created_at or 0) <= newest]
     warnings = []
     if stays and one.source.folder.generation == "v0":
@@ -280,7 +277,7 @@ async def _unapplied(connection: Any, _dsn: Dsn, _sources: Sequence[Source], one
     return Proposal(
         "unapplied",
         one.source.table.key,
-        tuple(files.get(row.id) or row.name or known.get(row.id) or f"#{row.id}" for row in chosen),
+        tuple(names_of(row)[0] for row in chosen),
         tuple(_row(row, files.get(row.id)) for row in chosen),
         (),
         warnings=tuple(warnings),
@@ -322,7 +319,6 @@ async def _compare(
         [*others, source_part(one.source, names)],
         extensions=wish.extensions,
         scope=wish.scope,
-        connect_timeout_s=wish.connect_timeout_s,
         purpose="repair baseline",
     )
     live = await read_schema(connection)
@@ -349,7 +345,7 @@ async def _upgrade(_connection: Any, _dsn: Dsn, _sources: Sequence[Source], one:
     )
 
 
-def _upgrade_names(one: Survey) -> tuple[dict[int, str], dict[int, str]]:
+def _upgrade_names(one: Survey) -> tuple[dict[RowId, str], dict[RowId, str]]:
     """Row id → the name that drizzle v1 would give it, and → the file; of a v0 folder, as `drizzle-kit up` names it.
 
     Raises:
@@ -400,9 +396,9 @@ async def _do_accept(connection: Any, one: Survey, proposal: Proposal) -> None:
     files = {m.name: m for m in one.source.folder.migrations}
     for before, after in zip(proposal.before, proposal.after, strict=True):
         tag = await connection.execute(
-            f"UPDATE {one.source.table.qualified} SET hash = $1 WHERE id = $2 AND hash = $3",  # noqa: S608
+            f"UPDATE {one.source.table.qualified} SET hash = $1 WHERE id::text = $2 AND hash = $3",  # noqa: S608
             after.hash,
-            before.id,
+            str(before.id),
             before.hash,
         )
         _one_row(tag)
@@ -428,8 +424,8 @@ async def _do_unapplied(connection: Any, one: Survey, proposal: Proposal) -> Non
     for row in proposal.before:
         _one_row(
             await connection.execute(
-                f"DELETE FROM {one.source.table.qualified} WHERE id = $1 AND hash = $2",  # noqa: S608
-                row.id,
+                f"DELETE FROM {one.source.table.qualified} WHERE id::text = $1 AND hash = $2",  # noqa: S608
+                str(row.id),
                 row.hash,
             )
         )
@@ -483,15 +479,11 @@ async def _keep_text(
 
 async def _record(connection: Any, one: Survey, proposal: Proposal) -> None:
     """Who changed what, from where: the rows before, and as they are now."""
-    now = await read_ledger(connection, one.source.table)
-    before_ids = {row.id for row in one.ledger.rows}
-    changed = {row.id for row in proposal.after} | {row.id for row in proposal.before}
     files = {(row.hash, row.created_at): row.file for row in (*proposal.before, *proposal.after)}
-    after = [
-        _row(row, files.get((row.hash, row.created_at)))
-        for row in now.rows
-        if row.id in changed or row.id not in before_ids
-    ]
+    changed = {row.id for row in (*proposal.before, *proposal.after)}
+    unchanged = {row.id for row in one.ledger.rows if row.id not in changed}
+    now = await read_ledger(connection, one.source.table)
+    after = [_row(row, files.get((row.hash, row.created_at))) for row in now.rows if row.id not in unchanged]
     await connection.execute(
         "INSERT INTO orchestrator.repairs (ledger, action, names, forced, os_user, host, version, before, after)"
         " VALUES ($1, $2, $3, $4, $5, $6, $7, $8::text::jsonb, $9::text::jsonb)",

@@ -83,8 +83,6 @@ async def verify(
     on: Dsn | None = None,
     extensions: Sequence[str] = (),
     scope: Scope | None = None,
-    connect_timeout_s: float = 5.0,
-    wait_timeout_s: float = 5.0,
 ) -> Verdict:
     """Replay what the ledger says is applied, in the folder's order, and compare catalogue and ledger.
 
@@ -98,13 +96,12 @@ async def verify(
         DatabaseUnavailableError: a server is not to be reached.
     """
     scope = scope or Scope()
-    surveys, edited, live = await _read_live(dsn, sources, scope, connect_timeout_s, wait_timeout_s)
+    surveys, edited, live = await _read_live(dsn, sources, scope)
     wanted, notes = await made_by(
         on or dsn,
         [applied_part(one) for one in surveys],
         extensions=extensions,
         scope=scope,
-        connect_timeout_s=connect_timeout_s,
     )
     if wanted.server_version != live.server_version:
         notes.append(
@@ -136,7 +133,6 @@ async def made_by(
     *,
     extensions: Sequence[str],
     scope: Scope,
-    connect_timeout_s: float,
     purpose: str = "verify",
 ) -> tuple[Schema, list[str]]:
     """The catalogue that `sources` make in an empty database on the server of `on`, and what was missing there."""
@@ -151,9 +147,9 @@ async def made_by(
         if event.name == LEFT_OUT:
             notes.append(str(event.facts["text"]))
 
-    async with scratch_database(on, purpose=purpose, connect_timeout_s=connect_timeout_s) as scratch:
-        await replay(scratch, sources, extensions=extensions, connect_timeout_s=connect_timeout_s, on_event=listen)
-        return await _schema_of(scratch, scope, connect_timeout_s), notes
+    async with scratch_database(on, purpose=purpose) as scratch:
+        await replay(scratch, sources, extensions=extensions, on_event=listen)
+        return await _schema_of(scratch, scope), notes
 
 
 def applied_part(one: Survey) -> Source:
@@ -172,29 +168,22 @@ def source_part(source: Source, names: Collection[str]) -> Source:
     return type(source)(source.label, msgspec.structs.replace(source.folder, migrations=kept), source.table)
 
 
-async def _read_live(
-    dsn: Dsn, sources: Sequence[Source], scope: Scope, connect_timeout_s: float, wait_timeout_s: float
-) -> tuple[list[Survey], list[Edit], Schema]:
+async def _read_live(dsn: Dsn, sources: Sequence[Source], scope: Scope) -> tuple[list[Survey], list[Edit], Schema]:
     with server_errors_explained(dsn, doing="reading the database"):
-        async with _session(dsn, connect_timeout_s, wait_timeout_s) as connection:
+        async with _session(dsn) as connection:
             surveys = await readable_surveys(connection, sources)
             edited = [edit for one in surveys for edit in await edits(connection, one)]
             return surveys, edited, await read_schema(connection, privileges=scope.privileges)
 
 
-async def _schema_of(dsn: Dsn, scope: Scope, connect_timeout_s: float) -> Schema:
+async def _schema_of(dsn: Dsn, scope: Scope) -> Schema:
     with server_errors_explained(dsn, doing="reading the scratch database"):
-        async with _session(dsn, connect_timeout_s, connect_timeout_s) as connection:
+        async with _session(dsn) as connection:
             return await read_schema(connection, privileges=scope.privileges)
 
 
-def _session(dsn: Dsn, connect_timeout_s: float, wait_timeout_s: float) -> Any:
-    return own_session(
-        dsn,
-        wait_timeout_s=wait_timeout_s,
-        connect_timeout_s=connect_timeout_s,
-        application_name="orchestrator verify",
-    )
+def _session(dsn: Dsn) -> Any:
+    return own_session(dsn, application_name="orchestrator verify")
 
 
 def _label(schema: str | None) -> str:

@@ -21,7 +21,8 @@ from orchestrator.analysis.lint import (
     lint,
     read_lint_folder,
 )
-from orchestrator.analysis.lint_rules import RULES, SQUAWK, UNLIKE_SQUAWK
+from orchestrator.analysis.lint_rules import RULES
+from orchestrator.analysis.lint_squawk import SQUAWK, UNLIKE_SQUAWK
 from orchestrator.analysis.locks import Lock
 from orchestrator.analysis.sql_file import read_sql
 from orchestrator.commands.lint import github_line

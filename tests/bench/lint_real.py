@@ -26,7 +26,7 @@ from orchestrator.analysis.catalog import Known  # noqa: E402
 from orchestrator.analysis.follow import follow  # noqa: E402
 from orchestrator.analysis.impact import impact_of  # noqa: E402 the checkout's own package
 from orchestrator.analysis.lint import LintFinding, lint, read_lint_folder  # noqa: E402
-from orchestrator.analysis.lint_rules import SQUAWK, UNLIKE_SQUAWK  # noqa: E402
+from orchestrator.analysis.lint_squawk import SQUAWK, UNLIKE_SQUAWK  # noqa: E402
 from orchestrator.analysis.locks import Lock  # noqa: E402
 from orchestrator.analysis.sql_file import SqlFile  # noqa: E402
 from orchestrator.migrator.sql.statements import SqlSyntaxError, Statement  # noqa: E402

@@ -147,3 +147,21 @@ async def test_off_a_terminal_and_without_the_extra_one_line_says_what_to_do(orc
     (tmp_path / "sitecustomize.py").write_text(hidden)
     done = await orchestrator("studio", env=env | {"PYTHONPATH": f"{tmp_path}:{ROOT}"})
     assert (done.returncode, done.stderr) == (78, "studio needs harlequin: pip install 'orchestrator[dev]'\n")
+
+
+async def test_the_password_file_of_the_environment_is_used_as_by_every_command(database_url, tmp_path):
+    place = dsn.parse(database_url)
+    passfile = tmp_path / "pgpass"
+    passfile.write_text(f"*:*:*:*:{place.password}\n")
+    passfile.chmod(0o600)
+    without = place.changed(password=None)
+    inherited = {"PGPASSFILE": str(passfile), "PGHOST": "stray", "PGOPTIONS": "-c stray=1", "HOME": "/nowhere"}
+    variables = studio_environment(inherited, without, write=False)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", "import psycopg; print(psycopg.connect().info.dbname)"),
+        env=variables,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, said = await process.communicate()
+    assert out.decode().strip() == place.database, said

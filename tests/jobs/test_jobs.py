@@ -122,7 +122,6 @@ def work(queue_url):
             worker_id=worker_id,
             concurrency=concurrency,
             lease_s=lease_s,
-            connect_timeout_s=5,
             emit=lambda name, **facts: events.append((name, facts)),
             redact=lambda text: text.replace("s3cr3t", "***"),
         )

@@ -353,7 +353,7 @@ def test_an_enum_grows_where_the_files_have_the_label_and_never_shrinks():
     (found,) = diff(labels("a", "b", "c", "d"), labels("b", "d"))
     assert found.sql == (
         "ALTER TYPE public.e ADD VALUE 'a' BEFORE 'b';",
-        "ALTER TYPE public.e ADD VALUE 'c' AFTER 'b';",
+        "ALTER TYPE public.e ADD VALUE 'c' BEFORE 'd';",
     )
     (found,) = diff(labels("a", "b"), labels("b", "a"))
     assert found.sql[0].startswith("-- ")

@@ -7,7 +7,7 @@ from orchestrator import dsn
 from orchestrator.migrator.folder import read_folder
 from orchestrator.migrator.ledger import LedgerTable
 from orchestrator.migrator.sources import Source, service_folder
-from orchestrator.schema.models import SchemaError, load_metadata
+from orchestrator.schema.loading import SchemaError, load_metadata
 from orchestrator.tools.generate import generate
 from orchestrator.tools.new_file import write_migrations
 

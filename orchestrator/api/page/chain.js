@@ -153,8 +153,8 @@ const DETAILS = {
           { key: `m-${one.extension}` },
           h("b", null, one.extension),
           h("span", { class: "warn" }, `missing: ${reasons[one.reason] ?? words(one.reason)}`),
-          one.reason === "standby" ? null : h("span", { class: "soft" }, "The database’s owner runs, once:"),
-          sql(one.sql),
+          one.reason === "standby" || !one.sql ? null : h("span", { class: "soft" }, "The database’s owner runs, once:"),
+          one.sql ? sql(one.sql) : null,
         ),
       ),
     );

@@ -6,10 +6,18 @@ export const SVG = "http://www.w3.org/2000/svg";
 
 const SVG_TAGS = new Set(["svg", "g", "path", "circle", "rect", "line", "polyline", "title"]);
 
+// C0 but tab and line feed, DEL, C1, and what turns the direction of text or breaks lines: as orchestrator/printable.py.
+const STEERING = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]/g;
+
+/** Text from outside with each character that steers written as \uXXXX: a name cannot turn the words beside it. */
+export function printable(text) {
+  return text.replace(STEERING, (found) => `\\u${found.charCodeAt(0).toString(16).padStart(4, "0")}`);
+}
+
 /** A node to be: `on` are listeners, `vars` CSS variables, `timer` text that runs, `key` what it is among siblings. */
 export function h(tag, props, ...children) {
   const kept = children.flat(Infinity).filter((c) => c !== null && c !== undefined && c !== false && c !== "");
-  return { tag, props: props ?? {}, children: kept.map((c) => (typeof c === "object" ? c : String(c))) };
+  return { tag, props: props ?? {}, children: kept.map((c) => (typeof c === "object" ? c : printable(String(c)))) };
 }
 
 /** Make the children of `parent` what `wanted` says, keeping the nodes that stay: focus, scroll and open details too. */
@@ -55,7 +63,9 @@ function dress(node, { props, children }) {
   const attributes = {};
   for (const [name, value] of Object.entries(props)) {
     if (["key", "on", "vars", "timer", "open"].includes(name) || value === null || value === undefined) continue;
-    if (value !== false) attributes[name] = value === true ? "" : String(value);
+    if (value === false) continue;
+    // What is edited or sent keeps its characters.
+    attributes[name] = value === true ? "" : ["title", "aria-label"].includes(name) ? printable(value) : String(value);
   }
   for (const name of node.orchAttributes ?? []) if (!(name in attributes)) node.removeAttribute(name);
   for (const [name, value] of Object.entries(attributes)) {
@@ -81,7 +91,7 @@ function dress(node, { props, children }) {
 }
 
 function run(node) {
-  const text = node.orchTimer(now());
+  const text = printable(node.orchTimer(now()));
   if (node.textContent !== text) node.textContent = text;
 }
 

@@ -5,7 +5,7 @@
 
 import { askToken, forgetToken } from "./actions.js";
 import { chain } from "./chain.js";
-import { h, patch, say } from "./dom.js";
+import { h, patch, printable, say } from "./dom.js";
 import { failurePanel } from "./failure.js";
 import { favicon, glyph } from "./glyph.js";
 import { describe } from "./headline.js";
@@ -133,7 +133,7 @@ function draw() {
     start?.phase === "migrating" && start.migrations.total
       ? ` ${start.migrations.applied}/${start.migrations.total}`
       : "";
-  const title = `${shown.title}${of} · orchestrator`;
+  const title = printable(`${shown.title}${of} · orchestrator`);
   if (document.title !== title) document.title = title;
   favicon(shown.shape, shown.part ?? 0);
   speak(shown, start);
@@ -145,7 +145,7 @@ function drawToast() {
   else {
     const node = old ?? document.body.appendChild(Object.assign(document.createElement("div"), { className: "toast" }));
     node.setAttribute("aria-hidden", "true"); // the live region has said it
-    node.textContent = model.toast;
+    node.textContent = printable(model.toast);
   }
 }
 

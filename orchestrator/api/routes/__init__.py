@@ -1,1 +1,1 @@
-"""The routes behind the gate, a file for each thing that they are about."""
+"""The operations of the job API, a file for each resource."""

@@ -144,7 +144,6 @@ OPERATIONS = (
         "events",
         {
             200: Answer(
-                str,
                 "Server-sent events: hello, job, phase, migration; dropped tells a client that it was too slow.",
                 content_type="text/event-stream",
             )

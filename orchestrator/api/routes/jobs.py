@@ -7,17 +7,27 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
-from orchestrator.api.operations import Answer, Call, Operation, json_answer
+from orchestrator.api.operations import Answer, Call, Operation, Reply, existing
 from orchestrator.api.problems import Refusal, refuse_field
 from orchestrator.api.request_body import off_the_loop
 from orchestrator.jobs import queue
 from orchestrator.jobs.errors import PayloadError, UnknownHandlerError
-from orchestrator.jobs.listing import JobFilter, JobPage, read_jobs
-from orchestrator.jobs.store import ID_MAX, PAGE_MAX, Id, Job, LogPage, State, read_job, read_log
+from orchestrator.jobs.listing import read_jobs
+from orchestrator.jobs.search import search_jobs
+from orchestrator.jobs.store import (
+    ID_MAX,
+    PAGE_MAX,
+    Id,
+    Job,
+    JobFilter,
+    JobPage,
+    LogPage,
+    State,
+    read_job,
+    read_log,
+)
 
 if TYPE_CHECKING:
-    from aiohttp import web
-
     from orchestrator.jobs.registry import Registry
 
 _BATCH_MAX = 1000
@@ -26,11 +36,10 @@ _YEARS_S = 10 * 365 * 86400.0
 _KEY = r"^[\x21-\x7e]{1,255}$(?!\n)"
 _QUEUE = r"^[A-Za-z0-9_][A-Za-z0-9_.:\-]{0,99}$(?!\n)"
 _NUMBER = r"^[0-9]{1,18}$(?!\n)"
-# No handler and no schedule has another name; NUL, which Postgres refuses, is none of these.
-NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.:\-]{0,99}$(?!\n)"
+# Anything but NUL, which Postgres refuses.
+_TEXT = r"^[^\x00]*$"
 
 Key = Annotated[str, msgspec.Meta(pattern=_KEY)]
-Name = Annotated[str, msgspec.Meta(pattern=NAME)]
 # One of the handlers: the document of a live server lists them.
 HandlerName = Annotated[str, msgspec.Meta(extra_json_schema={"x-handlers": True})]
 
@@ -94,16 +103,21 @@ class Changed(msgspec.Struct, frozen=True):
     state: State
 
 
-class ListQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Which jobs, and how many a page."""
+class ListQuery(JobFilter, frozen=True, forbid_unknown_fields=True):
+    """Which jobs, and how many a page. `q` is an id, or a part of a name or of an error.
 
-    state: State | None = None
-    name: Annotated[str, msgspec.Meta(pattern=NAME)] | None = None
-    queue: Annotated[str, msgspec.Meta(pattern=NAME)] | None = None
-    schedule: Annotated[str, msgspec.Meta(pattern=NAME)] | None = None
-    since: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
+    A page of a search may be short and not be the last: it looks at a bounded number of jobs.
+    """
+
+    q: Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=_TEXT)] | None = None
     cursor: Annotated[str, msgspec.Meta(pattern=_NUMBER)] | None = None
     limit: Annotated[int, msgspec.Meta(ge=1, le=PAGE_MAX)] = 50
+
+
+class RunAgain(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Another job like this one. `payload` is its own where it is left out."""
+
+    payload: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 class LogQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -138,7 +152,7 @@ def _bounded(moment: datetime) -> datetime:
 _LAST = datetime.fromisoformat("9998-12-31T00:00:00+00:00")
 
 
-async def add(call: Call) -> web.Response:
+async def add(call: Call) -> Reply[Added]:
     """Add one job."""
     given: NewJob = call.body
     key = call.headers.idempotency_key
@@ -152,10 +166,10 @@ async def add(call: Call) -> web.Response:
     headers = {"Location": f"/api/jobs/{made.id}"}
     if not made.created:
         headers["Idempotency-Replayed"] = "true"
-    return json_answer(Added(made.id, made.state, made.created), status=202, headers=headers)
+    return Reply(Added(made.id, made.state, made.created), headers=headers)
 
 
-async def add_batch(call: Call) -> web.Response:
+async def add_batch(call: Call) -> Reply[AddedAll]:
     """Add many jobs in one statement."""
     if "Idempotency-Key" in call.request.headers:
         raise Refusal(400, "a batch takes no Idempotency-Key: give each of its jobs an idempotency_key")
@@ -164,7 +178,7 @@ async def add_batch(call: Call) -> web.Response:
     async with call.connection() as connection, connection.transaction():
         made = await queue.enqueue_rows(connection, rows)
     call.changed(jobs=len(made), first=made[0].id, names=sorted({one.name for one in given}))
-    return json_answer(AddedAll([Added(one.id, one.state, one.created) for one in made]), status=202)
+    return Reply(AddedAll([Added(one.id, one.state, one.created) for one in made]))
 
 
 def _checked(jobs: list[NewJob], registry: Registry | None) -> list[queue.Row]:
@@ -180,52 +194,57 @@ def _checked(jobs: list[NewJob], registry: Registry | None) -> list[queue.Row]:
     return rows
 
 
-async def listing(call: Call) -> web.Response:
+async def listing(call: Call) -> JobPage:
     """A page of jobs."""
     query: ListQuery = call.query
-    which = JobFilter(query.state, query.name, query.queue, query.schedule, query.since)
+    before = None if query.cursor is None else int(query.cursor)
     async with call.connection() as connection:
-        before = None if query.cursor is None else int(query.cursor)
-        return json_answer(await read_jobs(connection, which, before=before, limit=query.limit))
+        if query.q is not None:
+            return await search_jobs(connection, query, query.q, before=before, limit=query.limit)
+        return await read_jobs(connection, query, before=before, limit=query.limit)
 
 
-async def one(call: Call) -> web.Response:
+async def one(call: Call) -> Job:
     """One job."""
     async with call.connection() as connection:
-        job = await read_job(connection, call.parameters.id)
-    if job is None:
-        raise _missing(call)
-    return json_answer(job)
+        return existing(await read_job(connection, call.parameters.id), f"job {call.parameters.id}")
 
 
-async def log(call: Call) -> web.Response:
+async def log(call: Call) -> LogPage:
     """A page of the job's log."""
     after = 0 if call.query.cursor is None else int(call.query.cursor)
     async with call.connection() as connection:
         page = await read_log(connection, call.parameters.id, after=after, limit=call.query.limit)
-    if page is None:
-        raise _missing(call)
-    return json_answer(page)
+    return existing(page, f"job {call.parameters.id}")
 
 
-async def cancel(call: Call) -> web.Response:
+async def run_again(call: Call) -> Reply[Added]:
+    """Add another job like this one."""
+    given: RunAgain = call.body
+    async with call.connection() as connection:
+        job = existing(await read_job(connection, call.parameters.id), f"job {call.parameters.id}")
+        payload = job.payload if given.payload is msgspec.UNSET else given.payload
+        wanted = queue.NewJob(job.name, payload, queue=job.queue, priority=job.priority, timeout_s=job.timeout_s)
+        row = await off_the_loop(len(bytes(payload)), queue.row_of, wanted, call.backend.registry)
+        (made,) = await queue.enqueue_rows(connection, [row])
+    call.changed(job=made.id, name=job.name, like=job.id)
+    return Reply(Added(made.id, made.state, made.created), headers={"Location": f"/api/jobs/{made.id}"})
+
+
+async def cancel(call: Call) -> Reply[Changed]:
     """Cancel it."""
     async with call.connection() as connection:
         state = await queue.cancel(connection, call.parameters.id)
     call.changed(job=call.parameters.id, state=state)
-    return json_answer(Changed(call.parameters.id, state), status=202)
+    return Reply(Changed(call.parameters.id, state))
 
 
-async def retry(call: Call) -> web.Response:
+async def retry(call: Call) -> Reply[Changed]:
     """Run it again."""
     async with call.connection() as connection:
         state = await queue.retry(connection, call.parameters.id)
     call.changed(job=call.parameters.id, state=state)
-    return json_answer(Changed(call.parameters.id, state), status=202)
-
-
-def _missing(call: Call) -> Refusal:
-    return Refusal(404, f"there is no job {call.parameters.id}")
+    return Reply(Changed(call.parameters.id, state))
 
 
 assert ID_MAX >= 10**18  # noqa: S101 a cursor of 18 digits is a bigint
@@ -242,7 +261,7 @@ OPERATIONS = (
         listing,
         "List jobs, the newest first",
         "jobs",
-        {200: Answer(JobPage, "A page of jobs.")},
+        {200: Answer("A page of jobs.")},
         query=ListQuery,
     ),
     Operation(
@@ -251,7 +270,7 @@ OPERATIONS = (
         add,
         "Add a job",
         "jobs",
-        {202: Answer(Added, "The job is in the queue.", headers={"Location": "The job's own path."})},
+        {202: Answer("The job is in the queue.", headers={"Location": "The job's own path."})},
         headers=Idempotency,
         body=NewJob,
         refusals=_KEY_USED,
@@ -263,7 +282,7 @@ OPERATIONS = (
         add_batch,
         f"Add up to {_BATCH_MAX} jobs, all or none",
         "jobs",
-        {202: Answer(AddedAll, "The jobs are in the queue.")},
+        {202: Answer("The jobs are in the queue.")},
         body=NewJobs,
         refusals=_KEY_USED,
     ),
@@ -273,7 +292,7 @@ OPERATIONS = (
         one,
         "One job, with its payload, output, error and attempts",
         "jobs",
-        {200: Answer(Job, "The job.")},
+        {200: Answer("The job.")},
         parameters=JobPath,
         refusals=_NOT_FOUND,
     ),
@@ -283,7 +302,7 @@ OPERATIONS = (
         log,
         "What the job logged",
         "jobs",
-        {200: Answer(LogPage, "Lines, oldest first.")},
+        {200: Answer("Lines, oldest first.")},
         parameters=JobPath,
         query=LogQuery,
         refusals=_NOT_FOUND,
@@ -294,9 +313,20 @@ OPERATIONS = (
         cancel,
         "Cancel a job that waits or runs",
         "jobs",
-        {202: Answer(Changed, "It is cancelled, or told to stop.")},
+        {202: Answer("It is cancelled, or told to stop.")},
         parameters=JobPath,
         refusals={**_NOT_FOUND, 409: "It is finished."},
+    ),
+    Operation(
+        "POST",
+        f"{_JOB}/again",
+        run_again,
+        "Add another job like this one, with this payload or another",
+        "jobs",
+        {202: Answer("It is in the queue.", headers={"Location": "The job's own path."})},
+        parameters=JobPath,
+        body=RunAgain,
+        refusals=_NOT_FOUND,
     ),
     Operation(
         "POST",
@@ -304,7 +334,7 @@ OPERATIONS = (
         retry,
         "Run a job again that failed, was cancelled, or waits",
         "jobs",
-        {202: Answer(Changed, "It is queued.")},
+        {202: Answer("It is queued.")},
         parameters=JobPath,
         refusals={**_NOT_FOUND, 409: "Its state, or another job with its dedupe key, does not allow it."},
     ),

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
-from orchestrator.api.operations import Answer, Call, Operation, json_answer
+from orchestrator.api.operations import Answer, Call, Operation
 from orchestrator.api.problems import Refusal
-from orchestrator.jobs.figures import Queues
-
-if TYPE_CHECKING:
-    from aiohttp import web
+from orchestrator.jobs.bulk import pause_queue, resume_queue
+from orchestrator.jobs.figures import Queues  # noqa: TC001 the type of a body, read from the annotation
+from orchestrator.jobs.store import Name  # noqa: TC001 as above
 
 
 class HandlerFacts(msgspec.Struct, frozen=True):
@@ -33,44 +32,97 @@ class Handlers(msgspec.Struct, frozen=True):
     handlers: list[HandlerFacts]
 
 
-async def queues(call: Call) -> web.Response:
+async def queues(call: Call) -> Queues:
     """All queues and workers."""
     if call.backend.sampler is None:
         raise Refusal(503, "the job server is not ready yet", headers={"Retry-After": "1"})
-    return json_answer((await call.backend.sampler.fresh()).queues)
+    return (await call.backend.sampler.fresh()).queues
 
 
-async def handlers(call: Call) -> web.Response:
+async def handlers(call: Call) -> Handlers:
     """All handlers."""
     registry = call.backend.registry
     known = () if registry is None else registry.handlers.values()
-    return json_answer(
-        Handlers(
-            [
-                HandlerFacts(
-                    name=handler.name,
-                    doc=handler.doc,
-                    queue=handler.queue,
-                    max_attempts=handler.max_attempts,
-                    timeout_s=handler.timeout_s,
-                    concurrency=handler.concurrency,
-                    schedule=handler.schedule,
-                    payload_schema=handler.payload_schema(),
-                )
-                for handler in known
-            ]
-        )
+    return Handlers(
+        [
+            HandlerFacts(
+                name=handler.name,
+                doc=handler.doc,
+                queue=handler.queue,
+                max_attempts=handler.max_attempts,
+                timeout_s=handler.timeout_s,
+                concurrency=handler.concurrency,
+                schedule=handler.schedule,
+                payload_schema=handler.payload_schema(),
+            )
+            for handler in known
+        ]
     )
 
 
+class QueuePath(msgspec.Struct, frozen=True):
+    """A queue's name."""
+
+    name: Name
+
+
+class Paused(msgspec.Struct, frozen=True):
+    """Whether the queue is paused now; `changed` where it was not so before."""
+
+    name: str
+    paused: bool
+    changed: bool
+
+
+async def pause(call: Call) -> Paused:
+    """Let nobody claim its jobs."""
+    async with call.connection() as connection:
+        changed = await pause_queue(connection, call.parameters.name)
+    return _changed(call, paused=True, changed=changed)
+
+
+async def resume(call: Call) -> Paused:
+    """Claim its jobs again."""
+    async with call.connection() as connection:
+        changed = await resume_queue(connection, call.parameters.name)
+    return _changed(call, paused=False, changed=changed)
+
+
+def _changed(call: Call, *, paused: bool, changed: bool) -> Paused:
+    call.changed(queue=call.parameters.name, paused=paused)
+    if call.backend.sampler is not None:
+        call.backend.sampler.outdate()
+    return Paused(call.parameters.name, paused=paused, changed=changed)
+
+
+_QUEUE = "/api/queues/{name}"
+
 OPERATIONS = (
+    Operation(
+        "POST",
+        f"{_QUEUE}/pause",
+        pause,
+        "Pause a queue: what runs goes on, nothing more is begun",
+        "queues",
+        {200: Answer("It is paused, on all replicas.")},
+        parameters=QueuePath,
+    ),
+    Operation(
+        "POST",
+        f"{_QUEUE}/resume",
+        resume,
+        "Let a paused queue go on",
+        "queues",
+        {200: Answer("Its jobs are claimed again.")},
+        parameters=QueuePath,
+    ),
     Operation(
         "GET",
         "/api/queues",
         queues,
         "Queues: counts by state, the oldest job that waits, throughput; and the workers",
         "queues",
-        {200: Answer(Queues, "As they were a moment ago.")},
+        {200: Answer("As they were a moment ago.")},
     ),
     Operation(
         "GET",
@@ -78,6 +130,6 @@ OPERATIONS = (
         handlers,
         "Handlers, with the schema of each payload",
         "queues",
-        {200: Answer(Handlers, "Those of this process.")},
+        {200: Answer("Those of this process.")},
     ),
 )

@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
-from orchestrator.api.operations import Answer, Call, Operation, json_answer
+from orchestrator.api.operations import Answer, Call, Operation
 from orchestrator.api.problems import Refusal
-from orchestrator.api.routes.jobs import HandlerName, Name  # noqa: TC001 msgspec reads the annotations
+from orchestrator.api.routes.jobs import HandlerName  # noqa: TC001 msgspec reads the annotations
 from orchestrator.jobs import queue, schedules
 from orchestrator.jobs.errors import PayloadError, UnknownHandlerError
 from orchestrator.jobs.listing import ResultRow, read_results
 from orchestrator.jobs.store import (
     PAGE_MAX,
     Id,
+    Name,
     ScheduleRow,
     State,
     read_job,
@@ -32,8 +33,6 @@ from orchestrator.jobs.store import (
 )
 
 if TYPE_CHECKING:
-    from aiohttp import web
-
     from orchestrator.jobs.figures import NameFigures
 
 Status = Literal["processing", "completed", "failed"]
@@ -253,10 +252,10 @@ def _queued(call: Call, figures: list[NameFigures]) -> dict[str, int]:
     return counts
 
 
-async def queue_stats(call: Call) -> web.Response:
+async def queue_stats(call: Call) -> QueueStats:
     """How many wait."""
     counts = _queued(call, await _figures(call))
-    return json_answer(QueueStats(success=True, queueStats={**counts, "total": sum(counts.values())}))
+    return QueueStats(success=True, queueStats={**counts, "total": sum(counts.values())})
 
 
 def _result(row: ResultRow) -> Result:
@@ -265,16 +264,16 @@ def _result(row: ResultRow) -> Result:
     return Result(row.id, str(row.id), row.name, status, row.output, error, row.processing_ms, row.at)
 
 
-async def results(call: Call) -> web.Response:
+async def results(call: Call) -> Results:
     """What ran lately."""
     query: ResultsQuery = call.query
     async with call.connection() as connection:
         rows = await read_results(connection, status=query.status, name=query.jobName, limit=query.limit)
     found = [_result(row) for row in rows]
-    return json_answer(Results(success=True, results=found, count=len(found)))
+    return Results(success=True, results=found, count=len(found))
 
 
-async def job_status(call: Call) -> web.Response:
+async def job_status(call: Call) -> JobStatus:
     """One job, by its queue and id."""
     async with call.connection() as connection:
         job = await read_job(connection, call.parameters.id)
@@ -290,10 +289,10 @@ async def job_status(call: Call) -> web.Response:
         startedOn=job.started_at,
         completedOn=job.finished_at,
     )
-    return json_answer(JobStatus(success=True, job=shown))
+    return JobStatus(success=True, job=shown)
 
 
-async def cancel_by_type(call: Call) -> web.Response:
+async def cancel_by_type(call: Call) -> CancelledByType:
     """Cancel all that is unfinished of one handler."""
     given: CancelByType = call.body
     handlers = {} if call.backend.registry is None else call.backend.registry.handlers
@@ -311,14 +310,12 @@ async def cancel_by_type(call: Call) -> web.Response:
             cancelled += len(await queue.cancel_many(connection, ids))
             last = ids[-1]
     call.changed(name=given.jobType, cancelled=cancelled)
-    return json_answer(
-        CancelledByType(
-            success=True,
-            message=f'Jobs of type "{given.jobType}" cancelled successfully. {cancelled} jobs cancelled.{left}',
-            cancelledCount=cancelled,
-            jobType=given.jobType,
-            serverId=given.serverId,
-        )
+    return CancelledByType(
+        success=True,
+        message=f'Jobs of type "{given.jobType}" cancelled successfully. {cancelled} jobs cancelled.{left}',
+        cancelledCount=cancelled,
+        jobType=given.jobType,
+        serverId=given.serverId,
     )
 
 
@@ -332,14 +329,14 @@ def _scheduler(rows: list[ScheduleRow]) -> Scheduler:
     )
 
 
-async def scheduler_status(call: Call) -> web.Response:
+async def scheduler_status(call: Call) -> SchedulerStatus:
     """The schedules."""
     async with call.connection() as connection:
         rows = await read_schedules(connection)
-    return json_answer(SchedulerStatus(success=True, scheduler=_scheduler(rows)))
+    return SchedulerStatus(success=True, scheduler=_scheduler(rows))
 
 
-async def scheduler_trigger(call: Call) -> web.Response:
+async def scheduler_trigger(call: Call) -> Triggered:
     """Run a schedule's job now."""
     given: TriggerSchedule = call.body
     if given.schedule is None and given.serverId is None:
@@ -358,10 +355,10 @@ async def scheduler_trigger(call: Call) -> web.Response:
         except (UnknownHandlerError, PayloadError) as error:
             raise Refusal(409, error.message) from None
     call.changed(schedule=name, job=made.id)
-    return json_answer(Triggered(success=True, message=f"Schedule triggered: {name}", jobId=str(made.id)))
+    return Triggered(success=True, message=f"Schedule triggered: {name}", jobId=str(made.id))
 
 
-async def server_status(call: Call) -> web.Response:
+async def server_status(call: Call) -> ServerStatus:
     """All of it at a glance."""
     figures = await _figures(call)
     counts = _queued(call, figures)
@@ -383,22 +380,20 @@ async def server_status(call: Call) -> web.Response:
     failed = sum(status == "failed" for status in status_map.values())
     if failed > _MANY_FAILED_NAMES:
         warnings.append(f"High number of failed jobs: {failed}")
-    return json_answer(
-        ServerStatus(
-            success=True,
-            timestamp=datetime.now(UTC),
-            uptime=0.0 if call.backend.life is None else round(call.backend.life.uptime_s, 3),
-            queueStats={**counts, "totalQueued": total, "standardJobsQueued": total, "jellyfinJobsQueued": 0},
-            jobStatusMap=status_map,
-            servers=Servers(),
-            scheduler=_scheduler(scheduled),
-            sessionPoller=SessionPoller(),
-            recentResults=[
-                RecentResult(one.id, one.jobName, one.status, one.createdAt, one.error, one.processingTime)
-                for one in recent
-            ],
-            systemHealth=SystemHealth("warning" if warnings else "healthy", [], warnings),
-        )
+    return ServerStatus(
+        success=True,
+        timestamp=datetime.now(UTC),
+        uptime=0.0 if call.backend.life is None else round(call.backend.life.uptime_s, 3),
+        queueStats={**counts, "totalQueued": total, "standardJobsQueued": total, "jellyfinJobsQueued": 0},
+        jobStatusMap=status_map,
+        servers=Servers(),
+        scheduler=_scheduler(scheduled),
+        sessionPoller=SessionPoller(),
+        recentResults=[
+            RecentResult(one.id, one.jobName, one.status, one.createdAt, one.error, one.processingTime)
+            for one in recent
+        ],
+        systemHealth=SystemHealth("warning" if warnings else "healthy", [], warnings),
     )
 
 
@@ -412,7 +407,7 @@ OPERATIONS = (
         queue_stats,
         "How many jobs wait, by handler",
         _TAG,
-        {200: Answer(QueueStats, "Counts.")},
+        {200: Answer("Counts.")},
     ),
     Operation(
         "GET",
@@ -420,7 +415,7 @@ OPERATIONS = (
         results,
         "What ran lately",
         _TAG,
-        {200: Answer(Results, "Results, the newest first.")},
+        {200: Answer("Results, the newest first.")},
         query=ResultsQuery,
         invalid=400,
     ),
@@ -430,7 +425,7 @@ OPERATIONS = (
         job_status,
         "One job, by queue and id",
         _TAG,
-        {200: Answer(JobStatus, "The job.")},
+        {200: Answer("The job.")},
         parameters=StatusPath,
         refusals={404: "There is no such job."},
     ),
@@ -440,7 +435,7 @@ OPERATIONS = (
         cancel_by_type,
         "Cancel all unfinished jobs of one handler",
         _TAG,
-        {200: Answer(CancelledByType, "They are cancelled, or told to stop.")},
+        {200: Answer("They are cancelled, or told to stop.")},
         body=CancelByType,
         refusals=_UNUSABLE,
         invalid=400,
@@ -451,7 +446,7 @@ OPERATIONS = (
         scheduler_status,
         "The schedules",
         _TAG,
-        {200: Answer(SchedulerStatus, "Cron lines by name.")},
+        {200: Answer("Cron lines by name.")},
     ),
     Operation(
         "POST",
@@ -459,7 +454,7 @@ OPERATIONS = (
         scheduler_trigger,
         "Run a schedule's job now",
         _TAG,
-        {200: Answer(Triggered, "Its job is in the queue.")},
+        {200: Answer("Its job is in the queue.")},
         body=TriggerSchedule,
         refusals={
             **_UNUSABLE,
@@ -474,6 +469,6 @@ OPERATIONS = (
         server_status,
         "Queue, schedules and results at a glance",
         _TAG,
-        {200: Answer(ServerStatus, "As it is now.")},
+        {200: Answer("As it is now.")},
     ),
 )

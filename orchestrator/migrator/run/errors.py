@@ -21,22 +21,15 @@ LOCK_ERRORS = frozenset({"55P03", "40P01"})
 _NEXT_STEP = "Fix what it names: the file, the data or the server"
 
 _AGAIN = "; then start again"
-_EXISTS = "The schema has this already and the ledger does not: another tool made it. Bring the two together"
-_EXTENSION = "if an extension brings it, name that in EXTENSIONS (e.g. EXTENSIONS=vector,uuid-ossp)"
 
 _NOT_SINGLE = "Set MIGRATION_TRANSACTION=each (the default), or take the statement out"
 
-# What to do next, by SQLSTATE (PostgreSQL manual, appendix A).
+# What to do next, by SQLSTATE (PostgreSQL manual, appendix A), where that has one cause; `causes` tells the others.
 _REMEDIES: dict[str, str] = {
     "42501": "Grant the user of DATABASE_URL what it lacks, or give MIGRATION_DATABASE_URL a user that has it",
-    "42P07": _EXISTS,
-    "42701": _EXISTS,
-    "42710": _EXISTS,
-    "42704": f"A type or object is missing; {_EXTENSION}",
-    "42883": f"A function is missing; {_EXTENSION}",
+    "22021": "Text holds bytes that its encoding has not: a file is UTF-8, so take out a SET client_encoding",
     "53100": "The server's disk is full: free some space or enlarge the volume",
     "53200": "The server ran out of memory: give it more",
-    "57014": "The statement was cancelled or timed out: raise MIGRATION_STATEMENT_TIMEOUT (0 = none)",
     "55P03": "A lock was not to be had: stop what holds the table",
     "40P01": "Another session and the migration waited for each other: stop that session",
     "25006": "The session is read-only: check default_transaction_read_only of the role and of the database",
@@ -104,7 +97,7 @@ def failed_statement(
     }
     if single:
         state = "the database is as it was before the first of the pending files (MIGRATION_TRANSACTION=all)"
-    elif done is None:
+    elif not done:
         state = "the database is as it was before this file"
     else:
         state = f"the first {done} statements of this file are done and stay; the next start goes on behind them"
@@ -112,11 +105,17 @@ def failed_statement(
     remedy = _REMEDIES.get(error.sqlstate or "", _NEXT_STEP)
     if facts["statement_kind"] == "our own" and error.sqlstate not in LOCK_ERRORS:
         remedy = "Look at the rights of the user of DATABASE_URL, at row security and at triggers of that table"
-    if single and error.sqlstate == "25001":  # which only the server's catalogue knows: REINDEX of a partitioned table
+    if single and error.sqlstate in {"25001", "2D000"}:  # as in `refuses_transaction`
         remedy = _NOT_SINGLE
     parts = [f"{where}: {message} (SQLSTATE {error.sqlstate})"]
     parts += [f"{name}: {value}" for name, value in (("detail", error.detail), ("hint", error.hint)) if value]
     return MigrationError("; ".join(parts), remedy=f"{remedy}{_AGAIN}; {state}.", facts=facts)
+
+
+def with_advice(error: MigrationError, advice: str) -> None:
+    """Put `advice` in the place of what the error's remedy says about its cause; what it says of the state stays."""
+    _, again, state = error.remedy.partition(_AGAIN)
+    error.remedy = f"{advice}{again}{state}"
 
 
 def statement_of(error: MigrationError, parsed: Sequence[Statement]) -> Statement | None:
@@ -125,12 +124,18 @@ def statement_of(error: MigrationError, parsed: Sequence[Statement]) -> Statemen
     return parsed[number - 1] if isinstance(number, int) and 0 < number <= len(parsed) else None
 
 
-def refuses_transaction(error: MigrationError) -> bool:
-    """Whether the server refused the statement because of the transaction around it, which only its catalogue knows.
+def refuses_transaction(error: MigrationError, statement: Statement) -> bool:
+    """Whether the server refused `statement` for the transaction around it, and would take it by itself.
 
-    REINDEX and CLUSTER of a partitioned table commit after each partition (25001, PreventInTransactionBlock).
+    Only its catalogue knows of some: REINDEX and CLUSTER of a partitioned table commit after each partition (25001,
+    PreventInTransactionBlock), and a procedure may say COMMIT (2D000, SPI_commit). What stands in a function or a block
+    is refused there as well (25001 with a context), and a SET TRANSACTION has only come too late.
     """
-    return error.facts.get("sqlstate") == "25001" and error.facts.get("statement_kind") in {"REINDEX", "CLUSTER"}
+    if error.facts.get("sqlstate") == "2D000":
+        return statement.ends_transactions != "no"
+    if error.facts.get("sqlstate") != "25001" or statement.kind in {"SELECT", "SET"}:
+        return False
+    return statement.kind in {"REINDEX", "CLUSTER"} or "context" not in error.facts
 
 
 def blocked(

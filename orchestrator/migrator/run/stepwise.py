@@ -1,8 +1,8 @@
 """Apply a file that cannot be one transaction, statement by statement, each noted. Touches the database.
 
-Two kinds of file come here: those with statements that refuse a transaction (CREATE INDEX CONCURRENTLY, VACUUM …), and
-those that manage their own (`COMMIT;` in mid-file). Drizzle runs a file inside a transaction, so one is open at the
-first statement; what the file says from there on is obeyed.
+Three kinds of file come here: those with statements that refuse a transaction (CREATE INDEX CONCURRENTLY, VACUUM …),
+those that manage their own (`COMMIT;` in mid-file), and those with a CALL or DO that may commit inside. Drizzle runs a
+file inside a transaction, so one is open at the first statement; what the file says from there on is obeyed.
 
 The work is cut where something is committed. Such a piece is a transaction, or one statement outside of any; it is what
 is run again where a lock was not to be had, and what a crash loses at most.
@@ -75,7 +75,7 @@ class Steps:
         self._wrapped, self._chained, self._own_timeout = True, False, False
         # Statements of which a try was noted as begun and not as ended, with the indexes that were there before.
         self._begun: dict[int, frozenset[int]] = {}
-        # Statements that the server has refused inside a transaction, for reasons that only its catalogue knows.
+        # Statements that the server has refused inside a transaction, and would take by themselves.
         self._refused: set[int] = set()
 
     async def run(self, interrupted: records.Unfinished | None) -> None:
@@ -93,6 +93,7 @@ class Steps:
             await self._resume(interrupted)
             while True:
                 place = _Place(self._done, self._wrapped, self._chained, self._own_timeout)
+                refused = len(self._refused)
                 try:
                     if await self._piece():
                         return
@@ -100,11 +101,8 @@ class Steps:
                     await self._roll_back()
                     self._done, self._wrapped = place.done, place.wrapped
                     self._chained, self._own_timeout = place.chained, place.own_timeout
-                    statement = statement_of(error, self._statements)
-                    if statement and refuses_transaction(error) and statement.index not in self._refused:
-                        self._refused.add(statement.index)
-                        continue
-                    await patience.again(error, statement)
+                    if len(self._refused) == refused:
+                        await patience.again(error, statement_of(error, self._statements))
                 else:
                     patience = self._run.patience(self._statements, **facts)
         except BaseException as error:
@@ -151,16 +149,21 @@ class Steps:
         while self._done < len(self._statements):
             statement = self._statements[self._done]
             self._run.at(statement.index)
-            if not statement.transactional or statement.index in self._refused:
+            if await self._runs_by_itself(statement):
                 if self._in_block and self._wrapped:
                     await self._note(self._done)
                     await self._commit()
                     return False
                 await self._outside(statement)
                 return False
-            control = statement.transaction_control
-            await self._inside(statement)
-            if not self._in_block or control in {"commit", "rollback"}:
+            is_files_own_block = self._in_block and not self._wrapped
+            try:
+                await self._inside(statement)
+            except MigrationError as error:
+                if not is_files_own_block and refuses_transaction(error, statement):
+                    self._refused.add(statement.index)
+                raise
+            if not self._in_block or statement.transaction_control in {"commit", "rollback"}:
                 return False
         self._run.at(len(self._statements))
         if not self._in_block:
@@ -168,6 +171,14 @@ class Steps:
         await self._finish()
         await self._commit()
         return True
+
+    async def _runs_by_itself(self, statement: Statement) -> bool:
+        """Whether the statement is run outside any transaction. In a block that the file began, it fails as in psql."""
+        if not statement.transactional or statement.index in self._refused:
+            return True
+        if statement.ends_transactions == "no" or (self._in_block and not self._wrapped):
+            return False
+        return statement.ends_transactions == "yes" or await recovery.calls_an_end(self._connection, statement)
 
     async def _inside(self, statement: Statement) -> None:
         control = statement.transaction_control
@@ -221,7 +232,12 @@ class Steps:
                 await self._note(self._done, running=running, known=found.known)
                 if running is not None:
                     self._begun[statement.index] = found.known
-            await self._execute_outside(statement, found)
+            try:
+                await self._execute_outside(statement, found)
+            except MigrationError as error:
+                if statement.ends_transactions != "no":
+                    error.remedy += " What the statement has committed itself stays, too; it runs again from its start."
+                raise
             invalid = await recovery.invalid_after(self._connection, statement, found.known)
             if invalid is not None:
                 raise invalid_index(self._migration, statement, invalid)
@@ -302,10 +318,8 @@ class Steps:
 
 def _sets_lock_timeout(statement: Statement) -> bool:
     """Whether a statement that changes the session's settings changes how long it waits for locks."""
-    from orchestrator.migrator.sql import parser
-
-    (parsed,) = parser.parse(statement.text.encode())
-    if parsed.node == "VariableSetStmt":
+    parsed = recovery.tree_of(statement)
+    if parsed is not None and parsed.node == "VariableSetStmt":
         fields = parsed.fields()
         return fields.get("name") == "lock_timeout" or fields["kind"] == "VAR_RESET_ALL"
     return "lock_timeout" in statement.text

@@ -26,7 +26,7 @@ _KNOWN_TYPES = frozenset(
 )
 _QUIET_NODES = frozenset(
     "A_ArrayExpr A_Const A_Expr BoolExpr BooleanTest CaseExpr CaseWhen CoalesceExpr CollateClause ColumnRef List"  # noqa: SIM905 (readable)
-    " MinMaxExpr NullTest SQLValueFunction TypeCast".split()
+    " MinMaxExpr NullTest SQLValueFunction TypeCast String Integer Float Boolean TypeName".split()
 )
 _CONSTRAINTS = frozenset(
     "CHECK DEFAULT FOREIGN GENERATED NOTNULL NULL PRIMARY UNIQUE ATTR_DEFERRABLE ATTR_DEFERRED ATTR_IMMEDIATE"  # noqa: SIM905 (readable)
@@ -47,19 +47,20 @@ def leaves_nothing(node: str, fields: _Fields) -> bool:
 
 def _is_quiet(tree: Any) -> bool:
     """Whether an expression calls nothing but what is known to compute."""
-    if isinstance(tree, list):
-        return all(_is_quiet(item) for item in tree)
-    if not isinstance(tree, dict):
-        return True
-    for name, value in tree.items():
-        if name == "FuncCall":
-            *schema, function = [part["String"].get("sval", "") for part in value["funcname"]]
-            if function not in _QUIET_FUNCTIONS or schema not in ([], ["pg_catalog"]):
-                return False
-        elif name[0].isupper() and name not in _QUIET_NODES | {"String", "Integer", "Float", "Boolean", "TypeName"}:
-            return False
-        if not _is_quiet(value):
-            return False
+    pending = [tree]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, list):
+            pending += node
+        elif isinstance(node, dict):
+            for name, value in node.items():
+                if name == "FuncCall":
+                    *schema, function = [part["String"].get("sval", "") for part in value["funcname"]]
+                    if function not in _QUIET_FUNCTIONS or schema not in ([], ["pg_catalog"]):
+                        return False
+                elif name[0].isupper() and name not in _QUIET_NODES:
+                    return False
+                pending.append(value)
     return True
 
 

@@ -3,6 +3,11 @@
 The library is loaded by ctypes, without importing `postgast`: its Python layer builds protobuf descriptors for 700 node
 types (tens of ms at start), and all that is needed here is JSON, which libpg_query writes itself. ctypes lets go of the
 GIL during a call, and libpg_query keeps its state per thread, so parsing may run in any thread.
+
+Nothing that a file says may end the process. libpg_query writes a tree by recursion and never checks the stack: a sum
+of 70,000 terms ended the process with a segmentation fault. So a large text is parsed on a stack that is large enough
+for any tree that a text of its length can have, and a deep tree is cut off at a depth that no caller looks below,
+before it becomes Python objects.
 """
 
 from __future__ import annotations
@@ -10,23 +15,30 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.util
+import itertools
+import re
 import struct
 import sys
+import threading
 from ctypes import POINTER, Structure, c_char_p, c_int, c_size_t, c_void_p
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import msgspec
 
 from orchestrator.errors import OrchestratorError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+_Result = TypeVar("_Result")
 
 # The names that postgast/native.py looks for.
 _LIBRARY_NAMES = {"darwin": "libpg_query.dylib", "win32": "pg_query.dll"}
 # pg_query.proto, enum Token.
 _SQL_COMMENT, _C_COMMENT = 275, 276
+# pg_query.h, PG_QUERY_DISABLE_STANDARD_CONFORMING_STRINGS.
+_BACKSLASH_ESCAPES = 32
 
 
 class GrammarError(Exception):
@@ -60,24 +72,32 @@ class Parsed(NamedTuple):
     body: msgspec.Raw
 
     def fields(self) -> dict[str, Any]:
-        """The node's fields; those with a zero value are absent."""
-        fields: dict[str, Any] = msgspec.json.decode(self.body)
+        """The node's fields; those with a zero value are absent, and what is nested too deep is empty."""
+        fields: dict[str, Any] = msgspec.json.decode(_shallow(bytes(self.body)))
         return fields
 
 
-def parse(sql: bytes) -> list[Parsed]:
+def parse(sql: bytes, *, escapes: bool = False) -> list[Parsed]:
     """The statements of `sql` with their trees; empty ones are left out. About 10 bytes of JSON to a byte of SQL.
 
-    `sql` is UTF-8 without NUL bytes.
+    `sql` is UTF-8 without NUL bytes. `escapes`: a backslash escapes in plain strings, as it does where
+    standard_conforming_strings is off.
 
     Raises:
         GrammarError: for the first error in it.
     """
+    return _on_a_large_stack(functools.partial(_parse, options=_BACKSLASH_ESCAPES if escapes else 0), sql)
+
+
+def _parse(sql: bytes, options: int) -> list[Parsed]:
     library = _library()
-    result = library.pg_query_parse(sql)
+    result = library.pg_query_parse_opts(sql, options)
     try:
         _raise_error(result.error)
-        tree = _tree_decoder().decode(result.tree)
+        try:
+            tree = _tree_decoder().decode(result.tree)
+        except RecursionError:
+            tree = _tree_decoder().decode(_shallow(result.tree))
     finally:
         library.pg_query_free_parse_result(result)
     return [
@@ -111,14 +131,12 @@ def tokens(sql: bytes) -> Iterator[tuple[int, int]]:
     Raises:
         GrammarError: the text ends inside a string or a comment.
     """
-    library = _library()
-    result = library.pg_query_scan(sql)
-    try:
-        _raise_error(result.error)
-        packed = ctypes.string_at(result.tokens.data, result.tokens.length)
-    finally:
-        library.pg_query_free_scan_result(result)
-    return _unpack_tokens(packed)
+    return _tokens(sql, lambda token, _: token not in {_SQL_COMMENT, _C_COMMENT})
+
+
+def keywords(sql: bytes) -> Iterator[tuple[int, int]]:
+    """(offset, end) in bytes of each keyword of `sql`, reserved or not; raises as `tokens`."""
+    return _tokens(sql, lambda _, keyword_kind: keyword_kind != 0)
 
 
 def plpgsql(function: bytes) -> Any:
@@ -127,17 +145,25 @@ def plpgsql(function: bytes) -> Any:
     Raises:
         GrammarError: it is no PL/pgSQL that can be read without a catalogue.
     """
+    return _on_a_large_stack(_plpgsql, function)
+
+
+def _plpgsql(function: bytes) -> Any:
     library = _library()
     result = library.pg_query_parse_plpgsql(function)
     try:
         _raise_error(result.error)
-        return msgspec.json.decode(result.functions)
+        return msgspec.json.decode(_shallow(result.functions))
     finally:
         library.pg_query_free_plpgsql_parse_result(result)
 
 
 def comments(sql: bytes) -> list[tuple[int, int]]:
     """(offset, end) in bytes of each comment of `sql`; raises as `tokens`."""
+    return list(_tokens(sql, lambda token, _: token in {_SQL_COMMENT, _C_COMMENT}))
+
+
+def _tokens(sql: bytes, is_wanted: Callable[[int, int], bool]) -> Iterator[tuple[int, int]]:
     library = _library()
     result = library.pg_query_scan(sql)
     try:
@@ -145,11 +171,11 @@ def comments(sql: bytes) -> list[tuple[int, int]]:
         packed = ctypes.string_at(result.tokens.data, result.tokens.length)
     finally:
         library.pg_query_free_scan_result(result)
-    return list(_unpack_tokens(packed, comments=True))
+    return _unpack_tokens(packed, is_wanted)
 
 
-def _unpack_tokens(packed: bytes, *, comments: bool = False) -> Iterator[tuple[int, int]]:
-    """Read pg_query.proto's ScanResult {version = 1; repeated ScanToken tokens = 2 {start = 1, end = 2, token = 4}}."""
+def _unpack_tokens(packed: bytes, is_wanted: Callable[[int, int], bool]) -> Iterator[tuple[int, int]]:
+    """Read pg_query.proto's ScanResult: version = 1, tokens = 2, each {start 1, end 2, token 4, keyword_kind 5}."""
     position, size = 0, len(packed)
     while position < size:
         tag, position = _varint(packed, position)
@@ -161,7 +187,7 @@ def _unpack_tokens(packed: bytes, *, comments: bool = False) -> Iterator[tuple[i
         while position < end:
             tag, position = _varint(packed, position)
             fields[tag >> 3], position = _varint(packed, position)
-        if (fields.get(4) in {_SQL_COMMENT, _C_COMMENT}) is comments:
+        if is_wanted(fields.get(4, 0), fields.get(5, 0)):
             yield fields.get(1, 0), fields.get(2, 0)
 
 
@@ -174,6 +200,92 @@ def _varint(packed: bytes, position: int) -> tuple[int, int]:
         if byte < 0x80:  # noqa: PLR2004 (the top bit says that more follow)
             return value, position
         shift += 7
+
+
+# Measured: a term of a sum takes 120 bytes of stack and two bytes of text, and no other tree takes more.
+_STACK_BYTES_A_BYTE = 256
+_STACK_BYTES = 16 << 20
+# The stack of any thread holds the tree of such a text: the smallest stacks (musl, some limits) are 1 MiB.
+_PLAIN_BYTES = 8 * 1024
+_stack_size = threading.Lock()
+
+
+def _on_a_large_stack(work: Callable[[bytes], _Result], sql: bytes) -> _Result:
+    """Return `work(sql)`; a large text is worked on in a thread whose stack no tree of it can overflow.
+
+    Raises what `work` raises, and GrammarError where the system grants no such stack.
+    """
+    if len(sql) <= _PLAIN_BYTES:
+        return work(sql)
+    results: list[_Result] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(work(sql))
+        except BaseException as error:  # noqa: BLE001 it is raised where it is waited for
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="parser", daemon=True)
+    with _stack_size:  # one setting for the process
+        before = threading.stack_size(_STACK_BYTES + _STACK_BYTES_A_BYTE * len(sql))
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise GrammarError("the statement is too large to be parsed here", 0) from error
+        finally:
+            threading.stack_size(before)
+    thread.join()
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+_DEPTH_LIMIT = 120
+_SMALL_TREE_BYTES = 4096  # decoder and walkers can follow any tree of this size to its end
+_BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]')
+_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_STEP = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
+# The nodes that can stand in one another without end, in a place where any other node can stand as well.
+_NESTING = re.compile(
+    rb'\{"(?:A_ArrayExpr|A_Expr|A_Indirection|BoolExpr|BooleanTest|CaseExpr|CoalesceExpr|CollateClause|FuncCall'
+    rb"|GroupingFunc|JoinExpr|Json\w+|MinMaxExpr|NamedArgExpr|NullTest|PLpgSQL_stmt_\w+|RangeSubselect|RowExpr|SelectStmt"
+    rb'|SubLink|TypeCast|XmlExpr|XmlSerialize)":'
+)
+_ARM = re.compile(rb'"[lr]arg":\{"[a-z]')
+_UNKNOWN_NODE = b'{"Unknown":{}'
+
+
+def _shallow(tree: bytes) -> bytes:
+    """The JSON with a node `Unknown` in the place of each expression that is nested deeper than the limit."""
+    if len(tree) < _SMALL_TREE_BYTES:
+        return tree
+    # Brackets in strings are counted as well; at worst, a tree that is not deep takes the slower way.
+    brackets = tree.translate(None, _NOT_BRACKETS)
+    if max(itertools.accumulate(map(_STEP.__getitem__, brackets)), default=0) <= _DEPTH_LIMIT:
+        return tree
+    kept: list[bytes] = []
+    depth = start = cut_at = 0
+    for found in _BRACKET.finditer(tree):
+        what, position = found[0], found.start()
+        if what in (b"{", b"["):
+            depth += 1
+            if cut_at or depth <= _DEPTH_LIMIT:
+                continue
+            if _NESTING.match(tree, position):
+                kept += [tree[start:position], _UNKNOWN_NODE]
+            # The arms of a UNION are bare; whatever else is nested so deep has no name here.
+            elif _ARM.match(tree, position - 7) or depth > 2 * _DEPTH_LIMIT:
+                kept.append(tree[start : position + 1])
+            else:
+                continue
+            cut_at = depth
+        elif what in (b"}", b"]"):
+            if depth == cut_at:
+                start, cut_at = position, 0
+            depth -= 1
+    kept.append(tree[start:])
+    return b"".join(kept)
 
 
 def _raise_error(error: Any) -> None:
@@ -253,7 +365,7 @@ def _library() -> ctypes.CDLL:
         )
     library = ctypes.CDLL(str(found))
     for function, free, result in (
-        ("pg_query_parse", "pg_query_free_parse_result", _ParseResult),
+        ("pg_query_parse_opts", "pg_query_free_parse_result", _ParseResult),
         ("pg_query_split_with_parser", "pg_query_free_split_result", _SplitResult),
         ("pg_query_scan", "pg_query_free_scan_result", _ScanResult),
         ("pg_query_parse_plpgsql", "pg_query_free_plpgsql_parse_result", _PlpgsqlResult),
@@ -262,4 +374,5 @@ def _library() -> ctypes.CDLL:
         getattr(library, function).restype = result
         getattr(library, free).argtypes = [result]
         getattr(library, free).restype = None
+    library.pg_query_parse_opts.argtypes = [c_char_p, c_int]
     return library

@@ -30,7 +30,6 @@ def maintained(queue_url, monkeypatch):
             worker_id="w1",
             concurrency=1,
             lease_s=2.0,
-            connect_timeout_s=5,
             emit=lambda name, **facts: events.append((name, facts)),
             redact=str,
         )

@@ -181,12 +181,12 @@ class _Reading:
         path = (self._environ.get(f"{name}_FILE") or None) if variable.file else None
         given, path = (None if value is None or not value.strip() else value for value in (given, path))
         if given is not None and path is not None:
-            self.problem(variable, f"is set, and so is {name}_FILE: only one of them can count")
+            self.problem(variable, f"is set, and so is {name}_FILE: give only one of them")
             return None
         if path is not None:
             return self._file(variable, path)
         if given is not None and name.startswith("PG") and given[-1] in "\r\n":
-            self.problem(variable, "has a line break at its end, as files of variables leave it there: remove it")
+            self.problem(variable, "has a line break at its end, as env files often leave one: remove it")
             return None
         if given is not None:
             self.sources[name] = "environment"
@@ -202,7 +202,7 @@ class _Reading:
             # An editor's byte order mark and the line break that nearly every file ends with are not meant.
             text = Path(path).read_bytes().decode("utf-8-sig").rstrip("\r\n")
         except (OSError, ValueError) as error:
-            why = "is no UTF-8 text" if isinstance(error, UnicodeDecodeError) else why_unreadable(error)
+            why = "is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else why_unreadable(error)
             self.problem(variable, f"names the file {shown}, which {why}", name=named)
             return None
         if not text:
@@ -269,7 +269,7 @@ class _Reading:
         for variable, keyword in _BESIDE_A_URL.items():
             if keyword not in found.options and (word := self.text(BY_NAME[variable])) is not None:
                 if word not in dsn_parameters.CHOICES[keyword]:
-                    self.problem(BY_NAME[variable], "has a value that is not known")
+                    self.problem(BY_NAME[variable], "has an unknown value")
                     return None
                 found = msgspec.structs.replace(found, options={**found.options, keyword: word})
         if found.password is None and (password := self.text(BY_NAME["PGPASSWORD"])) is not None:

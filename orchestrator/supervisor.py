@@ -211,9 +211,10 @@ async def _bring_up(
             waited_s = waited_s + _AFTER_LOSS_S if life.migrations.applied_now == applied else 0.0
             if limit_s and waited_s >= limit_s:
                 raise DatabaseUnavailableError(
-                    f"the connection to {dsn.redacted()} was lost again and again: {waited_s:.0f} s were spent on"
+                    f"the connection to {dsn.redacted()} was lost repeatedly: {waited_s:.0f} s were spent on"
                     f" waiting for the database, and DB_WAIT_TIMEOUT is {limit_s:g} s",
-                    remedy="Look at the server's log, and at what stands between. Or raise DB_WAIT_TIMEOUT.",
+                    remedy="Look at the server's log, and at whatever is between here and the server; or raise"
+                    " DB_WAIT_TIMEOUT.",
                 ) from error
 
 
@@ -295,13 +296,13 @@ def _explained(error: Exception) -> Exception:
 
     if isinstance(error, asyncpg.PostgresError):
         if error.sqlstate in POOLER_SQLSTATES:
-            return PoolerError("a statement that one transaction prepares is gone in the next")
-        mend = "Mend what it names"
+            return PoolerError("a statement that was prepared in one transaction is gone in the next")
+        advice = "Fix what it names"
         if isinstance(error, asyncpg.InsufficientPrivilegeError):
-            mend = "Grant the user of DATABASE_URL what it lacks, or give MIGRATION_DATABASE_URL a user that has it"
+            advice = "Grant the user of DATABASE_URL what it lacks, or give MIGRATION_DATABASE_URL a user that has it"
         return MigrationError(
-            f"the server refused what comes before the migrations: {error} (SQLSTATE {error.sqlstate})",
-            remedy=f"{mend}; then start again; no migration was run.",
+            f"the server refused a step before the migrations: {error} (SQLSTATE {error.sqlstate})",
+            remedy=f"{advice}; then start again; no migration was run.",
             facts={"sqlstate": error.sqlstate},
         )
     if isinstance(error, OSError) and error.filename is not None:
@@ -335,7 +336,8 @@ async def _other_way(settings: Settings, dsn: Dsn, life: Lifecycle) -> Dsn:
                 "database.pooler_found",
                 level="warning",
                 server=dsn.redacted(),
-                hint="A pooler in transaction mode: no statement is prepared, and workers cannot listen but look twice"
+                hint="A pooler in transaction mode was found: no statement is prepared, and workers cannot listen"
+                " but poll twice"
                 " a second. Add ?pgbouncer=true to DATABASE_URL to say so.",
             )
             return dsn.changed(statement_cache=False)

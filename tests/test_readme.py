@@ -497,7 +497,7 @@ async def test_before_a_migration_runs(tour, admin):
     assert "::warning file=" in await tour.shell(command, code=1)
 
     assert part("Try it: `rehearse`") == ["orchestrator rehearse --with-data"]
-    assert "It would go well." in await tour.shell("orchestrator rehearse --with-data")
+    assert "The migrations would succeed." in await tour.shell("orchestrator rehearse --with-data")
 
 
 async def test_verify_studio_and_completion(tour):

@@ -127,7 +127,7 @@ def read_lint_folder(path: Path) -> LintFolder:
         problems.append(replace(made, migration=one.name) if one.kind == "backwards" else made)
     beside = "the journal does not name it" if is_v0 else "it lies beside the folders"
     problems += [
-        finding("unlisted-file", folder.path / name, f"{beside}: no run will ever use it") for name in folder.unlisted
+        finding("unlisted-file", folder.path / name, f"{beside}: no run will use it") for name in folder.unlisted
     ]
     files = tuple(LintFile(migration.name, Path(migration.path)) for migration in folder.migrations)
     return LintFolder(path, files, tuple(problems))
@@ -387,7 +387,7 @@ async def lint_with_ledger(
         if path is not None and found.kind is Kind.EDITED and not found.cosmetic:
             report.findings.append(finding("changed-after-apply", path, "it was changed after it was applied"))
         elif path is not None and found.kind is Kind.OUT_OF_ORDER and source.folder.generation == "v0":
-            why = "it is older than the newest applied migration: drizzle, and so a run, passes over it"
+            why = "it is older than the newest applied migration, so drizzle and a run skip it"
             report.findings.append(finding("never-runs", path, why))
     report.findings.sort(key=lambda f: (f.file, f.line, f.column))
     return report, scope

@@ -62,7 +62,7 @@ RULES: dict[str, Rule] = {
     "when-backwards": Rule(
         _E,
         "Give the entry a `when` in meta/_journal.json that is greater than every one before it:"
-        " where those are applied already, drizzle passes over this one in silence.",
+        " where those are applied already, drizzle skips this one silently.",
     ),
     "drop-database": Rule(_E, "A migration cannot: drop it by hand."),
     "outside-database": Rule(
@@ -135,7 +135,7 @@ RULES: dict[str, Rule] = {
         _W, "Generate it with drizzle-kit (--custom), so that meta/_journal.json names it; or delete it."
     ),
     "changed-after-apply": Rule(_W, "Put the change into a new migration, and restore this file."),
-    "never-runs": Rule(_W, "Date it anew: a `when` in meta/_journal.json that is newer than every applied one."),
+    "never-runs": Rule(_W, "Re-date it: give it a `when` in meta/_journal.json that is newer than every applied one."),
     "unused-allow": Rule(_W, "Delete the comment."),
     "allow-without-reason": Rule(_W, "Say why: `-- lint: allow RULE because …`."),
     "long-name": Rule(_N, "Name it yourself, in at most 63 bytes."),

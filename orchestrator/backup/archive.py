@@ -404,7 +404,7 @@ def _dump_failed(error: pgtools.PgToolError, directory: Path, fd: int) -> Backup
         return _disk_full(directory, written_bytes, facts)
     return BackupError(
         error.message,
-        remedy="Mend what it names (a right that the user lacks, a lock that is held, a server that stopped); then"
+        remedy="Fix what it names (a right that the user lacks, a lock that is held, a server that stopped); then"
         " again. The unfinished file is removed.",
         facts=facts,
     )
@@ -435,7 +435,7 @@ def _server_failed(error: BaseException) -> BackupError:
     code = f" (SQLSTATE {sqlstate})" if sqlstate else ""
     return BackupError(
         f"the server did not let the backup end: {str(error) or type(error).__name__}{code}",
-        remedy="Mend what it names, or look at the server's log; then again. The unfinished file is removed.",
+        remedy="Fix what it names, or look at the server's log; then again. The unfinished file is removed.",
         facts={"sqlstate": sqlstate},
     )
 

@@ -348,7 +348,7 @@ async def _fill(backup: Backup, fd: int, place: Place, emit: Emit, options: Sequ
     except pgtools.PgToolError as error:
         raise RestoreError(
             f"{backup.path} cannot be restored: {error.message}",
-            remedy="Mend what it names. "
+            remedy="Fix what it names. "
             + (
                 "It was restored by a role without rights; what only a superuser may make (functions in C or LEAKPROOF,"
                 " operator classes, casts) needs --with-own-rights, and trust in all that is in the backup."

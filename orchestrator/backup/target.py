@@ -168,7 +168,7 @@ async def create_beside(admin: Any, new: Dsn, target: Target) -> None:
     except asyncpg.PostgresError as error:
         raise RestoreError(
             f"no new database can be made: {error} (SQLSTATE {error.sqlstate})",
-            remedy="Mend what it names. Nothing was changed.",
+            remedy="Fix what it names. Nothing was changed.",
             facts={"sqlstate": error.sqlstate},
         ) from error
 

@@ -35,14 +35,14 @@ def backup(parser: argparse.ArgumentParser) -> None:
         help="restore into a scratch database and compare: FILE, or the backup that is made now; exit 1 if they differ",
     )
     with_trust(parser)
-    what.add_argument("--list", action="store_true", help="show the backups that are there, and make none")
+    what.add_argument("--list", action="store_true", help="list the existing backups, and make none")
     parser.set_defaults(run=_backup)
 
 
 def with_trust(parser: argparse.ArgumentParser) -> None:
     """Add the options that say how far a backup is trusted."""
     parser.add_argument(
-        "--unverified", action="store_true", help="take a backup that neither its signature nor the database knows"
+        "--unverified", action="store_true", help="accept a backup that neither its signature nor the database confirms"
     )
     with_own_rights(parser)
 
@@ -150,7 +150,7 @@ def _no_directory() -> Exception:
     from orchestrator.errors import ConfigurationError, Problem
 
     return ConfigurationError(
-        [Problem("BACKUP_DIR", "is not set, and there is no --to DIR", "a directory for backups", "/backups")]
+        [Problem("BACKUP_DIR", "is not set, and --to DIR was not given", "a directory for backups", "/backups")]
     )
 
 

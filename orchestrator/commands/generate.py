@@ -32,8 +32,10 @@ def generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--schema", metavar="MODULE:NAME", help="the MetaData, declarative Base or registry to compare with (SCHEMA)"
     )
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where code and migrations differ")
-    parser.add_argument("--allow-drops", action="store_true", help="write drops to be run, and not commented out")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when code and migrations differ")
+    parser.add_argument(
+        "--allow-drops", action="store_true", help="write drops as statements that run, not as comments"
+    )
     parser.add_argument(
         "--online", action="store_true", help="change tables that are in use without making their users wait"
     )
@@ -45,7 +47,7 @@ def generate(parser: argparse.ArgumentParser) -> None:
         metavar="OLD=NEW",
         action="append",
         default=[],
-        help="a table (users=people) or column (users.name=full_name) that was renamed; may be given again",
+        help="a table (users=people) or column (users.name=full_name) that was renamed; may be repeated",
     )
     parser.add_argument(
         "--exclude",
@@ -54,7 +56,9 @@ def generate(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="leave a table of the code out (users, app.users, geo_*); may be given again",
     )
-    parser.add_argument("--no-renames", action="store_true", help="ask about no (further) rename: all of it is new")
+    parser.add_argument(
+        "--no-renames", action="store_true", help="ask about no (further) renames: everything else is new"
+    )
     with_embedded(parser)
     with_json(parser)
     parser.set_defaults(run=_generate, database_if_named=True, folder_may_be_missing=True)
@@ -62,7 +66,7 @@ def generate(parser: argparse.ArgumentParser) -> None:
 
 def _generate(options: argparse.Namespace) -> int:
     if options.name is None and not options.check:
-        say("orchestrator generate: a NAME is needed, or --check", file=sys.stderr)
+        say("orchestrator generate: NAME or --check is required", file=sys.stderr)
         return 2
 
     def show(outcome: dict[str, Any]) -> int:

@@ -51,7 +51,7 @@ def with_embedded(added: argparse.ArgumentParser) -> None:
 
 def with_json(added: argparse.ArgumentParser) -> None:
     """Give a command the option that turns its result into JSON on stdout."""
-    added.add_argument("--json", action="store_true", help="the result as JSON, whole")
+    added.add_argument("--json", action="store_true", help="print the whole result as JSON")
 
 
 def print_json(value: object) -> None:
@@ -149,7 +149,7 @@ def run(  # noqa: PLR0915 the edge of every command is one story
     life.listen(logs.event_logger())
     for found, meant in settings.suspects:
         life.emit(
-            "settings.suspected", level="warning", variable=found, hint=f"it means nothing here; did you mean {meant}?"
+            "settings.suspected", level="warning", variable=found, hint=f"it has no meaning here; did you mean {meant}?"
         )
 
     made: list[T] = []

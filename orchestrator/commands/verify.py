@@ -27,10 +27,15 @@ def verify(parser: argparse.ArgumentParser) -> None:
     with_json(parser)
     with_scratch(parser)
     parser.add_argument(
-        "--schema", dest="schemas", action="append", default=[], metavar="NAME", help="this schema alone (repeatable)"
+        "--schema",
+        dest="schemas",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="compare only this schema (repeatable)",
     )
-    parser.add_argument("--exclude-schema", action="append", default=[], metavar="NAME", help="all but this one")
-    parser.add_argument("--privileges", action="store_true", help="compare who may do what, too")
+    parser.add_argument("--exclude-schema", action="append", default=[], metavar="NAME", help="exclude this schema")
+    parser.add_argument("--privileges", action="store_true", help="compare privileges, too")
     parser.set_defaults(run=_verify)
 
 

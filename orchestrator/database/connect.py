@@ -21,6 +21,7 @@ import asyncpg
 from orchestrator.database.addresses import look_up
 from orchestrator.database.connect_errors import CONNECTION_ERRORS, Failure, NoAnswerError, OwnFaultError, classify
 from orchestrator.database.dial import dial
+from orchestrator.database.outage import Outage
 from orchestrator.database.sessions import USER_TIMEOUT_MS, Connection
 from orchestrator.errors import (
     ConfigurationError,
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from orchestrator.dsn import Dsn
 
 OLDEST_SERVER = 14
-_REPORT_EVERY_S = 30.0
 _PROBE_EVERY_S = 0.047
 _PROBE_TIMEOUT_S = 0.5
 _RESOLVE_EVERY_S = 1.0
@@ -191,8 +191,7 @@ class _Reporter:
 
     def __init__(self, dsn: Dsn, life: Lifecycle) -> None:
         self._dsn, self._life = dsn, life
-        self._cause: str | None = None
-        self._said_at = 0.0
+        self._outage = Outage()
         self._since = time.monotonic()
 
     def failed(self, failure: Failure, attempt: int, *, retry_in_s: float) -> None:
@@ -207,9 +206,7 @@ class _Reporter:
             "hint": failure.hint,
         }
         self._life.check("database", "failed", **facts, **next_try(self._life, retry_in_s))
-        now = time.monotonic()
-        if failure.cause != self._cause or now - self._said_at >= _REPORT_EVERY_S:
-            self._cause, self._said_at = failure.cause, now
+        if self._outage.failed(failure):
             loud = failure.outlook == "ambiguous"
             self._life.emit("database.connect_failed", level="error" if loud else "warning", **facts)
 

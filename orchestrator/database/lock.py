@@ -116,7 +116,7 @@ async def migration_lock(
     life.emit("lock.acquired", waited_s=round(time.monotonic() - began, 3))
     try:
         if await connection.execute(f"SELECT 1 WHERE {HELD_HERE}") != _DONE:
-            raise PoolerError("the lock that was taken is not held in the next transaction")
+            raise PoolerError("the lock is not held any more in the next transaction")
         if held is not None:
             async with as_ours(connection):
                 held.append(Holding(*await connection.fetchrow(_OWN)))
@@ -134,7 +134,7 @@ async def lock_holder(connection: Any) -> dict[str, object] | None:
 
 def _describe(holder: dict[str, object] | None) -> str:
     if holder is None:
-        return "the holder is not visible"
+        return "this user cannot see which session holds it"
     where = holder["client_address"] or "local socket"
     return f"pid {holder['pid']}, {holder['application_name']!r} from {where}, for {holder['session_age_s']} s"
 
@@ -155,5 +155,5 @@ async def _release(connection: Any, life: Lifecycle) -> None:
             life.emit(
                 "lock.stranded",
                 level="warning",
-                hint="The lock was not found again to release it: a pooler holds it, or a file has released it.",
+                hint="The lock was gone when it was to be released: a pooler holds it, or a migration has released it.",
             )

@@ -78,7 +78,7 @@ async def read_identity(connection: Any, ledgers: Sequence[tuple[str, str]]) -> 
     )
     if row["standby"] or row["read_only"]:
         what = "a read-only standby" if row["standby"] else "read-only"
-        raise UnreachableError("read_only", f"The server answers, and is {what}: nothing can be written there.")
+        raise UnreachableError("read_only", f"The server answers, but it is {what}: nothing can be written.")
     rows = []
     for schema, table in ledgers:
         is_readable = await connection.fetchval(_IS_READABLE, schema, table)
@@ -156,7 +156,7 @@ class _Watch:
         if self._known is not None and not self._known.is_succeeded_by(found):
             if self._is_migrated_again:
                 raise MigrationError(
-                    "what DATABASE_URL leads to is not the database that was migrated",
+                    "DATABASE_URL leads to another database than the one that was migrated",
                     remedy="Let DATABASE_URL and MIGRATION_DATABASE_URL, and all of their hosts, lead to one database.",
                 )
             return False
@@ -171,7 +171,8 @@ class _Watch:
             raise NoAnswerError(
                 "the end of a commit",
                 "commit_hangs",
-                "The server answers, and no commit ends: its disk is full or slow, or a synchronous standby is gone.",
+                "The server answers, but commits do not finish: its disk is full or slow, or a synchronous standby"
+                " is gone.",
             ) from None
 
     async def know_again(self, migrated: Identity | None) -> None:
@@ -212,7 +213,7 @@ class _Watch:
             "database.changed",
             level="error",
             server=self._dsn.redacted(),
-            hint="Another database answers, or an older copy of the one that was migrated: it is migrated again.",
+            hint="Another database answers, or an older copy of the one that was migrated: the start is repeated.",
         )
         self._life.enter(Phase.CONNECTING, reason="database changed")
 

@@ -128,7 +128,7 @@ def server_errors_explained(dsn: Dsn, *, doing: str) -> Iterator[None]:
                 "Grant the user what it lacks, or give MIGRATION_DATABASE_URL a user that has it; then run the command"
                 " again."
                 if is_right
-                else "Mend what it names, then run the command again."
+                else "Fix what it names, then run the command again."
             ),
             facts={"sqlstate": sqlstate},
         ) from error

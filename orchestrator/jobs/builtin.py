@@ -318,5 +318,5 @@ class DatabaseDiffersError(Exception):
         more = f"; and {len(differences) - _SHOWN_DIFFERENCES} more" if len(differences) > _SHOWN_DIFFERENCES else ""
         super().__init__(
             f"the database is not what its applied migrations make: {shown}{more}. `orchestrator verify` shows each"
-            " difference and the SQL that mends it."
+            " difference and the SQL that fixes it."
         )

@@ -32,8 +32,8 @@ class CountError(JobError):
 
     def __init__(self, expected: int, count: int) -> None:
         super().__init__(
-            f"the filter is about {count} jobs by now, and {expected} were expected",
-            remedy="Look at the list again, then send the count that it has.",
+            f"the filter now matches {count} jobs, and {expected} were expected",
+            remedy="Look at the list again, then send its count.",
             facts={"count": count, "expected": expected},
         )
         self.count = count

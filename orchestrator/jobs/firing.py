@@ -49,6 +49,7 @@ class Firing:
         self._wake.set()
 
     async def _fire_on(self, session: Session) -> None:
+        self._synced = False  # a database that was made anew lacks the schedules, and it may be one
         await session.listen(SCHEDULES_CHANNEL, lambda _: self._wake.set())
         if session.direct:
             await session.fetch(_LOCK_LIMIT)

@@ -429,6 +429,22 @@ async def retry(connection: Any, job_id: int) -> State:
     return state
 
 
+async def discard(connection: Any, job_id: int) -> None:
+    """Remove it for good, with its attempts and its log.
+
+    Raises:
+        JobNotFoundError: there is no such job.
+        JobStateError: it is not finished.
+    """
+    gone = await connection.fetchval(
+        "DELETE FROM orchestrator.jobs WHERE id OPERATOR(pg_catalog.=) $1"
+        " AND state OPERATOR(pg_catalog.=) ANY (ARRAY['succeeded', 'failed', 'cancelled']) RETURNING id",
+        job_id,
+    )
+    if gone is None:
+        raise JobStateError(job_id, await _state(connection, job_id), "discarded")
+
+
 _SIBLING = """
 SELECT s.id FROM orchestrator.jobs j JOIN orchestrator.jobs s
     ON s.name OPERATOR(pg_catalog.=) j.name AND s.dedupe_key OPERATOR(pg_catalog.=) j.dedupe_key

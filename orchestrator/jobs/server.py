@@ -187,7 +187,7 @@ class JobServer:
                 "jobs.threads_exhausted",
                 level="warning",
                 waiting=waiting,
-                hint="Handlers keep all threads of asyncio.to_thread busy; what is beyond them waits for its turn.",
+                hint="Handlers keep all threads of asyncio.to_thread busy; further calls wait for their turn.",
             )
 
     def _lease_changed(self) -> None:
@@ -223,7 +223,8 @@ class JobServer:
                     "jobs.pool_exhausted",
                     level="warning",
                     jobs=sorted({one.name for one in self.running}),
-                    hint="All connections of ctx.pool have been in use for long. A handler that acquires a second one"
+                    hint="All connections of ctx.pool have been in use for a long time. A handler that acquires a"
+                    " second one"
                     " while it holds the first can wait for ever: pass the connection on instead.",
                 )
             silent_s = time.monotonic() - self._ticked_at

@@ -335,7 +335,7 @@ def _edited(migration: Migration, row: LedgerRow) -> HistoryFinding:
     return HistoryFinding(
         Kind.EDITED,
         migration.name,
-        "not run again: the database has the earlier text",
+        "not run again: the database has the effects of the earlier text",
         "Put the change into a new migration and restore this file; or, where the database has the edited text too,"
         f" say so: orchestrator repair accept {migration.name}.",
         row_id=row.id,
@@ -345,8 +345,8 @@ def _edited(migration: Migration, row: LedgerRow) -> HistoryFinding:
 
 def _out_of_order(migration: Migration, *, runs: bool) -> HistoryFinding:
     if runs:
-        decision = "run now, though newer migrations are applied (drizzle v1 goes by name)"
-        remedy = "Check that it does not depend on what came after it; date it anew to run it last."
+        decision = "run now, although newer migrations are applied (drizzle v1 decides by name)"
+        remedy = "Check that it does not depend on later migrations; re-date it to run it last."
     else:
         decision = "skipped, as drizzle skips it: it is older than the newest applied migration and was never applied"
         remedy = "Give it a `when` in meta/_journal.json that is newer than every applied one, then start again."
@@ -356,10 +356,10 @@ def _out_of_order(migration: Migration, *, runs: bool) -> HistoryFinding:
 def _redated(migration: Migration, row: LedgerRow, *, runs: bool) -> HistoryFinding:
     if runs:
         decision = f"run again, as drizzle does: ledger row {row.id} has it under another time"
-        remedy = "Give the migration its old time again, unless it is written to run twice."
+        remedy = "Restore the migration's old time, unless it is written to run twice."
     else:
         decision = f"not run again: ledger row {row.id} has it under another time"
-        remedy = "Give the migration its old time again, so that file and ledger agree."
+        remedy = "Restore the migration's old time, so that file and ledger agree."
     return HistoryFinding(Kind.REDATED, migration.name, decision, remedy, row_id=row.id, created_at=row.created_at)
 
 
@@ -367,7 +367,7 @@ def _orphaned(row: LedgerRow) -> HistoryFinding:
     return HistoryFinding(
         Kind.ORPHANED,
         _row_title(row),
-        "passed over: no file of the folder matches it",
+        "ignored: no file of the folder matches it",
         "Restore the file that was applied, from version control; the database holds what it did.",
         row_id=row.id,
         created_at=row.created_at,
@@ -378,7 +378,7 @@ def _ahead(row: LedgerRow) -> HistoryFinding:
     return HistoryFinding(
         Kind.AHEAD,
         _row_title(row),
-        "served all the same (MIGRATION_AHEAD=warn)",
+        "served anyway (MIGRATION_AHEAD=warn)",
         "The code is older than the database: start the newer image, or set MIGRATION_AHEAD=warn to serve this one.",
         row_id=row.id,
         created_at=row.created_at,

@@ -113,7 +113,7 @@ async def readable_surveys(
             for schema in schemas
         ]
         raise ReadDeniedError(
-            f"the user {role} may not read {', '.join(tables)}, where it is kept what was applied",
+            f"the user {role} may not read {', '.join(tables)}, which record what was applied",
             remedy=f"As their owner: {' '.join(grants)}",
             facts={"user": role, "tables": tables},
         )

@@ -79,13 +79,13 @@ async def copy_database(live: Any, dsn: Dsn, scratch: Any, place: Place, *, with
         except pgtools.PgToolError as error:
             raise CopyError(
                 f"the database cannot be copied: {error.message}",
-                remedy="As a superuser, or on another server (--on URL), it may go; or build the schema from the files"
+                remedy="It may work as a superuser, or on another server (--on URL). Or build the schema from the files"
                 " alone: rehearse --from-files.",
                 facts=error.facts,
             ) from error
     if keeps_owners:
         return []
-    notes = ["everything in the copy belongs to one user: missing rights of the real one do not show"]
+    notes = ["everything in the copy belongs to one user, so rights that the real user lacks are not noticed"]
     if place.isolated:
         notes.append(
             "that user has no other right, so that the code in the copied tables has none: a migration that needs more"

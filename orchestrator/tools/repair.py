@@ -131,7 +131,7 @@ async def repair(
     source = next((one for one in sources if one.label == wish.label), None)
     if source is None:
         raise UnknownNameError(
-            "there is no folder of migrations to repair the ledger of",
+            "there is no folder of migrations whose ledger could be repaired",
             remedy="Set MIGRATIONS_DIR, or --migrations-dir; --service is for the service's own ledger.",
         )
     async with _locked(dsn, wish, life) as connection:
@@ -216,8 +216,8 @@ async def _accept(connection: Any, _dsn: Dsn, _sources: Sequence[Source], one: S
         tuple(msgspec.structs.replace(row, hash=edit.file_hash) for row, edit in zip(before, found, strict=True)),
         edits=tuple(found),
         warnings=tuple(
-            f"{edit.name}: its statements changed, and the database has what the earlier text did;"
-            " `orchestrator verify` tells whether that matters"
+            f"{edit.name}: its statements changed, but the database has the effects of the earlier text;"
+            " `orchestrator verify` shows whether that matters"
             for edit in found
             if not edit.cosmetic
         ),
@@ -233,7 +233,7 @@ async def _applied(_connection: Any, _dsn: Dsn, _sources: Sequence[Source], one:
     warnings = []
     if passed and one.source.folder.generation == "v0":
         warnings.append(
-            f"drizzle passes over what is older than the newest applied: {', '.join(passed)} would never run"
+            f"drizzle skips what is older than the newest applied migration: {', '.join(passed)} would never run"
         )
     return Proposal(
         "applied",
@@ -273,7 +273,7 @@ async def _unapplied(connection: Any, _dsn: Dsn, _sources: Sequence[Source], one
     stays = [files[row.id] for row in chosen if row.id in files and (row.created_at or 0) <= newest]
     warnings = []
     if stays and one.source.folder.generation == "v0":
-        warnings.append(f"newer ones stay applied, so drizzle would not run {', '.join(stays)} again: date it anew")
+        warnings.append(f"newer migrations stay applied, so drizzle would not run {', '.join(stays)} again: re-date it")
     return Proposal(
         "unapplied",
         one.source.table.key,
@@ -361,7 +361,7 @@ def _upgrade_names(one: Survey) -> tuple[dict[RowId, str], dict[RowId, str]]:
         raise RepairRefusedError(
             f"the ledger {one.source.table.key} cannot be upgraded: no file matches row"
             f" {', '.join(f'{row.id} (hash {row.hash[:12]}…)' for row in lost)}",
-            remedy="Restore the files that were applied, or take the rows away: orchestrator repair unapplied '#ID'.",
+            remedy="Restore the files that were applied, or delete the rows: orchestrator repair unapplied '#ID'.",
             facts={"rows": [row.id for row in lost]},
         )
     files = {new.name: old.name for new, old in zip(as_v1, folder.migrations, strict=True)}
@@ -388,7 +388,7 @@ async def _carry_out(connection: Any, one: Survey, proposal: Proposal) -> None:
         if not await connection.fetchval(f"SELECT {HELD_HERE}"):
             raise MigrationError(
                 "this session no longer holds the migration lock; nothing was changed",
-                remedy="A pooler in transaction mode stands between: set MIGRATION_DATABASE_URL to the server itself.",
+                remedy="There is a pooler in transaction mode: set MIGRATION_DATABASE_URL to the server itself.",
             )
 
 

@@ -47,7 +47,8 @@ class LeftOut(msgspec.Struct, frozen=True):
     def text(self) -> str:
         """For a person."""
         return (
-            f"not run in the replay: {self.what} ({self.migration}, line {self.line}), which acts outside the database"
+            f"left out of the replay: {self.what} ({self.migration}, line {self.line}), because it acts outside the"
+            " database"
         )
 
 

@@ -105,14 +105,15 @@ async def verify(
     )
     if wanted.server_version != live.server_version:
         notes.append(
-            f"the scratch server is PostgreSQL {wanted.server_version}, the database's {live.server_version}: they may"
-            " write the same thing in other words; use a server of the same version"
+            f"the scratch server is PostgreSQL {wanted.server_version}, the database's {live.server_version}: the"
+            " two may"
+            " write the same thing differently; use a server of the same version"
         )
     ledgers = [one.source.table for one in surveys]
     labels = _compared(surveys, notes)
     pair = [side.limited(lambda o: _is_compared(o, scope, labels, ledgers)) for side in (wanted, live)]
     cosmetic = [
-        f"columns of {table} stand in another order: files {', '.join(files)}; database {', '.join(found)}"
+        f"columns of {table} are in another order: files {', '.join(files)}; database {', '.join(found)}"
         for table, files, found in column_order(*pair)
     ]
     cosmetic += [f"{edit.name}: only white space or comments changed" for edit in edited if edit.cosmetic]
@@ -224,7 +225,7 @@ def _ledger_differences(one: Survey) -> list[LedgerDifference]:
     label = one.source.label
     found = [
         LedgerDifference(
-            label, "pending", migration.name, "in the folder, and not applied", "Apply it: orchestrator migrate."
+            label, "pending", migration.name, "in the folder, but not applied", "Apply it: orchestrator migrate."
         )
         for migration in one.plan.pending
     ]
@@ -237,10 +238,10 @@ def _ledger_differences(one: Survey) -> list[LedgerDifference]:
 
 
 _TEXTS = {
-    Kind.EDITED: "the file is not what was applied under its name",
-    Kind.OUT_OF_ORDER: "never applied, though newer ones are",
-    Kind.REDATED: "applied under another time than the file's",
-    Kind.ORPHANED: "applied, and no file of the folder matches",
+    Kind.EDITED: "the file differs from what was applied under its name",
+    Kind.OUT_OF_ORDER: "never applied, although newer ones are",
+    Kind.REDATED: "applied under another time than that of the file",
+    Kind.ORPHANED: "applied, but no file of the folder matches",
     Kind.AHEAD: "applied by newer code than this",
     Kind.DAMAGED: "the ledger row has no created_at",
 }
@@ -249,9 +250,9 @@ _TEXTS = {
 def _remedy(kind: Kind) -> str:
     return {
         Kind.EDITED: "Restore the file, or accept it: orchestrator repair accept NAME.",
-        Kind.OUT_OF_ORDER: "Date it anew, or mark it: orchestrator repair applied NAME.",
-        Kind.REDATED: "Give it its old time again.",
+        Kind.OUT_OF_ORDER: "Re-date it, or mark it: orchestrator repair applied NAME.",
+        Kind.REDATED: "Restore its old time.",
         Kind.ORPHANED: "Restore the file, or mark it: orchestrator repair unapplied NAME.",
         Kind.AHEAD: "Compare with the code that applied it.",
-        Kind.DAMAGED: "Mend the row by hand.",
+        Kind.DAMAGED: "Correct the row by hand.",
     }[kind]

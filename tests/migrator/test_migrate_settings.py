@@ -169,7 +169,7 @@ async def test_the_error_of_a_later_file_names_the_earlier_files_set(migrate, tm
     place = f"{tmp_path / 'm' / '0001_m.sql'}:2"
     assert told["earlier_setting"] == f"{place}: SET search_path = s"
     assert place in told["remedy"]
-    assert "drizzle's would hold on within one run" in told["remedy"]
+    assert "where drizzle's would hold on within one run" in told["remedy"]
 
 
 async def test_standard_conforming_strings_of_a_database_are_honoured(migrate, admin, database_url):

@@ -105,7 +105,7 @@ async def test_an_edited_file_is_accepted_with_its_difference_shown_and_who_did_
     assert json.loads(record["after"])[0]["hash"] == sha256(edited[1])
     assert (await run("migrate", MIGRATION_POLICY="strict")).returncode == 0
     again = await run("repair", "accept", "0001_b", "--yes")
-    assert (again.returncode, "Nothing to change." in again.stdout) == (0, True)
+    assert (again.returncode, "There is nothing to change." in again.stdout) == (0, True)
     # The new text is what the next edit is compared with.
     write(tmp_path / "m", A, (B[0], "CREATE TABLE b (id bigint); -- more"))
     assert (await run("migrate", MIGRATION_POLICY="strict")).returncode == 0
@@ -209,7 +209,7 @@ async def test_a_v0_ledger_is_upgraded_and_real_drizzle_v1_finds_nothing_to_do(
     assert drizzle.migrate("v1", database_url, tmp_path / "v1").ok
     assert await ledger_bytes(database_url) == before
     again = await run("repair", "upgrade", "--yes", folder=folder)
-    assert (again.returncode, "Nothing to change." in again.stdout) == (0, True)
+    assert (again.returncode, "There is nothing to change." in again.stdout) == (0, True)
 
 
 async def test_an_upgrade_with_a_row_that_matches_no_file_is_refused(run, admin, database_url, tmp_path):

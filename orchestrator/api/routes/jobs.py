@@ -239,6 +239,13 @@ async def cancel(call: Call) -> Reply[Changed]:
     return Reply(Changed(call.parameters.id, state))
 
 
+async def discard(call: Call) -> None:
+    """Remove it, if it is finished."""
+    async with call.connection() as connection:
+        await queue.discard(connection, call.parameters.id)
+    call.changed(job=call.parameters.id)
+
+
 async def retry(call: Call) -> Reply[Changed]:
     """Run it again."""
     async with call.connection() as connection:
@@ -306,6 +313,16 @@ OPERATIONS = (
         parameters=JobPath,
         query=LogQuery,
         refusals=_NOT_FOUND,
+    ),
+    Operation(
+        "DELETE",
+        _JOB,
+        discard,
+        "Remove a finished job, with its attempts and its log",
+        "jobs",
+        {204: Answer("It is gone.")},
+        parameters=JobPath,
+        refusals={**_NOT_FOUND, 409: "It is not finished."},
     ),
     Operation(
         "POST",

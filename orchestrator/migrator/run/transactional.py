@@ -6,7 +6,6 @@ A file that cannot be one transaction is handed to `stepwise`.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from typing import TYPE_CHECKING
 
@@ -174,9 +173,7 @@ class FileRun:
             if tag != "INSERT 0 1":
                 raise lock_was_lost(migration)
         except (MigrationError, asyncpg.PostgresError):
-            if not self._run.connection.is_closed() and self._run.is_in_transaction:
-                with contextlib.suppress(asyncpg.PostgresError, OSError, asyncpg.InterfaceError):
-                    await self._run.connection.execute("ROLLBACK")
+            await self._run.roll_back()
             raise
         finally:
             if packing is not None:

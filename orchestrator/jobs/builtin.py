@@ -190,6 +190,8 @@ _PRUNE_JOBS = """
         SELECT id FROM orchestrator.jobs WHERE finished_at < $1 AND state IN ('succeeded', 'failed', 'cancelled')
         ORDER BY finished_at LIMIT $2 FOR UPDATE SKIP LOCKED))
 """
+# Without statistics, as after a load, a planner would sort all that is old enough for each batch of it.
+_BY_INDEX = "SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_sort = off"
 # Ids and times go together but for moments: what is not old enough among the oldest ids ends the run.
 _PRUNE_EVENTS = """
     DELETE FROM orchestrator.job_events WHERE at < $1 AND id = ANY(ARRAY(
@@ -217,6 +219,7 @@ async def prune_jobs(ctx: Context, payload: PrunePayload) -> dict[str, Any]:
     for what, statement in (("jobs", _PRUNE_JOBS), ("events", _PRUNE_EVENTS)):
         while True:
             async with ctx.pool.acquire() as connection, as_ours(connection):
+                await connection.execute(_BY_INDEX)
                 tag = await connection.execute(statement, before, payload.batch)
             count = int(tag.rpartition(" ")[2])
             deleted[what] += count

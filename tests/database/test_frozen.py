@@ -29,3 +29,13 @@ async def test_a_server_that_freezes_before_the_login_is_told_and_bounded(
     async with orchestrator.running(command, env=env) as run:
         await run.event("database.connect_failed", cause="no_answer")
         assert await run.wait(25) == 69, run.output
+
+
+@pytest.mark.parametrize("command", ["status", "plan"])
+async def test_a_command_whose_questions_are_not_answered_says_so(orchestrator, database_url, admin, command):
+    assert (await orchestrator("migrate", env={"DATABASE_URL": database_url})).returncode == 0
+    async with admin.connection(database_url) as holder, holder.transaction():
+        await holder.execute("LOCK TABLE orchestrator.__drizzle_migrations IN ACCESS EXCLUSIVE MODE")
+        async with orchestrator.running(command, env={"DATABASE_URL": database_url}) as run:
+            told = await run.event("database.answer_awaited", timeout_s=30)
+            assert told["waited_s"] == 5.0

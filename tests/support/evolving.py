@@ -433,6 +433,6 @@ if __name__ == "__main__":
     parser.add_argument("schema")
     parser.add_argument("ways", nargs="*", metavar="WAY", choices=[*WAYS, []])
     parser.add_argument("--exclude", action="append", default=[])
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     server_of = dsn.parse(os.environ["DATABASE_URL"])
     sys.exit(asyncio.run(main(given.schema, server_of, given.ways, given.exclude)))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.api.counters import LONG_BUCKETS_S, Histogram
 from orchestrator.database.connect_errors import CONNECTION_ERRORS, classify
 from orchestrator.database.outage import Outage
-from orchestrator.jobs.store import NameFigures, Queues, read_runs, read_sample
+from orchestrator.jobs.figures import NameFigures, Queues, read_runs, read_sample
 
 if TYPE_CHECKING:
     from datetime import datetime

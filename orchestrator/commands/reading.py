@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from orchestrator.dsn import Dsn
     from orchestrator.lifecycle import Lifecycle
     from orchestrator.settings import Settings
+
+_FIRST_TOLD_S, _TOLD_EVERY_S = 5.0, 30.0
 
 
 async def reached(dsn: Dsn, settings: Settings, life: Lifecycle, command: str) -> None:
@@ -28,6 +31,32 @@ async def reached(dsn: Dsn, settings: Settings, life: Lifecycle, command: str) -
 
 
 @asynccontextmanager
+async def _waiting_told(dsn: Dsn, life: Lifecycle) -> AsyncIterator[None]:
+    """Say after 5 s, and then every 30 s, that answers are still awaited: something may be locked, or frozen."""
+
+    async def tell() -> None:
+        waited_s = _FIRST_TOLD_S
+        await asyncio.sleep(_FIRST_TOLD_S)
+        while True:
+            life.emit(
+                "database.answer_awaited",
+                level="warning",
+                server=dsn.redacted(),
+                waited_s=waited_s,
+                hint="The server has not answered everything yet: a table is locked, or the server is slow or frozen.",
+            )
+            await asyncio.sleep(_TOLD_EVERY_S)
+            waited_s += _TOLD_EVERY_S
+
+    telling = asyncio.create_task(tell())
+    try:
+        yield
+    finally:
+        telling.cancel()
+        await asyncio.gather(telling, return_exceptions=True)
+
+
+@asynccontextmanager
 async def reading(settings: Settings, life: Lifecycle, dsn: Dsn, command: str) -> AsyncIterator[Any]:
     """A connection whose transaction sees one state and writes nothing; needs no lock. Errors as in `connected`."""
     life.enter(Phase.CONNECTING)
@@ -38,6 +67,7 @@ async def reading(settings: Settings, life: Lifecycle, dsn: Dsn, command: str) -
             wait_timeout_s=settings.db_wait_timeout_s,
             application_name=f"orchestrator {command}",
         ) as connection,
+        _waiting_told(dsn, life),
         connection.transaction(readonly=True, isolation="repeatable_read"),
     ):
         yield connection

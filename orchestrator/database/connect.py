@@ -14,7 +14,7 @@ import socket
 import time
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import asyncpg
 
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
     from orchestrator.database.sessions import Kind
     from orchestrator.dsn import Dsn
+
+T = TypeVar("T")
 
 OLDEST_SERVER = 14
 _PROBE_EVERY_S = 0.047
@@ -169,7 +171,21 @@ def next_try(life: Lifecycle, retry_in_s: float) -> dict[str, object]:
     }
 
 
-async def cut_when_cancelled(connection: Any, work: Awaitable[None]) -> None:
+async def answered(connection: Any, work: Awaitable[T], *, stage: str, limit_s: float) -> T:
+    """What `work` on the connection comes to, where that is a matter of moments; a server that is silent is cut off.
+
+    Raises:
+        NoAnswerError: it took longer than `limit_s`: the server is frozen, or a pooler is paused.
+    """
+    try:
+        async with asyncio.timeout(limit_s):
+            return await cut_when_cancelled(connection, work)
+    except TimeoutError:
+        hint = f"The server accepted the session, and has not answered for {limit_s:g} s: it is frozen, or a pooler is."
+        raise NoAnswerError(stage, "no_answer", hint) from None
+
+
+async def cut_when_cancelled(connection: Any, work: Awaitable[T]) -> T:
     """Do `work` on `connection`; a cancellation cuts the connection first.
 
     What asyncpg does on a cancellation (a request to cancel, a ROLLBACK) waits without a bound for a server that may be
@@ -183,7 +199,7 @@ async def cut_when_cancelled(connection: Any, work: Awaitable[None]) -> None:
         working.cancel()
         await asyncio.gather(working, return_exceptions=True)
         raise
-    working.result()
+    return working.result()
 
 
 class _Reporter:

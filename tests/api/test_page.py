@@ -314,7 +314,7 @@ async def test_actions_come_with_the_token_and_the_server_refuses_without_it(
 
         await failures.get_by_role("button", name="Retry always.fails").click()
         await expect(page.get_by_role("status")).to_have_text("1 job queued again.")
-        attempts = "SELECT count(*) FROM orchestrator.job_attempts WHERE job_id = $1"
+        attempts = "SELECT count(*) FROM orchestrator.attempts WHERE job_id = $1"
         await wait_until(lambda: admin.value(database_url, attempts + " AND attempt = 2", failing))
         await page.get_by_role("button", name=f"Cancel slow.count #{slow}").click()
         await expect(running).to_contain_text("Nothing runs.")

@@ -10,7 +10,8 @@ import msgspec
 from orchestrator.api.operations import Answer, Call, Operation
 from orchestrator.api.problems import Refusal
 from orchestrator.jobs.bulk import pause_queue, resume_queue
-from orchestrator.jobs.store import Name, Queues  # noqa: TC001 the type of a body, read from the annotation
+from orchestrator.jobs.figures import Queues  # noqa: TC001 the type of a body, read from the annotation
+from orchestrator.jobs.store import Name  # noqa: TC001 as above
 
 
 class HandlerFacts(msgspec.Struct, frozen=True):

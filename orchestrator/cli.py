@@ -172,7 +172,9 @@ def parser(asked: str | None = None) -> argparse.ArgumentParser:
     """The parser of the command line; with `asked`, only that command's options are loaded."""
     import argparse
 
-    whole = argparse.ArgumentParser(
+    from orchestrator.commands.usage import Parser
+
+    whole = Parser(
         prog="orchestrator",
         usage="orchestrator <command> [options]",
         description="The start-up of a service: wait for Postgres, apply Drizzle migrations, then serve.\n\n"

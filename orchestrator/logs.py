@@ -322,6 +322,9 @@ def _for_people(_logger: WrappedLogger, _method: str, event_dict: EventDict) -> 
         told.append(f"→ {event_dict.pop('remedy')}")
         lines = [line for text in told for line in text.splitlines()]
         event_dict["exception"] = "\n".join(f"  {_CONTROL.sub('?', line)}" for line in lines)
+    elif isinstance(ways := event_dict.get("connect"), list):  # commands to copy, of the embedded server
+        del event_dict["connect"]
+        event_dict["exception"] = "\n".join(f"  {way}" for way in ways)
     return event_dict
 
 

@@ -54,7 +54,7 @@ async def serve(settings: Settings, life: Lifecycle, *, embedded: bool = False, 
     from orchestrator.api.app import build_app, watching
     from orchestrator.api.backend import Backend
     from orchestrator.api.security import Safety
-    from orchestrator.api.server import listening
+    from orchestrator.api.server import listening, url_of
     from orchestrator.notifications import notifying
 
     backend, life.instance = Backend(Safety.of(settings)), settings.instance_name
@@ -67,7 +67,7 @@ async def serve(settings: Settings, life: Lifecycle, *, embedded: bool = False, 
             port=settings.port,
             port_file=settings.port_file,
             shutdown_timeout_s=last_s,
-        ),
+        ) as port,
         notifying(settings.notify_urls, life, after_s=settings.notify_after_s),
         _failure_shown(life, settings.failed_hold_s),
     ):
@@ -99,6 +99,7 @@ async def serve(settings: Settings, life: Lifecycle, *, embedded: bool = False, 
                     life.enter(Phase.READY)
                     life.emit(
                         "service.ready",
+                        url=url_of(settings.host, port),
                         startup_s=round(life.uptime_s, 3),
                         migrations_applied=life.migrations.applied_now,
                     )

@@ -74,6 +74,12 @@ async def listening(
         connections.close()
 
 
+def url_of(host: str, port: int) -> str:
+    """Where a browser of this machine finds the page; of all addresses the loopback one."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "127.0.0.1"}.get(host, host)  # noqa: S104  # compared, not bound
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+
+
 @contextmanager
 def _kept(port: int, path: Path | None, life: Lifecycle) -> Iterator[None]:
     """Have the port in that file while the block lasts. Where it cannot be written, a warning says so."""

@@ -167,7 +167,7 @@ def test_the_files_that_are_shown_are_those_of_the_example_project():
 def test_the_rules_that_are_listed_are_those_of_lint():
     from orchestrator.analysis.lint import RULES
 
-    listed = README.split("\nRules: ")[1].split("How they stand")[0]
+    listed = README.split("\nRules: ")[1].split("`analysis/lint_squawk.py`")[0]
     assert set(re.findall(r"[a-z]+(?:-[a-z]+)*", " ".join(re.findall(r"`([^`]+)`", listed)))) == set(RULES)
 
 
@@ -497,7 +497,7 @@ async def test_before_a_migration_runs(tour, admin):
     assert "::warning file=" in await tour.shell(command, code=1)
 
     assert part("Try it: `rehearse`") == ["orchestrator rehearse --with-data"]
-    assert "It would go well." in await tour.shell("orchestrator rehearse --with-data")
+    assert "The migrations would succeed." in await tour.shell("orchestrator rehearse --with-data")
 
 
 async def test_verify_studio_and_completion(tour):

@@ -14,12 +14,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.analysis import ast
 from orchestrator.analysis.catalog import Known
 from orchestrator.analysis.follow import follow
 from orchestrator.analysis.impact import impact_of
 from orchestrator.analysis.lint_rules import RULES, Hit, Level, Statements, check, check_held
 from orchestrator.analysis.locks import Holding
 from orchestrator.analysis.outside_database import Scope, acts
+from orchestrator.analysis.pending import pending_file
 from orchestrator.analysis.plan import known_for
 from orchestrator.analysis.sql_file import SqlFile, read_sql
 from orchestrator.migrator.folder import as_node_reads, scan_folder
@@ -31,8 +33,9 @@ from orchestrator.migrator.state import readable_surveys
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from orchestrator.analysis.ast import Name
+    from orchestrator.migrator.folder import Migration
     from orchestrator.migrator.sources import Source
-    from orchestrator.migrator.state import Survey
 
 # A file's token by token look for long names is not for data files.
 _TOKENS_LIMIT_BYTES = 1 << 20
@@ -124,7 +127,7 @@ def read_lint_folder(path: Path) -> LintFolder:
         problems.append(replace(made, migration=one.name) if one.kind == "backwards" else made)
     beside = "the journal does not name it" if is_v0 else "it lies beside the folders"
     problems += [
-        finding("unlisted-file", folder.path / name, f"{beside}: no run will ever use it") for name in folder.unlisted
+        finding("unlisted-file", folder.path / name, f"{beside}: no run will use it") for name in folder.unlisted
     ]
     files = tuple(LintFile(migration.name, Path(migration.path)) for migration in folder.migrations)
     return LintFolder(path, files, tuple(problems))
@@ -206,7 +209,7 @@ def _text(
 
 
 def _hits(file: SqlFile, known: Known, scope: Scope) -> Iterator[tuple[Statement, Hit]]:
-    at, holding = Statements(known), Holding()
+    at, holding = Statements(known, makes_types=_types_made(file)), Holding()
     mixed_told, parsed = False, file.statements
     ends_itself = any(s.transaction_control in {"commit", "rollback"} for s in parsed)
     inside = sum(s.transactional and s.transaction_control is None for s in parsed)
@@ -238,6 +241,12 @@ def _hits(file: SqlFile, known: Known, scope: Scope) -> Iterator[tuple[Statement
             holding = Holding()
             at.end()
         follow(known, node, fields)
+
+
+def _types_made(file: SqlFile) -> frozenset[Name]:
+    """The enums that a file makes, even such as have the name of one that it renames first."""
+    made = (one.parsed.fields() for one in file.statements if one.parsed and one.parsed.node == "CreateEnumStmt")
+    return frozenset(ast.qualified(ast.strings(fields["typeName"])) for fields in made)
 
 
 def _placed(path: str, statement: Statement, hit: Hit) -> LintFinding:
@@ -367,7 +376,7 @@ async def lint_with_ledger(
         report = await asyncio.to_thread(lint, folder)
         scope = f"all files of {folder.path}"
     else:
-        pending = await asyncio.to_thread(_read_pending, one)
+        pending = {migration.name: await _pending(connection, migration) for migration in one.plan.pending}
         known = await known_for(connection, [file for file in pending.values() if isinstance(file, SqlFile)])
         report = await asyncio.to_thread(lint, folder, pending=pending, known=known)
         files = "file" if len(pending) == 1 else "files"
@@ -378,11 +387,14 @@ async def lint_with_ledger(
         if path is not None and found.kind is Kind.EDITED and not found.cosmetic:
             report.findings.append(finding("changed-after-apply", path, "it was changed after it was applied"))
         elif path is not None and found.kind is Kind.OUT_OF_ORDER and source.folder.generation == "v0":
-            why = "it is older than the newest applied migration: drizzle, and so a run, passes over it"
+            why = "it is older than the newest applied migration, so drizzle and a run skip it"
             report.findings.append(finding("never-runs", path, why))
     report.findings.sort(key=lambda f: (f.file, f.line, f.column))
     return report, scope
 
 
-def _read_pending(one: Survey) -> dict[str, SqlFile | SqlSyntaxError]:
-    return {migration.name: read_sql(migration.read(), migration.path) for migration in one.plan.pending}
+async def _pending(connection: Any, migration: Migration) -> SqlFile | SqlSyntaxError:
+    try:
+        return await pending_file(connection, migration)
+    except SqlSyntaxError as error:
+        return error

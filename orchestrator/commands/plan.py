@@ -26,7 +26,9 @@ def plan(parser: argparse.ArgumentParser) -> None:
 def with_plan_options(parser: argparse.ArgumentParser) -> None:
     """The options that `migrate --dry-run` shares."""
     with_json(parser)
-    parser.add_argument("--exit-code", action="store_true", help="exit 1 when something is pending, 70 when refused")
+    parser.add_argument(
+        "--exit-code", action="store_true", help="exit 1 when something is pending, 70 when it would be refused"
+    )
 
 
 def show_plan(options: argparse.Namespace) -> int:
@@ -93,7 +95,7 @@ def _print(found: dict[str, Any]) -> None:
         if hurting:
             console.print(f"[bold red]Running code would wait[/] in: {', '.join(hurting)}")
         else:
-            console.print("[green]None of them holds running code up for longer than a blink.[/]")
+            console.print("[green]None of them makes running code wait noticeably.[/]")
 
 
 def _print_source(console: Any, source: dict[str, Any]) -> None:

@@ -145,7 +145,7 @@ def _refused(folder: Folder, problems: list[FolderProblem]) -> FolderError:
         remedy = "Point MIGRATIONS_DIR at the folder that drizzle-kit writes, or unset it."
         return FolderError(first.text, remedy=remedy, facts={"folder": first.file})
     remedy = (
-        "Restore the missing files, or mend meta/_journal.json; nothing was run."
+        "Restore the missing files, or correct meta/_journal.json; nothing was run."
         if folder.generation == "v0"
         else "Name folders <yyyymmddhhmmss>_name, each with a migration.sql; nothing was run."
     )

@@ -59,24 +59,31 @@ class Checker:
     async def _attempts(self) -> None:
         """One success a job; no attempt of a worker is lost that lived and was reachable."""
         for row in await self._connection.fetch(
-            "SELECT job_id, count(*) FROM orchestrator.job_attempts WHERE outcome = 'succeeded'"
+            "SELECT job_id, count(*) FROM orchestrator.job_events WHERE state = 'succeeded'"
             " GROUP BY 1 HAVING count(*) > 1"
         ):
             self._broken(f"job {row[0]} succeeded {row[1]} times")
+        for row in await self._connection.fetch(
+            "SELECT name, queue, state, sum(n) AS n FROM ("
+            " SELECT name, queue, state, count(*) AS n FROM orchestrator.jobs GROUP BY 1, 2, 3"
+            " UNION ALL SELECT name, queue, state, -count FROM orchestrator.job_figures"
+            ") both_ways GROUP BY 1, 2, 3 HAVING sum(n) <> 0"
+        ):
+            self._broken(f"{row['name']} {row['queue']} {row['state']}: {row['n']} more than are counted")
         known = {
             row["id"]: row["pid"] for row in await self._connection.fetch("SELECT id, pid FROM orchestrator.workers")
         }
         known |= self._history.workers
         lost = await self._connection.fetch(
             "SELECT job_id, attempt, worker, extract(epoch FROM started_at)::float8 AS since,"
-            " extract(epoch FROM finished_at)::float8 AS until FROM orchestrator.job_attempts WHERE outcome = 'lost'"
+            " extract(epoch FROM finished_at)::float8 AS until FROM orchestrator.attempts WHERE outcome = 'lost'"
         )
         for row in lost:
             pid = known.get(row["worker"], -1)
             if not self._history.is_excused(pid, row["since"], row["until"]):
                 self._broken(f"attempt {row['attempt']} of job {row['job_id']} was lost, of pid {pid}, which lived")
         outcomes = await self._connection.fetch(
-            "SELECT outcome, count(*) FROM orchestrator.job_attempts GROUP BY 1 ORDER BY 1"
+            "SELECT outcome, count(*) FROM orchestrator.attempts GROUP BY 1 ORDER BY 1"
         )
         self.figures |= {"outcomes": dict(outcomes), "lost": len(lost)}
 

@@ -88,7 +88,7 @@ async def ended(node, ids):
                 await asyncio.sleep(0.05)
         there = await connection.fetchval("SELECT count(*) FROM orchestrator.jobs WHERE id = ANY($1)", list(ids))
         twice = await connection.fetch(
-            "SELECT job_id FROM orchestrator.job_attempts WHERE outcome = 'succeeded' GROUP BY 1 HAVING count(*) > 1"
+            "SELECT job_id FROM orchestrator.job_events WHERE state = 'succeeded' GROUP BY 1 HAVING count(*) > 1"
         )
         return there, len(twice)
     finally:

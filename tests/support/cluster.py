@@ -13,7 +13,9 @@ from pathlib import Path
 
 import asyncpg
 
-from orchestrator.embedded import server as embedded
+from orchestrator.embedded.binaries import Binaries, find_bin_dir, runnable
+from orchestrator.embedded.directory import account_for
+from orchestrator.embedded.process import Account, launch, output_of
 from support.command import free_port
 from support.waiting import until
 
@@ -38,7 +40,7 @@ _NOT_YET = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError
 class Node:
     """One server. Its port stays the same, whatever becomes of it."""
 
-    def __init__(self, name: str, directory: Path, binaries: embedded._Binaries, account: embedded._Account) -> None:
+    def __init__(self, name: str, directory: Path, binaries: Binaries, account: Account) -> None:
         self.name, self.directory, self.port = name, directory, free_port()
         self._binaries, self._account = binaries, account
         self._process: asyncio.subprocess.Process | None = None
@@ -91,7 +93,7 @@ class Node:
         self._account.own(self.data)
 
     async def _run(self, program: str, *arguments: str) -> None:
-        code, output = await embedded._output([str(self._binaries.bin / program), *arguments], self._account)
+        code, output = await output_of([str(self._binaries.bin / program), *arguments], self._account)
         assert code == 0, output
 
     def write(self, **settings: str) -> None:
@@ -122,7 +124,7 @@ class Node:
         for name, value in {**_SETTINGS, "listen_addresses": "127.0.0.1", "port": str(self.port)}.items():
             command += ["-c", f"{name}={value}"]
         with (self.directory / f"{self.name}.log").open("ab") as log:
-            self._process = await embedded._launch(command, self._account, signal.SIGQUIT, (), log.fileno())
+            self._process = await launch(command, self._account, signal.SIGQUIT, (), log.fileno())
         (await self.connect("postgres")).terminate()
 
     def _processes(self) -> list[int]:
@@ -223,8 +225,8 @@ async def cluster(*, synchronous: bool = True) -> AsyncIterator[Cluster]:
 
 @asynccontextmanager
 async def _cluster(directory: Path, *, synchronous: bool) -> AsyncIterator[Cluster]:
-    account = embedded._account(directory)
-    binaries = await embedded._runnable(embedded._find_bin_dir(), directory, account)
+    account = account_for(directory)
+    binaries = await runnable(find_bin_dir(), directory, account)
     nodes = (Node("a", directory, binaries, account), Node("b", directory, binaries, account))
     pair = Cluster(nodes)
     try:

@@ -13,7 +13,7 @@ async def test_a_task_that_is_cancelled_on_a_silent_connection_ends_at_once(data
     proxy = SilentProxy(lambda: asyncio.open_connection(server.host, server.port))
     await proxy.start()
     dsn = dsns.parse(proxy.dsn(database_url))
-    pool = await open_pool(dsn, kind="ours", max_size=1, connect_timeout_s=5, application_name="test")
+    pool = await open_pool(dsn, kind="ours", max_size=1, application_name="test")
     started = asyncio.Event()
 
     async def work():

@@ -49,6 +49,7 @@ _LOOK_UP_S = 2.0
 _RESOLVE_AGAIN_S = 0.1  # a look-up that fails is a thread and two packets: rarer than a probe
 _REPLACED_WITHIN_S = 5.0
 _CLOSE_TIMEOUT_S = 2.0
+_RELEASE_S = 1.0
 _OWN_WAIT_TIMEOUT_S = 10.0
 # For a session that only reads: at a stop, with the server out of reach, each of them counts.
 PARTING_S = 0.2
@@ -116,6 +117,19 @@ def _refuse_an_old_server(connection: Any, dsn: Dsn) -> None:
     )
 
 
+class _Pool(asyncpg.Pool):  # type: ignore[misc] # asyncpg has no types
+    """A pool to which a connection is given back within `_RELEASE_S`, or is cut.
+
+    asyncpg waits without a bound for the end of a statement that was cancelled: for ever, where the connection was
+    dropped in silence, and a stop then waits for it, too.
+    """
+
+    async def release(self, connection: Any, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 asyncpg's
+        """As asyncpg's; a connection that does not come back is terminated, and that is no error."""
+        with contextlib.suppress(TimeoutError):
+            await super().release(connection, timeout=_RELEASE_S if timeout is None else timeout)
+
+
 async def open_pool(
     dsn: Dsn,
     *,
@@ -135,7 +149,16 @@ async def open_pool(
             silence_s=silence_s,
         )
 
-    return await asyncpg.create_pool(connect=connect_one, connection_class=Connection, min_size=0, max_size=max_size)
+    return await _Pool(
+        connect=connect_one,
+        connection_class=Connection,
+        record_class=asyncpg.Record,
+        min_size=0,
+        max_size=max_size,
+        max_queries=50_000,
+        max_inactive_connection_lifetime=300.0,
+        loop=asyncio.get_running_loop(),
+    )
 
 
 def no_time_limits(connection: Any) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 import asyncpg
 from _common import bench_server, main, orchestrator, orchestrator_environment
 
+from orchestrator.jobs.builtin import _BY_INDEX, _PRUNE_JOBS
 from orchestrator.jobs.figures import count_jobs, read_sample
 from orchestrator.jobs.listing import read_jobs
 from orchestrator.jobs.store import JobFilter
@@ -46,11 +47,6 @@ SELECT CASE WHEN n = $1 / 3 THEN 'rare' ELSE 'name' || n % 20 END, CASE WHEN n =
     at, at, CASE WHEN n % 10 > 0 THEN at END, '{"n": 1, "to": "somebody@example.com"}', '{"ok": true}'
 FROM generate_series(1, $1::int) n CROSS JOIN LATERAL (SELECT now() - ($1 - n) * interval '10 milliseconds') t(at)
 """
-PRUNE = """
-DELETE FROM orchestrator.jobs WHERE id = ANY(ARRAY(
-    SELECT id FROM orchestrator.jobs WHERE finished_at < now() AND state IN ('succeeded', 'failed', 'cancelled')
-    ORDER BY finished_at LIMIT 1000 FOR UPDATE SKIP LOCKED))
-"""
 SIZE = "SELECT pg_total_relation_size('orchestrator.jobs') / (SELECT count(*) FROM orchestrator.jobs)"
 
 
@@ -72,12 +68,17 @@ async def measure(url: str, count: int) -> dict[str, float]:
             await work()
         costs[name] = (processor_ms(pid) - before) / rounds
 
+    async def prune():
+        async with connection.transaction():
+            await connection.execute(_BY_INDEX)
+            await connection.execute(_PRUNE_JOBS, FUTURE, 1000)
+
     for name, which in LISTS.items():
         await cost(f"list: {name}, ms", lambda which=which: read_jobs(connection, which, before=None, limit=50))
     await connection.execute("SELECT orchestrator.count_jobs(true, 1000)")
     await cost("/api/queues, ms", lambda: read_sample(connection))
     await cost("jobs counted anew, ms", lambda: count_jobs(connection.fetch, recount=True), 1)
-    await cost("prune 1,000, ms", lambda: connection.execute(PRUNE), 3)
+    await cost("prune 1,000, ms", prune, 3)
     await connection.close()
     return costs
 

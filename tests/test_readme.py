@@ -76,7 +76,7 @@ def test_no_variable_is_named_that_does_not_exist():
     known = (
         {v.name for v in VARIABLES}
         | {f"{v.name}_FILE" for v in VARIABLES}
-        | {"JOBS_TEST_OUTAGE_S", "CHAOS_SEED", "CHAOS_SECONDS"}
+        | {"JOBS_TEST_OUTAGE_S", "CHAOS_SEED", "CHAOS_SECONDS", "FAILOVER_ROUNDS"}
     )
     known |= {"POSTGRES_PASSWORD", "ON_ERROR_STOP", "IS_TEMPLATE", "TEST_DATABASE_URL", "CRASH_KILLS", "FUZZ_EXAMPLES"}
     known |= {"ORCHESTRATOR_IMAGE", "DATABASE_MEMORY", "IMAGE_SIZE", "XDG_DATA_HOME"}

@@ -68,7 +68,9 @@ COPY --from=contents /sbom.cdx.json /usr/share/sbom.cdx.json
 # Bytecode is in the image already, and under a read-only root nothing could be written beside it.
 # A container's own loopback reaches nobody: HTTP listens on all of its addresses, and answers nothing but /health until
 # API_TOKEN is set, or API_ACCESS says that nobody else reaches the port.
+# A failed start can be looked at, on /health and the page, for half a minute before the engine starts it again.
 ENV PATH=/opt/venv/bin:$PATH \
+    FAILED_HOLD=30s \
     HOST=0.0.0.0 \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1

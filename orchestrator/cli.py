@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 
-from orchestrator import __version__
+from orchestrator import __version__, streams
 
 TYPE_CHECKING = False  # as in typing, which costs `healthcheck` 8 of 25 ms
 if TYPE_CHECKING:
@@ -31,14 +31,16 @@ COMMANDS = (
     Command("run", "migrate", "wait for the database, apply what is pending, exit", "migrate"),
     Command("run", "wait", "wait until a login and a query succeed, exit", "wait"),
     Command("run", "healthcheck", "ask the running service whether it is ready; exit 0 or 1", "healthcheck"),
-    Command("look", "status", "show what is applied, pending, and different", "status --exit-code"),
+    Command(
+        "look", "status", "show what is applied and pending, and where files and ledger differ", "status --exit-code"
+    ),
     Command("look", "plan", "show what would run, and what each statement locks, rewrites, scans", "plan"),
     Command("before", "lint", "say what will hurt in the files that are pending (or --all)", "lint --github"),
     Command("before", "rehearse", "try what is pending on a copy of the database, then drop it", "rehearse"),
     Command("after", "verify", "compare the database with what its files make (exit 1)", "verify"),
-    Command("after", "repair", "mend the ledger: accept, mark, adopt, upgrade", "repair baseline --to NAME"),
+    Command("after", "repair", "correct the ledger: accept, mark, adopt, upgrade", "repair baseline --to NAME"),
     Command("after", "backup", "copy the whole database into a file, proven by --test", "backup --test"),
-    Command("after", "restore", "put a backup in the database's place, and keep what was there", "restore FILE"),
+    Command("after", "restore", "replace the database with a backup, and keep the old database", "restore FILE"),
     Command("work", "jobs", "list jobs, show one and its log; retry, cancel, add; pause a queue", "jobs list --watch"),
     Command("work", "schedules", "list schedules; set, pause, resume and run one", "schedules run nightly"),
     Command("look", "config", "show what would be used and where each value came from", "config"),
@@ -84,7 +86,7 @@ READS = {
     "restore": "DATABASE_URL MIGRATION_DATABASE_URL DB_CONNECT_TIMEOUT BACKUP_DIR BACKUP_KEY",
     "studio": "DATABASE_URL",
     "notify": "NOTIFY_URL",
-    "generate": f"SCHEMA DATABASE_URL MIGRATION_DATABASE_URL DB_CONNECT_TIMEOUT {_FOLDER} EXTENSIONS DATA_DIR",
+    "generate": f"SCHEMA {_DATABASE} {_FOLDER} EXTENSIONS DATA_DIR",
     "new": "MIGRATIONS_DIR",
 }
 
@@ -129,12 +131,12 @@ _GROUPS = {
 }
 _GC_THRESHOLD = 50_000
 _EXIT_USAGE = 2  # as argparse has it
-_EXIT_READER_GONE = 141  # 128 + SIGPIPE, as the shell says of a program that a pipe without a reader ended
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
     """Run one command and end the process with its exit code."""
     arguments = sys.argv[1:] if argv is None else argv
+    streams.secure()
     if arguments[:1] == ["healthcheck"]:
         from orchestrator import healthcheck
 
@@ -149,28 +151,20 @@ def main(argv: list[str] | None = None) -> NoReturn:
     if not arguments:
         parser().print_help(sys.stderr)
         _leave(_EXIT_USAGE)
-    from orchestrator.commands.console import ReaderGoneError
-
     try:
         options = parser(arguments[0]).parse_args(arguments)
     except SystemExit as ended:  # argparse has printed help, the version, or what is wrong
         _leave(int(ended.code or 0))
-    try:
-        code = options.run(options)
-    except ReaderGoneError:
-        code = _EXIT_READER_GONE
-    _leave(code)
+    # A server prints nothing of its own, and handlers may be stuck in a print: its stop does not wait for a reader.
+    _leave(options.run(options), flush_limit_s=0.5 if arguments[0] == "serve" else None)
 
 
-def _leave(code: int) -> NoReturn:
-    """End the process without taking the interpreter apart, which costs 20 ms: everything of ours is closed by now."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except BrokenPipeError:
-            continue  # the reader has ended, as `head` does, and misses nothing
-        except (OSError, ValueError):  # a full disk, a closed stream: Python's own end says so
-            raise SystemExit(code) from None
+def _leave(code: int, *, flush_limit_s: float | None = None) -> NoReturn:
+    """End the process without taking the interpreter apart, which costs 20 ms: everything of ours is closed by now.
+
+    What was printed is waited for as long as a reader takes, or for `flush_limit_s`.
+    """
+    streams.flush(flush_limit_s)
     os._exit(code)
 
 
@@ -178,7 +172,9 @@ def parser(asked: str | None = None) -> argparse.ArgumentParser:
     """The parser of the command line; with `asked`, only that command's options are loaded."""
     import argparse
 
-    whole = argparse.ArgumentParser(
+    from orchestrator.commands.usage import Parser
+
+    whole = Parser(
         prog="orchestrator",
         usage="orchestrator <command> [options]",
         description="The start-up of a service: wait for Postgres, apply Drizzle migrations, then serve.\n\n"

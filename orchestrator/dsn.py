@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 EXPECTED = "a URL postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
 EXAMPLE = "postgresql://app:p%40ss@db:5432/app"
 DEFAULT_PORT = 5432
+CONNECT_TIMEOUT_S = 5.0
 _PORT_MAX = 65535
 _HOST_LENGTH_MAX = 253
 _NOTHING: Mapping[str, str] = MappingProxyType({})
@@ -33,9 +34,10 @@ class Dsn(msgspec.Struct, frozen=True):
     """Where the database is and who asks. Its `str` and `repr` are `redacted()`: safe to log.
 
     A host that starts with "/" is the directory of a Unix socket. `options` holds what asyncpg understands, by libpq's
-    names; `server_settings` what the session begins with. `connect_timeout_s` is None where the text names none (or 0,
-    libpq's "for ever"). `statement_cache` is False behind a pooler. `dropped` names what was read past: what tunes
-    other clients, and nothing that decides which server it is or who is trusted. `reread` reads the files it came from.
+    names; `server_settings` what the session begins with. `connect_timeout_s` is for one address: what the text says,
+    or whoever read it, where the text says nothing (or 0, libpq's "for ever"). `statement_cache` is False behind a
+    pooler. `dropped` names what was read past: what tunes other clients, and nothing that decides which server it is
+    or who is trusted. `reread` reads the files it came from.
     """
 
     hosts: tuple[tuple[str, int], ...]
@@ -43,7 +45,7 @@ class Dsn(msgspec.Struct, frozen=True):
     database: str | None = None
     password: str | None = None
     options: Mapping[str, str] = msgspec.field(default_factory=lambda: _NOTHING)
-    connect_timeout_s: float | None = None
+    connect_timeout_s: float = CONNECT_TIMEOUT_S
     server_settings: Mapping[str, str] = msgspec.field(default_factory=lambda: _NOTHING)
     statement_cache: bool = True
     dropped: tuple[str, ...] = ()
@@ -150,7 +152,7 @@ class Dsn(msgspec.Struct, frozen=True):
         return self.changed(database=name)
 
 
-def parse(text: str, *, variable: str = "DATABASE_URL") -> Dsn:
+def parse(text: str, *, variable: str = "DATABASE_URL", connect_timeout_s: float = CONNECT_TIMEOUT_S) -> Dsn:
     """Read a URL (`postgres://`, `postgresql://`, also with `+asyncpg` and the like) or `host=… dbname=…`.
 
     A host is required: an empty one would mean whatever server happens to be near. The database defaults to the user's
@@ -161,24 +163,28 @@ def parse(text: str, *, variable: str = "DATABASE_URL") -> Dsn:
         ConfigurationError: names `variable`, and never holds any part of the value but names of known parameters, and
             of unknown ones where these cannot be a piece of a password.
     """
-    draft = _Draft(variable=variable)
+    draft = _Draft(variable=variable, connect_timeout_s=connect_timeout_s)
     _refuse_wrapping(text, draft)
-    if "://" in text:
-        names_are_safe = _read_url(text, draft)
-    elif re.match(r"[a-z_]+\s*=", text):
+    if _is_list(text):
         names_are_safe = _read_keywords(text, draft)
+    elif "://" in text:
+        names_are_safe = _read_url(text, draft)
     else:
-        draft.refuse("is no URL: `://` is missing")
+        draft.refuse("is not a URL: `://` is missing")
     return draft.finish(names_are_safe=names_are_safe)
 
 
-def from_pg_variables(mapping: Mapping[str, str]) -> Dsn:
+def from_pg_variables(mapping: Mapping[str, str], *, connect_timeout_s: float = CONNECT_TIMEOUT_S) -> Dsn:
     """Read libpq's variables (PG_VARIABLES; the manual's 34.15), an empty one being as good as none.
 
     Raises:
         ConfigurationError: each problem names its own variable; PGHOST is required.
     """
-    draft = _Draft(variable="PGHOST", names={keyword: name for name, keyword in parameters.PG_VARIABLES.items()})
+    draft = _Draft(
+        variable="PGHOST",
+        connect_timeout_s=connect_timeout_s,
+        names={keyword: name for name, keyword in parameters.PG_VARIABLES.items()},
+    )
     for name, keyword in parameters.PG_VARIABLES.items():
         if mapping.get(name):
             draft.given.append((keyword, mapping[name]))
@@ -203,7 +209,7 @@ class _Draft(msgspec.Struct):
     place: dict[str, str] = msgspec.field(default_factory=dict)
     options: dict[str, str] = msgspec.field(default_factory=dict)
     server_settings: dict[str, str] = msgspec.field(default_factory=dict)
-    connect_timeout_s: float | None = None
+    connect_timeout_s: float = CONNECT_TIMEOUT_S
     statement_cache: bool = True
     dropped: list[str] = msgspec.field(default_factory=list)
     problems: list[Problem] = msgspec.field(default_factory=list)
@@ -261,7 +267,7 @@ class _Draft(msgspec.Struct):
         if keyword not in parameters.KNOWN:
             self._unknown(name, may_be_named=may_be_named)
         elif "\0" in value:
-            self.add(keyword, "holds a NUL character", "text", "…")
+            self.add(keyword, "contains a NUL character", "text", "…")
         elif not value:
             pass  # as good as not given, in libpq too
         elif keyword in parameters.PLACE:
@@ -289,7 +295,7 @@ class _Draft(msgspec.Struct):
         if value in choices:
             self.options[keyword] = value
         else:
-            self.add(keyword, "has a value that is not known", "|".join(choices), choices[0])
+            self.add(keyword, "has an unknown value", "|".join(choices), choices[0])
 
     def _take_foreign(self, keyword: str, value: str) -> None:
         word = value.lower()
@@ -318,17 +324,17 @@ class _Draft(msgspec.Struct):
             self.dropped.append(keyword)
         else:
             expected = "|".join(met) if met else "… left out"
-            self.add(keyword, "asks for what asyncpg cannot do", expected, met[0] if met else "")
+            self.add(keyword, "asks for something that asyncpg cannot do", expected, met[0] if met else "")
 
     def _take_ssl(self, word: str) -> None:
         if word in parameters.SSL_WORDS:
             self.options.setdefault("sslmode", parameters.SSL_WORDS[word])
         else:
-            self.add("ssl", "has a value that is not known; better use `sslmode`", "true|false", "true")
+            self.add("ssl", "has an unknown value; better use `sslmode`", "true|false", "true")
 
     def _take_timeout(self, value: str) -> None:
         if not re.fullmatch(r"-?[0-9]{1,9}(\.[0-9]{1,9})?", value):
-            self.add("connect_timeout", "is no number of seconds", "seconds", "10")
+            self.add("connect_timeout", "is not a number of seconds", "seconds", "10")
         elif float(value) > 0:
             self.connect_timeout_s = float(value)
 
@@ -384,12 +390,12 @@ class _Draft(msgspec.Struct):
             if not _is_host(host):
                 self._bad_place(
                     "host",
-                    "holds a host that is empty, or has a character that no host has",
-                    "a name, an address or /directory",
+                    "has a host that is empty or contains a character that no host can have",
+                    "a name, an address, or /directory",
                     "db",
                 )
             elif not (port == "" or (re.fullmatch(r"[0-9]{1,5}", port) and 0 < int(port) <= _PORT_MAX)):
-                self._bad_place("port", "has a port that is no number from 1 to 65535", "1 to 65535", "5432")
+                self._bad_place("port", "has a port that is not a number from 1 to 65535", "1 to 65535", "5432")
             else:
                 resolved.append((host, int(port or DEFAULT_PORT)))
         return tuple(resolved)
@@ -403,16 +409,22 @@ class _Draft(msgspec.Struct):
             self.problems.append(Problem(self.variable, problem, EXPECTED, EXAMPLE))
 
 
+def _is_list(text: str) -> bool:
+    """Whether it is a list of keywords, in whose password `://` may stand, and no URL."""
+    first = re.match(r"([a-z_]+)\s*=", text)
+    return first is not None and ("://" not in text or first[1] in parameters.KNOWN)
+
+
 def _refuse_wrapping(text: str, draft: _Draft) -> None:
     """The mistakes of .env files: what surrounds the value is part of it."""
     if not text.strip():
         draft.refuse("is empty")
     if re.search(r"[\ud800-\udfff]", text):  # how the environment's bytes that are no UTF-8 arrive
-        draft.refuse("is no UTF-8 text")
+        draft.refuse("is not UTF-8 text")
     if text.startswith(f"{draft.variable}="):
         draft.refuse("begins with the variable's own name: the part before and including the `=` is there twice")
     quotes = "'\"`\N{LEFT DOUBLE QUOTATION MARK}\N{RIGHT DOUBLE QUOTATION MARK}"
-    if text[0] in quotes or ("://" in text and text[-1] in quotes):
+    if text[0] in quotes or ("://" in text and text[-1] in quotes and not _is_list(text)):
         draft.refuse(
             "has quotes around it, which are part of the value here (env files and Compose lists keep them);"
             " remove them"
@@ -423,8 +435,8 @@ def _refuse_wrapping(text: str, draft: _Draft) -> None:
 
 _FOREIGN_SCHEMES: Mapping[str, str] = {
     "jdbc:postgresql": "a JDBC URL: leave out `jdbc:`, and write user and password before the host",
-    "prisma": "a URL of Prisma's proxy: the database's own is needed",
-    "prisma+postgres": "a URL of Prisma's proxy: the database's own is needed",
+    "prisma": "a URL of Prisma's proxy: give the URL of the database itself",
+    "prisma+postgres": "a URL of Prisma's proxy: give the URL of the database itself",
     "mysql": "a URL of MySQL",
     "mariadb": "a URL of MariaDB",
     "mongodb": "a URL of MongoDB",
@@ -438,10 +450,10 @@ def _read_url(text: str, draft: _Draft) -> bool:
     """Fill the draft; says whether names of parameters may be shown. Refuses whatever can be read in two ways."""
     scheme, _, rest = text.partition("://")
     if not re.fullmatch(r"postgres(ql)?(\+[a-z0-9_]{1,20})?", scheme, re.IGNORECASE):
-        what = _FOREIGN_SCHEMES.get(scheme.lower(), "no URL that begins with postgresql:// or postgres://")
+        what = _FOREIGN_SCHEMES.get(scheme.lower(), "not a URL that begins with postgresql:// or postgres://")
         draft.refuse(f"is {what}")
     if re.search(r"[\s\x00-\x1f\x7f]", rest):
-        draft.refuse("holds a space, a line break or a control character; in a password write a space as %20")
+        draft.refuse("contains a space, a line break or a control character; in a password write a space as %20")
     _refuse_ambiguity(rest, draft)
     userinfo, at, place = rest.rpartition("@")
     if at:
@@ -469,13 +481,13 @@ def _read_url(text: str, draft: _Draft) -> bool:
 def _refuse_ambiguity(rest: str, draft: _Draft) -> None:
     """Every character that could make a piece of the password look like something else."""
     if rest.count("@") > 1:
-        draft.refuse("holds more than one `@`: in a password (or any other part) write `@` as %40")
+        draft.refuse("contains more than one `@`: in a password (or any other part) write `@` as %40")
     userinfo, at, place = rest.rpartition("@")
     if at and (found := [c for c in "/?#" if c in userinfo]):
         characters = " and ".join(f"`{c}` as {percent_encoded(c)}" for c in found)
-        draft.refuse(f"holds a special character before the `@`: in a user or password write {characters}")
+        draft.refuse(f"contains a special character before the `@`: in a user or password write {characters}")
     if "#" in place:
-        draft.refuse("holds a `#`: write it as %23")
+        draft.refuse("contains a `#`: write it as %23")
 
 
 def _decoded(text: str, part: str, draft: _Draft) -> str:
@@ -488,7 +500,7 @@ def _decoded(text: str, part: str, draft: _Draft) -> str:
     raw = b"".join(bytes.fromhex(p) if i % 2 else p.encode("utf-8", "surrogateescape") for i, p in enumerate(pieces))
     decoded = raw.decode("utf-8", "replace")
     if "\N{REPLACEMENT CHARACTER}" in decoded or "\0" in decoded:
-        draft.refuse(f"has percent escapes in its {part} that are no UTF-8 text")
+        draft.refuse(f"has percent escapes in its {part} that are not UTF-8 text")
     return decoded
 
 
@@ -527,7 +539,7 @@ def _read_keywords(text: str, draft: _Draft) -> bool:
         match = pair.match(text, at)
         if match is None:
             draft.refuse(
-                "is no list of keyword=value; a value with a space or a quote goes in single quotes,"
+                "is not a list of keyword=value; a value with a space or a quote goes in single quotes,"
                 " with a backslash before a quote"
             )
         value = match[2] if match[2] is not None else match[3]

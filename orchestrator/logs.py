@@ -8,9 +8,9 @@ that the caller names, and whatever looks like the password of a URL, are replac
 from __future__ import annotations
 
 import logging
-import os
 import re
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime
@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from orchestrator.log_lines import DescriptorSink, LineWriter, StreamSink
 from orchestrator.printable import printable
 from orchestrator.redaction import redactor
+from orchestrator.shortening import shortened
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -59,6 +61,10 @@ LEVELS = ("debug", "info", "warning", "error")
 _KEYS = ("timestamp", "level", "event", "logger", "version", "phase")
 _OWN_VALUES = frozenset({"timestamp", "level", "version", "phase"})
 _DEPTH_MAX = 8
+# With its end: Docker and containerd cut what is longer than 16 KiB into several.
+_LINE_LIMIT_BYTES = 16 * 1024 - 1
+# What the end of a process waits for a reader of its log that is slow, or stuck.
+FLUSH_LIMIT_S = 5.0
 
 
 def cleaner(secrets: Iterable[str]) -> Callable[[Mapping[str, object]], dict[str, object]]:
@@ -148,11 +154,19 @@ def _traceback_text(info: Any) -> str:
 
 
 class _Lines(logging.Handler):
-    """Writes lines to a stream, and outlives it: a reader that is gone must not end a service."""
+    """Makes lines, and gives them to who writes them: never waits, and never fails."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__()
-        self._stream = stream
+        self._writer: LineWriter | None = None
+        self._sink: StreamSink | DescriptorSink = StreamSink(stream)
+        try:
+            descriptor = stream.fileno()
+        except (OSError, ValueError):
+            return  # memory, which nobody can hold up
+        if not stream.isatty():
+            self._sink = DescriptorSink(descriptor)
+        self._writer = LineWriter(self._sink, _say_dropped)
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -161,25 +175,40 @@ class _Lines(logging.Handler):
             line = (
                 f'{{"level":"error","event":"logs.line_lost","logger":"{__name__}","error":"{type(error).__name__}"}}'
             )
-        try:
-            self._stream.write(f"{line}\n")
-            self._stream.flush()
-        except BrokenPipeError:
-            self._abandon()
-        except (OSError, ValueError):
-            # A full non-blocking stream (BlockingIOError), a full disk, a stream that was closed: the line is lost.
-            return
+        if self._writer is None:
+            self._sink.put(line)
+        else:
+            self._writer.write(line)
 
-    def _abandon(self) -> None:
-        """Point the dead pipe at /dev/null, else Python's own flush at exit turns the exit code into 120."""
-        try:
-            null = os.open(os.devnull, os.O_WRONLY)
-            try:
-                os.dup2(null, self._stream.fileno())
-            finally:
-                os.close(null)
-        except (OSError, ValueError):
-            return
+    def flush(self, limit_s: float = 1.0) -> None:
+        """Wait until what was logged is written, for at most `limit_s`. `logging` calls it as Python ends."""
+        if self._writer is not None:
+            self._writer.flush(limit_s)
+
+
+def _unraisable(found: sys.UnraisableHookArgs) -> None:
+    """An error that Python can give to nobody (in a `__del__`) is a line, not a write to a stderr that may be stuck."""
+    logging.getLogger("python").error(found.err_msg or "exception ignored", exc_info=found.exc_value)
+
+
+def _ended_thread(found: threading.ExceptHookArgs) -> None:
+    """The same for an error that ends a thread."""
+    if found.exc_type is not SystemExit:
+        name = found.thread.name if found.thread else ""
+        logging.getLogger("python").error("thread ended: %s", name, exc_info=found.exc_value)
+
+
+def _say_dropped(count: int) -> None:
+    structlog.stdlib.get_logger(__name__).warning(
+        "logs.lines_dropped", count=count, hint="Whoever reads the log was stuck, or its disk was full."
+    )
+
+
+def flush(limit_s: float = FLUSH_LIMIT_S) -> None:
+    """Wait until what was logged is written, for at most `limit_s` seconds: its reader may be stuck."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, _Lines):
+            handler.flush(limit_s)
 
 
 def configure(
@@ -211,7 +240,8 @@ def configure(
         last: list[Any] = [clean, _to_json]
     else:
         show_exception = _traceback_text
-        last = [clean, _for_people, _console_renderer(colours=on_terminal and colour)]
+        fitting = [] if on_terminal else [_bounded]
+        last = [clean, *fitting, _for_people, _console_renderer(colours=on_terminal and colour)]
 
     handler = _Lines(stream)
     handler.setFormatter(
@@ -222,6 +252,8 @@ def configure(
     root.setLevel(level.upper())
     # warnings.warn() of a library (asyncpg's about a password file, for one) is a line like every other.
     logging.captureWarnings(capture=True)
+    sys.unraisablehook = _unraisable
+    threading.excepthook = _ended_thread
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
@@ -255,7 +287,27 @@ def _is_terminal(stream: TextIO) -> bool:
 
 
 def _to_json(_logger: WrappedLogger, _method: str, event_dict: EventDict) -> str:
-    return printable(msgspec.json.encode(event_dict).decode())
+    line = _encoded(event_dict)
+    return line if _bytes_of(line) <= _LINE_LIMIT_BYTES else _encoded(_bounded(_logger, _method, event_dict))
+
+
+def _encoded(facts: Mapping[str, Any]) -> str:
+    return printable(msgspec.json.encode(facts).decode())
+
+
+def _bytes_of(line: str) -> int:
+    return len(line) if line.isascii() else len(line.encode())
+
+
+def _bounded(_logger: WrappedLogger, _method: str, event_dict: EventDict) -> EventDict:
+    """The same, where it is longer than a line may be with less of its lists and texts."""
+
+    def size(facts: Mapping[str, Any]) -> int:
+        return _bytes_of(_encoded(facts))
+
+    if size(event_dict) <= _LINE_LIMIT_BYTES:
+        return event_dict
+    return shortened(event_dict, _LINE_LIMIT_BYTES, size=size, keep=_OWN_VALUES | {"logger"})
 
 
 def _for_people(_logger: WrappedLogger, _method: str, event_dict: EventDict) -> EventDict:
@@ -270,6 +322,9 @@ def _for_people(_logger: WrappedLogger, _method: str, event_dict: EventDict) -> 
         told.append(f"→ {event_dict.pop('remedy')}")
         lines = [line for text in told for line in text.splitlines()]
         event_dict["exception"] = "\n".join(f"  {_CONTROL.sub('?', line)}" for line in lines)
+    elif isinstance(ways := event_dict.get("connect"), list):  # commands to copy, of the embedded server
+        del event_dict["connect"]
+        event_dict["exception"] = "\n".join(f"  {way}" for way in ways)
     return event_dict
 
 

@@ -74,14 +74,14 @@ def news_of(event: Event) -> _News | None:
             shown = {name: facts.get(name) for name in ("schedule", "state", "job_id", "next_try_at")}
             return _News("backup_failed", str(facts["subject"]), "The backup of the database fails", why, shown)
         case "backup.stale":
-            message = f"The newest good backup is of {facts.get('newest_backup_at') or 'no time at all'}."
+            message = f"The newest good backup is from {facts.get('newest_backup_at') or 'no time at all'}."
             return _News("backup_failed", "backup.stale", "There is no recent backup of the database", message, {})
         case "backup.directory_unusable":
             return _News("backup_failed", "backup.directory", "No backup can be written", str(facts.get("error")), {})
         case "schedule.recovered" | "backup.caught_up" | "backup.directory_usable":
             subjects = {"backup.caught_up": "backup.stale", "backup.directory_usable": "backup.directory"}
             subject = subjects.get(event.name, str(facts.get("subject")))
-            return _News("recovered", subject, "Backups work again", f"{subject} is well again.", {})
+            return _News("recovered", subject, "Backups work again", f"{subject} works again.", {})
     return None
 
 

@@ -8,6 +8,7 @@ by PostgreSQL's own rules for constants and comments (scan.l), as far as they ar
 from __future__ import annotations
 
 import re
+from collections import deque
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ HIDDEN = "***"
 MASK = "\N{FULL BLOCK}"
 _BACKSLASH = "\\"
 _SECRET_LENGTH_MIN = 4
+_LATER_MAX = 64
 # Words that the lines hold anyway. To hide one would show where the password stands, and garble every other line; the
 # passwords of first runs (POSTGRES_PASSWORD=postgres) are such words.
 _COMMON_WORDS = frozenset(
@@ -24,19 +26,48 @@ _COMMON_WORDS = frozenset(
 )
 
 
+class Secrets:
+    """What must not be seen. It grows: passwords in files are rotated, and an old one may still be shown by a server.
+
+    Of those that came later the newest are kept, more than any rotation needs. `version` grows with each new one.
+    """
+
+    def __init__(self, first: Iterable[str] = ()) -> None:
+        self._later: deque[str] = deque(maxlen=_LATER_MAX)
+        self._always = frozenset(first)
+        self.version = 0
+
+    def add_always(self, *secrets: str) -> None:
+        """These are secrets as long as the process lives."""
+        self._always |= frozenset(one for one in secrets if one)
+        self.version += 1
+
+    def add(self, *secrets: str) -> None:
+        """These are secrets as well, from now on."""
+        new = [one for one in secrets if one and one not in self._always and one not in self._later]
+        self._later.extend(new)
+        self.version += len(new)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((*self._always, *self._later))
+
+
 def redactor(secrets: Iterable[str]) -> Callable[[str], str]:
     """What takes every secret out of a text: those that are given, and whatever looks like one.
 
     That is the password of a URL, `password=…`, and in SQL the constant that follows PASSWORD, the value of a
-    `set_config`, and that of a setting or an option whose name speaks of a secret.
+    `set_config`, and that of a setting or an option whose name speaks of a secret. Where `secrets` are `Secrets`, what
+    is added to them later is hidden, too.
     """
-    # The longest first: a secret that holds another one must not leave its rest behind.
-    exact = sorted({s for s in secrets if len(s) >= _SECRET_LENGTH_MIN} - _COMMON_WORDS, key=len, reverse=True)
-    exact_pattern = re.compile("|".join(map(_spelled, exact))) if exact else None
+    known = secrets if isinstance(secrets, Secrets) else Secrets(secrets)
+    version, exact = known.version, _exact(known)
 
     def redact(text: str) -> str:
-        if exact_pattern is not None:
-            text = exact_pattern.sub(HIDDEN, text)
+        nonlocal version, exact
+        if version != known.version:
+            version, exact = known.version, _exact(known)
+        if exact is not None:
+            text = exact.sub(HIDDEN, text)
         if "://" in text:
             text = _RUN.sub(_without_url_password, text)
         return _without_named(text)
@@ -45,6 +76,12 @@ def redactor(secrets: Iterable[str]) -> Callable[[str], str]:
 
 
 # ------------------------------------------------------------------------------------------------------ known secrets
+
+
+def _exact(secrets: Iterable[str]) -> re.Pattern[str] | None:
+    """A pattern for all of them: the longest first, since one that holds another must not leave its rest behind."""
+    exact = sorted({s for s in secrets if len(s) >= _SECRET_LENGTH_MIN} - _COMMON_WORDS, key=len, reverse=True)
+    return re.compile("|".join(map(_spelled, exact))) if exact else None
 
 
 def _spelled(secret: str) -> str:
@@ -106,12 +143,16 @@ def _without_url_password(run: re.Match[str]) -> str:
         user = _USER.match(text, at + 3)
         end = user.end() if user else at + 3
         if end < last and text[end] == ":" and at > 0 and not text[at - 1].isspace():
+            if text[end + 1 : last] in _PLACEHOLDERS:
+                return text
             return f"{text[: end + 1]}{HIDDEN}{text[last:]}"
         at = text.find("://", end, last)
     return text
 
 
 _USER = re.compile(r"[^\s/:@]*+")
+# What stands for a password in our own messages: an example shows how one is written (see `dsn.EXAMPLE`).
+_PLACEHOLDERS = frozenset({"PASSWORD", "p%40ss"})
 
 
 # ---------------------------------------------------------------------------------------------------------------- SQL

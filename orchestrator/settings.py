@@ -18,6 +18,7 @@ from orchestrator import dsn_parameters
 from orchestrator.dsn import Dsn
 from orchestrator.errors import ConfigurationError, Problem
 from orchestrator.healthcheck import default_port_file
+from orchestrator.redaction import Secrets
 from orchestrator.variables import BY_NAME, VARIABLES, UnusableError, Variable, new_directory, why_unreadable
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class Settings(msgspec.Struct, frozen=True):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "json", "console"] = "auto"
     shutdown_timeout_s: float = 15.0
+    failed_hold_s: float = 0.0
     migration_ddl_lock_timeout_s: float = 5.0
     migration_ddl_retry_for_s: float = 600.0
     backup_dir: Path | None = None
@@ -85,21 +87,11 @@ class Settings(msgspec.Struct, frozen=True):
     files: Mapping[str, Path] = msgspec.field(default_factory=lambda: _NO_FILES)
     sources: Mapping[str, str] = msgspec.field(default_factory=lambda: _NOTHING)
     suspects: tuple[tuple[str, str], ...] = ()
+    # What must not be seen in any output; it grows when a file with a password is read again.
+    secrets: Secrets = msgspec.field(default_factory=Secrets)
 
     def __repr__(self) -> str:
         return f"Settings({self.describe()})"
-
-    @property
-    def command_wait_s(self) -> float:
-        """How long a command that looks or mends waits for the database: one try, unless DB_WAIT_TIMEOUT is set."""
-        return self.db_wait_timeout_s or self.db_connect_timeout_s
-
-    @property
-    def secrets(self) -> tuple[str, ...]:
-        """What must not be seen in any output; for `logs.configure`."""
-        databases = [dsn for dsn in (self.database, self.migration_database) if dsn is not None]
-        own = [text for text in (self.api_token, self.backup_key, *self.notify_urls) if text]
-        return tuple(dict.fromkeys([*(secret for dsn in databases for secret in dsn.secrets), *own]))
 
     def describe(self) -> list[tuple[str, str, str]]:
         """Rows (variable, value without secrets, where it came from), for `orchestrator config`."""
@@ -143,14 +135,19 @@ def load(
     if values.get("port") == 0:
         values.setdefault("port_file", Path(default_port_file(environ)))
     suspects = _suspects(environ)
+    reading.connect_timeout_s = values.get("db_connect_timeout_s", dsns.CONNECT_TIMEOUT_S)
     if needs_database:
         reading.read_databases(values, dict(suspects))
     else:
         reading.sources.update(dict.fromkeys(("DATABASE_URL", "MIGRATION_DATABASE_URL"), "not read"))
     if reading.problems:
         raise ConfigurationError(reading.problems)
+    databases = [values.get("database"), values.get("migration_database")]
+    own = [values.get("api_token", ""), values.get("backup_key", ""), *values.get("notify_urls", ())]
+    reading.secrets.add_always(*(one for dsn in databases if dsn is not None for one in dsn.secrets), *own)
     return Settings(
         **values,
+        secrets=reading.secrets,
         files=MappingProxyType(reading.files),
         sources=MappingProxyType(reading.sources),
         suspects=suspects,
@@ -171,6 +168,8 @@ class _Reading:
         self.sources: dict[str, str] = {}
         self.files: dict[str, Path] = {}
         self.problems: list[Problem] = []
+        self.secrets = Secrets()
+        self.connect_timeout_s = dsns.CONNECT_TIMEOUT_S
 
     def text(self, variable: Variable) -> str | None:
         """The variable's text, or None where it is not set or its problem was noted."""
@@ -182,12 +181,12 @@ class _Reading:
         path = (self._environ.get(f"{name}_FILE") or None) if variable.file else None
         given, path = (None if value is None or not value.strip() else value for value in (given, path))
         if given is not None and path is not None:
-            self.problem(variable, f"is set, and so is {name}_FILE: only one of them can count")
+            self.problem(variable, f"is set, and so is {name}_FILE: give only one of them")
             return None
         if path is not None:
             return self._file(variable, path)
         if given is not None and name.startswith("PG") and given[-1] in "\r\n":
-            self.problem(variable, "has a line break at its end, as files of variables leave it there: remove it")
+            self.problem(variable, "has a line break at its end, as env files often leave one: remove it")
             return None
         if given is not None:
             self.sources[name] = "environment"
@@ -203,7 +202,7 @@ class _Reading:
             # An editor's byte order mark and the line break that nearly every file ends with are not meant.
             text = Path(path).read_bytes().decode("utf-8-sig").rstrip("\r\n")
         except (OSError, ValueError) as error:
-            why = "is no UTF-8 text" if isinstance(error, UnicodeDecodeError) else why_unreadable(error)
+            why = "is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else why_unreadable(error)
             self.problem(variable, f"names the file {shown}, which {why}", name=named)
             return None
         if not text:
@@ -262,7 +261,7 @@ class _Reading:
 
     def _dsn(self, text: str, name: str) -> Dsn | None:
         try:
-            found = dsns.parse(text, variable=name)
+            found = dsns.parse(text, variable=name, connect_timeout_s=self.connect_timeout_s)
         except ConfigurationError as error:
             self.problems.extend(error.problems)
             return None
@@ -270,7 +269,7 @@ class _Reading:
         for variable, keyword in _BESIDE_A_URL.items():
             if keyword not in found.options and (word := self.text(BY_NAME[variable])) is not None:
                 if word not in dsn_parameters.CHOICES[keyword]:
-                    self.problem(BY_NAME[variable], "has a value that is not known")
+                    self.problem(BY_NAME[variable], "has an unknown value")
                     return None
                 found = msgspec.structs.replace(found, options={**found.options, keyword: word})
         if found.password is None and (password := self.text(BY_NAME["PGPASSWORD"])) is not None:
@@ -281,15 +280,18 @@ class _Reading:
         """The DSN, which reads its files again when it is asked to: the secrets in them are rotated."""
         if not {name, *dsn_parameters.PG_VARIABLES}.intersection(self.files):
             return found
-        environ, overrides = dict(self._environ), self._overrides
+        environ, overrides, secrets = dict(self._environ), self._overrides, self.secrets
+        connect_timeout_s = self.connect_timeout_s
 
         def reread() -> Dsn:
             again = _Reading(environ, overrides)
+            again.connect_timeout_s = connect_timeout_s
             values: dict[str, Any] = {}
             again.read_databases(values, {})
             if again.problems:
                 raise ConfigurationError(again.problems)
             dsn: Dsn = values["migration_database" if name == "MIGRATION_DATABASE_URL" else "database"]
+            secrets.add(*dsn.secrets)
             return dsn
 
         return msgspec.structs.replace(found, reread=reread)
@@ -302,10 +304,11 @@ class _Reading:
                 texts[name] = text
         self.sources["DATABASE_URL"] = " ".join(texts)
         try:
-            return self._rereadable(dsns.from_pg_variables(texts), "DATABASE_URL")
+            found = dsns.from_pg_variables(texts, connect_timeout_s=self.connect_timeout_s)
         except ConfigurationError as error:
             self.problems.extend(error.problems)
             return None
+        return self._rereadable(found, "DATABASE_URL")
 
 
 def _default_data_dir(environ: Mapping[str, str]) -> Path:

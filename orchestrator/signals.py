@@ -13,10 +13,11 @@ from __future__ import annotations
 import _thread
 import contextlib
 import os
-import select
 import signal
 import time
 from typing import TYPE_CHECKING, Any
+
+from orchestrator.streams import say
 
 if TYPE_CHECKING:
     import asyncio
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from typing import Self
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
-_STDERR = 2
 # What a terminal or a supervisor sends in one go (SIGINT and SIGTERM, Ctrl-C to a whole group) is one wish to stop.
 _ONE_STOP_S = 1.0
 
@@ -33,15 +33,6 @@ _ONE_STOP_S = 1.0
 def _stop_signals() -> list[signal.Signals]:
     """Those that ask for a stop here: a SIGHUP that is ignored stays so, as whoever ran nohup wants it."""
     return [s for s in STOP_SIGNALS if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN]
-
-
-def _say(line: bytes) -> None:
-    """Write a line to stderr if nobody has to wait for that: whoever reads the log may be stuck."""
-    with contextlib.suppress(OSError):
-        poll = select.poll()
-        poll.register(_STDERR, select.POLLOUT)
-        if any(event & select.POLLOUT for _, event in poll.poll(0)):
-            os.write(_STDERR, line)
 
 
 class Deadline:
@@ -65,7 +56,7 @@ class Deadline:
         self._begun.acquire()
         time.sleep(self._limit_s)
         if self._line:
-            _say(self._line)
+            say(self._line)
         os._exit(self._code)
 
 
@@ -149,7 +140,7 @@ class Stop:
         if self.signal is not None:
             if time.monotonic() - self._at < _ONE_STOP_S:
                 return
-            _say(b"second signal: ending at once, without clean-up\n")
+            say(b"second signal: ending at once, without clean-up\n")
             os._exit(exit_code(signum))
         self.signal, self._at = signum, time.monotonic()
         if self._deadline is not None:

@@ -42,7 +42,7 @@ _JOBS_SHARE = 0.45
 _LAST_ANSWERS_SHARE = 0.02
 
 
-async def serve(settings: Settings, life: Lifecycle, *, embedded: bool = False) -> None:
+async def serve(settings: Settings, life: Lifecycle, *, embedded: bool = False, upgrade_data: bool = False) -> None:
     """Start and serve until cancelled. `/health` answers from the first moment; nothing else before READY.
 
     Cancelled in any phase it unwinds in the reverse order: work in a transaction is rolled back, the lock released,
@@ -54,7 +54,7 @@ async def serve(settings: Settings, life: Lifecycle, *, embedded: bool = False) 
     from orchestrator.api.app import build_app, watching
     from orchestrator.api.backend import Backend
     from orchestrator.api.security import Safety
-    from orchestrator.api.server import listening
+    from orchestrator.api.server import listening, url_of
     from orchestrator.notifications import notifying
 
     backend, life.instance = Backend(Safety.of(settings)), settings.instance_name
@@ -67,9 +67,9 @@ async def serve(settings: Settings, life: Lifecycle, *, embedded: bool = False) 
             port=settings.port,
             port_file=settings.port_file,
             shutdown_timeout_s=last_s,
-        ),
+        ) as port,
         notifying(settings.notify_urls, life, after_s=settings.notify_after_s),
-        _failure_shown(life),
+        _failure_shown(life, settings.failed_hold_s),
     ):
         await asyncio.to_thread(_import_what_comes_next)
         from orchestrator.migrator.sources import read_sources
@@ -79,7 +79,7 @@ async def serve(settings: Settings, life: Lifecycle, *, embedded: bool = False) 
             from orchestrator.jobs.schedule_monitor import try_backup_directory  # before the night shows it
 
             await try_backup_directory(settings.backup_dir, life)
-        async with chosen_database(settings, life, embedded=embedded) as (given, migrating):
+        async with chosen_database(settings, life, embedded=embedded, upgrade_data=upgrade_data) as (given, migrating):
             # One decision of where, for the migrations, the pool, the jobs and the monitor: jobs are written.
             migration_dsn = migrating.with_role("read-write")
             migrated = await _bring_up(settings, migration_dsn, sources, life, command="serve")
@@ -99,6 +99,7 @@ async def serve(settings: Settings, life: Lifecycle, *, embedded: bool = False) 
                     life.enter(Phase.READY)
                     life.emit(
                         "service.ready",
+                        url=url_of(settings.host, port),
                         startup_s=round(life.uptime_s, 3),
                         migrations_applied=life.migrations.applied_now,
                     )
@@ -109,13 +110,21 @@ async def serve(settings: Settings, life: Lifecycle, *, embedded: bool = False) 
 
 
 @asynccontextmanager
-async def _failure_shown(life: Lifecycle) -> AsyncIterator[None]:
-    """Enter FAILED while HTTP still answers, so that whoever watches the start learns why it ended."""
+async def _failure_shown(life: Lifecycle, hold_s: float) -> AsyncIterator[None]:
+    """Enter FAILED while HTTP still answers, and stay for `hold_s`: whoever looks learns why the start ended.
+
+    Everything else has ended by then: no session is open, no lock held. A signal ends the wait, with the same outcome.
+    """
     try:
         yield
     except OrchestratorError as error:
         if life.phase not in {Phase.STOPPING, Phase.STOPPED, Phase.FAILED}:
-            life.fail(**error.described())
+            facts = error.described() | ({"exits_in_s": hold_s} if hold_s else {})
+            life.fail(**facts)
+            if hold_s:
+                life.emit("service.failed", level="error", **facts)
+                with contextlib.suppress(asyncio.CancelledError):  # the error goes on instead
+                    await asyncio.sleep(hold_s)
         raise
 
 
@@ -149,7 +158,6 @@ def _import_what_migrates() -> None:
 def _connect_options(settings: Settings, command: str) -> dict[str, Any]:
     return {
         "wait_timeout_s": settings.db_wait_timeout_s,
-        "connect_timeout_s": settings.db_connect_timeout_s,
         "application_name": f"orchestrator {command}",
     }
 
@@ -204,9 +212,10 @@ async def _bring_up(
             waited_s = waited_s + _AFTER_LOSS_S if life.migrations.applied_now == applied else 0.0
             if limit_s and waited_s >= limit_s:
                 raise DatabaseUnavailableError(
-                    f"the connection to {dsn.redacted()} was lost again and again: {waited_s:.0f} s were spent on"
+                    f"the connection to {dsn.redacted()} was lost repeatedly: {waited_s:.0f} s were spent on"
                     f" waiting for the database, and DB_WAIT_TIMEOUT is {limit_s:g} s",
-                    remedy="Look at the server's log, and at what stands between. Or raise DB_WAIT_TIMEOUT.",
+                    remedy="Look at the server's log, and at whatever is between here and the server; or raise"
+                    " DB_WAIT_TIMEOUT.",
                 ) from error
 
 
@@ -233,8 +242,7 @@ async def _under_the_lock(
 
     async def connect_second() -> Any:
         """One more session on the same server, for what the one that migrates cannot see of itself."""
-        timeout_s = dsn.connect_timeout_s or settings.db_connect_timeout_s
-        return await connect_once(dsn, timeout_s=timeout_s, application_name=f"orchestrator {command} watch")
+        return await connect_once(dsn, application_name=f"orchestrator {command} watch")
 
     life.enter(Phase.LOCKING)
     async with migration_lock(
@@ -289,13 +297,13 @@ def _explained(error: Exception) -> Exception:
 
     if isinstance(error, asyncpg.PostgresError):
         if error.sqlstate in POOLER_SQLSTATES:
-            return PoolerError("a statement that one transaction prepares is gone in the next")
-        mend = "Mend what it names"
+            return PoolerError("a statement that was prepared in one transaction is gone in the next")
+        advice = "Fix what it names"
         if isinstance(error, asyncpg.InsufficientPrivilegeError):
-            mend = "Grant the user of DATABASE_URL what it lacks, or give MIGRATION_DATABASE_URL a user that has it"
+            advice = "Grant the user of DATABASE_URL what it lacks, or give MIGRATION_DATABASE_URL a user that has it"
         return MigrationError(
-            f"the server refused what comes before the migrations: {error} (SQLSTATE {error.sqlstate})",
-            remedy=f"{mend}; then start again; no migration was run.",
+            f"the server refused a step before the migrations: {error} (SQLSTATE {error.sqlstate})",
+            remedy=f"{advice}; then start again; no migration was run.",
             facts={"sqlstate": error.sqlstate},
         )
     if isinstance(error, OSError) and error.filename is not None:
@@ -317,8 +325,7 @@ async def _other_way(settings: Settings, dsn: Dsn, life: Lifecycle) -> Dsn:
     from orchestrator.database.pooler import PoolerError, ensure_own_session
 
     async def connect_second() -> Any:
-        timeout_s = dsn.connect_timeout_s or settings.db_connect_timeout_s
-        return await connect_once(dsn, timeout_s=timeout_s, application_name="orchestrator serve watch")
+        return await connect_once(dsn, application_name="orchestrator serve watch")
 
     async with connected(dsn, life, **_connect_options(settings, "serve")) as connection:
         if not dsn.statement_cache:
@@ -330,7 +337,8 @@ async def _other_way(settings: Settings, dsn: Dsn, life: Lifecycle) -> Dsn:
                 "database.pooler_found",
                 level="warning",
                 server=dsn.redacted(),
-                hint="A pooler in transaction mode: no statement is prepared, and workers cannot listen but look twice"
+                hint="A pooler in transaction mode was found: no statement is prepared, and workers cannot listen"
+                " but poll twice"
                 " a second. Add ?pgbouncer=true to DATABASE_URL to say so.",
             )
             return dsn.changed(statement_cache=False)
@@ -346,7 +354,6 @@ async def _pool(dsn: Dsn, settings: Settings, life: Lifecycle) -> AsyncIterator[
         dsn,
         kind="ours",
         max_size=_POOL_SIZE,
-        connect_timeout_s=settings.db_connect_timeout_s,
         application_name="orchestrator",
         silence_s=settings.jobs_lease_s / 3,
     )
@@ -396,7 +403,6 @@ def _job_server(
         life,
         concurrency=settings.jobs_concurrency,
         lease_s=settings.jobs_lease_s,
-        connect_timeout_s=settings.db_connect_timeout_s,
         stop_timeout_s=settings.shutdown_timeout_s * _JOBS_SHARE,
         redact=redactor(settings.secrets),
         service=Service(settings, migration_dsn, sources),

@@ -28,7 +28,7 @@ from sqlalchemy import (
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import INET, JSONB
+from sqlalchemy.dialects.postgresql import INET, INT8MULTIRANGE, JSONB
 from sqlalchemy.types import UserDefinedType
 
 metadata = MetaData(schema="orchestrator")
@@ -168,7 +168,7 @@ jobs = Table(
     _flag("cancel_requested", default="false"),
     Column("timeout_s", Double),
     _time("run_at", nullable=False, default=_NOW),
-    _time("created_at", nullable=False, default=_NOW),
+    _time("created_at", nullable=False, default=func.clock_timestamp()),
     _time("started_at"),
     _time("finished_at"),
     _text("worker", nullable=True),
@@ -202,11 +202,10 @@ jobs = Table(
     Index("jobs_scheduled_index", "run_at", postgresql_where=text("state = 'scheduled'")),
     # Those that run are few.
     Index("jobs_running_index", "name", postgresql_where=text("state = 'running'")),
+    # For lists: the jobs of one name, state and queue stand in the order of their ids.
+    Index("jobs_list_index", "name", "state", "queue", "id", postgresql_where=text("state <> 'running'")),
     Index("jobs_finished_index", "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
     Index("jobs_schedule_index", "schedule", "state", "id", postgresql_where=text("schedule IS NOT NULL")),
-    # For lists: one entry a job, made as it ends, so that the claims pay for none of it.
-    Index("jobs_finished_name_index", "name", "id", postgresql_where=text("finished_at IS NOT NULL")),
-    Index("jobs_finished_queue_index", "queue", "id", postgresql_where=text("finished_at IS NOT NULL")),
     Index("jobs_failed_index", "id", postgresql_where=text("state IN ('failed', 'cancelled')")),
     Index("jobs_retrying_index", "id", postgresql_where=text("attempt > 0 AND state IN ('scheduled', 'queued')")),
     Index(
@@ -246,7 +245,8 @@ idempotency_keys = Table(
     Index("idempotency_keys_job_index", "job_id"),
 )
 
-# No foreign key to jobs: it would lock and look up the job's row for each insert; a trigger removes what goes with it.
+# Attempts that ended other than well; the view `attempts` has them all. No foreign key to jobs: it would lock and look
+# up the job's row for each insert; a trigger removes what goes with it.
 job_attempts = Table(
     "job_attempts",
     metadata,
@@ -263,7 +263,7 @@ job_attempts = Table(
     Column("error", JSONB),
     PrimaryKeyConstraint("job_id", "attempt"),
     CheckConstraint(
-        "outcome IN ('succeeded', 'failed', 'timed_out', 'cancelled', 'lost', 'interrupted')",
+        "outcome IN ('failed', 'timed_out', 'cancelled', 'lost', 'interrupted')",
         name="job_attempts_outcome_check",
     ),
 )
@@ -285,7 +285,6 @@ job_events = Table(
     "job_events",
     metadata,
     _key(),
-    Column("transaction", Xid8, nullable=False, server_default=func.pg_current_xact_id()),
     _time("at", nullable=False, default=func.clock_timestamp()),
     Column("job_id", BigInteger, nullable=False),
     _integer("attempt"),
@@ -293,6 +292,11 @@ job_events = Table(
     _text("queue"),
     _text("kind", default="transition"),
     _text("state", nullable=True),
+    _text(
+        "was",
+        nullable=True,
+        comment="The state before; null where the job was added. The counts of jobs are kept by it.",
+    ),
     Column("facts", JSONB),
     CheckConstraint("kind IN ('transition', 'progress')", name="job_events_kind_check"),
     Index(
@@ -301,10 +305,45 @@ job_events = Table(
         postgresql_using="brin",
         postgresql_with={"pages_per_range": 16, "autosummarize": "on"},
     ),
-    comment=(
-        "A row a transition, and progress. Ids can become visible out of order: read below"
-        " pg_snapshot_xmin(pg_current_snapshot())."
-    ),
+    comment="A row a transition, and progress. Ids can become visible out of their order.",
+)
+
+_VACUUMED_OFTEN = {"autovacuum_vacuum_scale_factor": 0, "autovacuum_vacuum_threshold": 500}
+
+# What was counted by name, queue and state, in rows that are only added to and taken together.
+job_counts = Table(
+    "job_counts",
+    metadata,
+    _text("name"),
+    _text("queue"),
+    _text("state"),
+    Column("count", BigInteger, nullable=False),
+    Index("job_counts_index", "name", "queue", "state"),
+    postgresql_with=_VACUUMED_OFTEN,
+)
+
+# How many jobs ended in each ten seconds; slot is those since 1970.
+job_endings = Table(
+    "job_endings",
+    metadata,
+    _text("queue"),
+    Column("slot", BigInteger, nullable=False),
+    Column("count", BigInteger, nullable=False),
+    PrimaryKeyConstraint("slot", "queue"),
+    postgresql_with=_VACUUMED_OFTEN,
+)
+
+# Events up to folded are counted, but for those in gaps: ids that were drawn and could not be seen.
+job_count_position = Table(
+    "job_count_position",
+    metadata,
+    Column("only", Boolean, primary_key=True, server_default=text("true")),
+    Column("folded", BigInteger, nullable=False, server_default=text("0")),
+    Column("gaps", INT8MULTIRANGE, nullable=False, server_default=text("'{}'::int8multirange")),
+    Column("closing", INT8MULTIRANGE, nullable=False, server_default=text("'{}'::int8multirange")),
+    Column("boundary", Xid8, nullable=False, server_default=text("'0'::xid8")),
+    CheckConstraint('"only"', name="job_count_position_only_check"),
+    postgresql_with={"fillfactor": 20, **_VACUUMED_OFTEN},
 )
 
 schedules = Table(

@@ -35,7 +35,7 @@ def usable(value: str) -> str:
         TokenError: it is too short, or holds what a header cannot.
     """
     if len(value) < _LENGTH_MIN or not _TOKEN.fullmatch(value):
-        raise TokenError("is shorter than 16 characters, or holds a space or what is not ASCII")
+        raise TokenError("is shorter than 16 characters, or contains a space or a character that is not ASCII")
     return value
 
 
@@ -51,18 +51,20 @@ def parse(text: str) -> tuple[Token, ...]:
         if not words:
             continue
         if len(words) not in _FIELDS or (len(words) == max(_FIELDS) and words[2] != "read"):
-            raise TokenError(f"has a line {number} that is not NAME TOKEN, or NAME TOKEN read")
+            raise TokenError(f"has a line {number} that is neither NAME TOKEN nor NAME TOKEN read")
         if not _NAME.fullmatch(words[0]):
-            raise TokenError(f"has a line {number} whose name is not of letters, digits and _ . @ - (64 at most)")
+            raise TokenError(
+                f"has a line {number} whose name has other characters than letters, digits and _ . @ - (at most 64)"
+            )
         try:
             token = Token(words[0], usable(words[1]), may_change=len(words) == min(_FIELDS))
         except TokenError as error:
             raise TokenError(f"has a line {number} whose token {error}") from None
         if any(token.name == one.name or token.value == one.value for one in found):
-            raise TokenError(f"has a line {number} whose name or token was there before")
+            raise TokenError(f"has a line {number} that repeats a name or a token")
         found.append(token)
     if not found:
-        raise TokenError("holds no token")
+        raise TokenError("contains no token")
     return tuple(found)
 
 

@@ -55,7 +55,7 @@ class Variable(msgspec.Struct, frozen=True):
 def _span(text: str) -> float:
     match = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)\s*(ms|s|m|h|d)?", text)
     if match is None:
-        raise UnusableError("is no duration")
+        raise UnusableError("is not a duration")
     return float(match[1]) * _UNITS_S[match[2] or "s"]
 
 
@@ -75,13 +75,13 @@ def _duration_above_zero(text: str) -> float:
 
 def _port(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,5}", text) or int(text) > _PORT_MAX:
-        raise UnusableError("is no port")
+        raise UnusableError("is not a port")
     return int(text)
 
 
 def _host(text: str) -> str:
     if not re.fullmatch(r"[\w.:%\-]{1,253}", text):
-        raise UnusableError("is no name or address")
+        raise UnusableError("is neither a name nor an address")
     return text
 
 
@@ -92,7 +92,7 @@ def _directory(text: str) -> Path:
     except (OSError, ValueError) as error:
         raise UnusableError(why_unreadable(error)) from None
     if not stat.S_ISDIR(found.st_mode):
-        raise UnusableError("is no directory")
+        raise UnusableError("is not a directory")
     if not os.access(path, os.R_OK | os.X_OK):
         raise UnusableError("cannot be read by this user")
     return path
@@ -124,7 +124,7 @@ def _schema(text: str) -> str:
 def _extensions(text: str) -> tuple[str, ...]:
     names = [name for name in re.split(r"[,\s]+", text) if name]
     if not all(re.fullmatch(r"[a-z0-9_][a-z0-9_\-]{0,62}", name) for name in names):
-        raise UnusableError("holds a name that no extension has")
+        raise UnusableError("contains a name that no extension can have")
     return tuple(dict.fromkeys(names))
 
 
@@ -135,7 +135,7 @@ def _roles(text: str) -> tuple[str, ...]:
 
 def _count(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,6}", text):
-        raise UnusableError("is no whole number")
+        raise UnusableError("is not a whole number")
     return int(text)
 
 
@@ -149,7 +149,7 @@ def _count_above_zero(text: str) -> int:
 def _modules(text: str) -> tuple[str, ...]:
     names = [name for name in re.split(r"[,\s]+", text) if name]
     if not all(re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", name) for name in names):
-        raise UnusableError("holds something that is no module's name")
+        raise UnusableError("contains something that is not a module's name")
     return tuple(dict.fromkeys(names))
 
 
@@ -176,14 +176,14 @@ def _tokens(text: str) -> tuple[tokens.Token, ...]:
 def _hosts(text: str) -> tuple[str, ...]:
     names = [name.strip("[]").rstrip(".").lower() for name in re.split(r"[,\s]+", text) if name]
     if not all(name == "*" or re.fullmatch(r"[a-z0-9_.:\-]{1,253}", name) for name in names):
-        raise UnusableError("holds something that is no host's name (without a port), nor *")
+        raise UnusableError("contains something that is neither a host name (without a port) nor *")
     return tuple(dict.fromkeys(names))
 
 
 def _origins(text: str) -> tuple[str, ...]:
     origins = [origin.rstrip("/") for origin in re.split(r"[,\s]+", text) if origin]
     if not all(re.fullmatch(r"https?://[A-Za-z0-9.\-\[\]:]+", origin) for origin in origins):
-        raise UnusableError("holds something that is no origin")
+        raise UnusableError("contains something that is not an origin")
     return tuple(dict.fromkeys(origins))
 
 
@@ -192,23 +192,23 @@ _NAME_MAX = 60
 
 def _name(text: str) -> str:
     if not text.isprintable() or len(text) > _NAME_MAX:
-        raise UnusableError("is longer, or holds what cannot be printed")
+        raise UnusableError("is longer, or contains characters that cannot be printed")
     return text
 
 
 def _url(text: str) -> str:
     if not re.fullmatch(r"https?://[^\s/?#@]+/?", text):
-        raise UnusableError("is no URL of a server")
+        raise UnusableError("is not the URL of a server")
     return text.rstrip("/")
 
 
 def _targets(text: str) -> tuple[str, ...]:
     targets = tuple(dict.fromkeys(text.split()))
     if not all(re.fullmatch(r"[a-z][a-z0-9+.\-]*://\S+", target) for target in targets):
-        raise UnusableError("holds something that is no address (scheme://…)")
+        raise UnusableError("contains something that is not an address (scheme://…)")
     others = [target for target in targets if not target.startswith(("http://", "https://"))]
     if others and importlib.util.find_spec("apprise") is None:
-        raise UnusableError("holds an address for apprise, and the extra `notify` is not installed")
+        raise UnusableError("contains an address for apprise, but the extra `notify` is not installed")
     return targets
 
 
@@ -216,7 +216,7 @@ def _one_of(*words: str, **also: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         word = also.get(text.lower(), text.lower())
         if word not in words:
-            raise UnusableError("is none of these")
+            raise UnusableError("is not one of these")
         return word
 
     return parse
@@ -298,7 +298,7 @@ VARIABLES: tuple[Variable, ...] = (
     ),
     Variable(
         "EXTENSIONS",
-        "names of extensions with commas between, in lower case",
+        "comma-separated names of extensions, in lower case",
         "",
         "Extensions to create before the migrations, where they are missing.",
         "vector,uuid-ossp",
@@ -336,7 +336,7 @@ VARIABLES: tuple[Variable, ...] = (
         "MIGRATION_STATEMENT_TIMEOUT",
         _DURATION,
         "0",
-        "How long one statement of a migration may take; 0 is no limit.",
+        "How long one statement of a migration may take; 0 means no limit.",
         "1h",
         field="migration_statement_timeout_s",
         parse=_duration,
@@ -345,7 +345,8 @@ VARIABLES: tuple[Variable, ...] = (
         "MIGRATION_POLICY",
         "drizzle or strict",
         "drizzle",
-        "Edited, out of order, re-dated and orphaned migrations: decide as Drizzle does and warn, or refuse.",
+        "What to do about edited, out-of-order, re-dated and orphaned migrations: decide as Drizzle does and warn,"
+        " or refuse.",
         "strict",
         field="migration_policy",
         parse=_one_of("drizzle", "strict"),
@@ -354,14 +355,14 @@ VARIABLES: tuple[Variable, ...] = (
         "MIGRATION_AHEAD",
         "refuse or warn",
         "refuse",
-        "A database that is newer than every file, as after a roll back of the code.",
+        "What to do when the database is newer than every file, as after a rollback of the code.",
         "warn",
         field="migration_ahead",
         parse=_one_of("refuse", "warn"),
     ),
     Variable(
         "MIGRATION_TRUSTED_OWNERS",
-        "names of roles with commas between",
+        "comma-separated names of roles",
         "",
         "Roles whose tables, triggers and functions may stand in a ledger or in our schema, besides our own roles and"
         " the database's owner.",
@@ -373,7 +374,7 @@ VARIABLES: tuple[Variable, ...] = (
         "MIGRATION_TRANSACTION",
         "each or all",
         "each",
-        "One transaction for each migration, or one for all, as Drizzle has it.",
+        "One transaction for each migration, or one for all of them, as Drizzle does it.",
         "all",
         field="migration_transaction",
         parse=_one_of("each", "all"),
@@ -391,7 +392,7 @@ VARIABLES: tuple[Variable, ...] = (
         "MIGRATION_DDL_RETRY_FOR",
         _DURATION,
         "10m",
-        "For how long such a migration is tried again before the start fails (exit 70); 0 tries for ever.",
+        "How long such a migration is retried before the start fails (exit 70); 0 retries for ever.",
         "10m",
         field="migration_ddl_retry_for_s",
         parse=_duration,
@@ -409,7 +410,8 @@ VARIABLES: tuple[Variable, ...] = (
         "BACKUP_BEFORE_MIGRATE",
         "never, pending or always",
         "never",
-        "A backup before migrations: none, when something is pending, at every start. No backup, no migration.",
+        "When to make a backup before the migrations: never, when something is pending, or at every start. Without"
+        " the backup, nothing is migrated.",
         "pending",
         field="backup_before_migrate",
         parse=_one_of("never", "pending", "always"),
@@ -427,7 +429,7 @@ VARIABLES: tuple[Variable, ...] = (
         "BACKUP_MAX_AGE",
         _DURATION,
         "0",
-        "Backups older than this are removed, but for the newest; 0 is no limit.",
+        "Backups older than this are removed, except the newest one; 0 means no limit.",
         "30d",
         field="backup_max_age_s",
         parse=_span,
@@ -445,7 +447,7 @@ VARIABLES: tuple[Variable, ...] = (
     ),
     Variable(
         "NOTIFY_URL",
-        "addresses with blanks between: webhooks (https://…), or what apprise takes (ntfy://…, mailtos://…)",
+        "addresses separated by spaces: webhooks (https://…), or what apprise takes (ntfy://…, mailtos://…)",
         "",
         "Where a person is told of what fails although nobody looks; see the page `operations`.",
         "https://hooks.example.org/orchestrator",
@@ -458,14 +460,14 @@ VARIABLES: tuple[Variable, ...] = (
         "NOTIFY_AFTER",
         f"{_DURATION}; more than 0",
         "1m",
-        "For how long the database has to be out of reach before that is told.",
+        "How long the database must be out of reach before a notification is sent.",
         "5m",
         field="notify_after_s",
         parse=_duration_above_zero,
     ),
     Variable(
         "JOBS",
-        "names of Python modules with commas between",
+        "comma-separated names of Python modules",
         "",
         "Modules that hold your job handlers; imported when the migrations are done.",
         "my_app.jobs",
@@ -476,7 +478,7 @@ VARIABLES: tuple[Variable, ...] = (
         "JOBS_CONCURRENCY",
         "a whole number above 0",
         "20",
-        "How many jobs this process runs at a time.",
+        "How many jobs this process runs at the same time.",
         "20",
         field="jobs_concurrency",
         parse=_count_above_zero,
@@ -512,9 +514,10 @@ VARIABLES: tuple[Variable, ...] = (
     ),
     Variable(
         "API_TOKENS",
-        "lines NAME TOKEN, or NAME TOKEN read for one that changes nothing",
+        "lines of the form NAME TOKEN, or NAME TOKEN read for a read-only one",
         "",
-        "Several tokens, by the names that the audit trail has. A file of them is read again when it changes.",
+        "Several tokens, each with the name that the audit trail shows. A file of tokens is read again when it"
+        " changes.",
         "grafana a-long-random-text read",
         field="api_tokens",
         parse=_tokens,
@@ -525,7 +528,8 @@ VARIABLES: tuple[Variable, ...] = (
         "API_ACCESS",
         "none, read or open",
         "",
-        "What may be done without a token: nothing, look, or all. By default `open` on loopback, where no token is set;"
+        "What may be done without a token: nothing, reading, or everything. By default `open` on loopback, where no"
+        " token is set;"
         " else `none`.",
         "read",
         field="api_access",
@@ -533,7 +537,7 @@ VARIABLES: tuple[Variable, ...] = (
     ),
     Variable(
         "ALLOWED_HOSTS",
-        "names with commas between, or *",
+        "comma-separated names, or *",
         "",
         "Names by which the server may be asked without a token, beside its addresses and, beyond loopback, names"
         " without a dot.",
@@ -543,7 +547,7 @@ VARIABLES: tuple[Variable, ...] = (
     ),
     Variable(
         "CORS_ORIGINS",
-        "origins with commas between",
+        "comma-separated origins",
         "",
         "Origins whose pages may use the API; none by default.",
         "https://stats.example.org",
@@ -581,7 +585,7 @@ VARIABLES: tuple[Variable, ...] = (
         "LOG_LEVEL",
         "debug, info, warning or error",
         "info",
-        "The least that is logged.",
+        "The lowest level that is logged.",
         "debug",
         field="log_level",
         parse=_one_of("debug", "info", "warning", "error", warn="warning"),
@@ -602,6 +606,16 @@ VARIABLES: tuple[Variable, ...] = (
         "How long an orderly stop may take.",
         "15s",
         field="shutdown_timeout_s",
+        parse=_duration,
+    ),
+    Variable(
+        "FAILED_HOLD",
+        f"{_DURATION}; 0: not at all",
+        "0",
+        "How long `serve`, once its start has failed, goes on showing why on `/health` and the page before it exits; a"
+        " signal ends it at once. 30s in the image.",
+        "30s",
+        field="failed_hold_s",
         parse=_duration,
     ),
     Variable(

@@ -1,6 +1,7 @@
 """Screenshots of the status page, from real servers with realistic content: `python tests/page_screenshots.py [name…]`.
 
-Writes tests/screenshots/<state>-<scheme>.png for the states starting, ready, failed (and others by name). Needs the
+Writes tests/screenshots/<state>-<scheme>.png for the states starting, ready, failed (and others by name), or into OUT;
+ALL_VIEWS=1 adds the views behind ready, PHONE=1 is narrow. Needs the
 packages of the extra `test`, Debian's chromium, and for the look of most desktops fonts-inter and fonts-jetbrains-mono.
 """
 
@@ -24,7 +25,8 @@ sys.path.insert(0, str(ROOT))
 
 from orchestrator.embedded.server import embedded_postgres  # noqa: E402 the tree beside this file is meant
 
-OUT = ROOT / "tests" / "screenshots"
+OUT = Path(os.environ.get("OUT", ROOT / "tests" / "screenshots"))
+OUT.mkdir(exist_ok=True)
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 ARGUMENTS = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
@@ -235,6 +237,7 @@ async def ready(work: Path, dsn: str, look):
             "JOBS": "jellystats_jobs",
             "PYTHONPATH": f"{ROOT}:{work}",
             "API_TOKEN": "a-token-for-the-screenshot",
+            "INSTANCE_NAME": "jellystats",
         }
         async with serving(own, "migrate", **env) as process:
             await process.wait()
@@ -269,6 +272,23 @@ async def ready(work: Path, dsn: str, look):
             await look.until_text("batch 13 of 18")
             await asyncio.sleep(6)
             await look.take("ready")
+            if os.environ.get("ALL_VIEWS"):
+                number = await connection.fetchval("SELECT max(id) FROM orchestrator.jobs WHERE state = 'failed'")
+                for name, address, text in (
+                    ("jobs", "#/jobs?state=failed", "posters.fetch"),
+                    ("job", f"#/jobs/{number}", "Attempt 1"),
+                    ("schedules", "#/schedules", "library.sync"),
+                    ("schedule", "#/schedules/embeddings.generate", "Last runs"),
+                    ("migrations", "#/migrations", "Your migrations"),
+                    ("migration", "#/migrations/user/0003_create_sessions", "Statements"),
+                    ("starts", "#/starts", "mostly"),
+                    ("start", "#/starts/3", "Host"),
+                    ("add", "#/add?name=embeddings.generate", "Vectors"),
+                    ("failures", "#/failures", "given up"),
+                ):
+                    await look.go(address, text)
+                    await asyncio.sleep(0.5)
+                    await look.take(name)
         await connection.close()
 
 
@@ -318,13 +338,18 @@ class Look:
             await page.get_by_role("textbox", name="Token").fill(token)
             await page.keyboard.press("Enter")
 
+    async def go(self, address: str, text: str) -> None:
+        """Open a view, and wait for a text in it."""
+        for page in self._pages.values():
+            await page.evaluate("address => { location.hash = address }", address)
+            await page.locator("main").get_by_text(text).locator("visible=true").first.wait_for(timeout=30_000)
+
     async def take(self, name: str) -> None:
-        OUT.mkdir(exist_ok=True)
         shots = [page.screenshot(full_page=self._full, animations="disabled") for page in self._pages.values()]
         for scheme, png in zip(self._pages, await asyncio.gather(*shots), strict=True):
             path = OUT / f"{name}-{scheme}.png"
             path.write_bytes(quantised(png))
-            print(f"{path.relative_to(ROOT)}: {path.stat().st_size / 1000:.0f} kB")
+            print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB")
 
 
 def quantised(png: bytes) -> bytes:

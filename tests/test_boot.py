@@ -275,6 +275,29 @@ async def test_a_server_that_is_too_old_is_refused_by_name(orchestrator):
     assert "PostgreSQL 13.22; 14 or newer" in result.events[-1]["error"]
 
 
+async def test_a_failed_start_is_held_with_its_reason_until_a_signal_or_the_time_ends_it(
+    orchestrator, database_url, admin, folder, wait_until
+):
+    """FAILED_HOLD: /health and the page tell why, with nothing else of the process alive."""
+    env = {"DATABASE_URL": database_url, "MIGRATIONS_DIR": folder(("0000_a", "CREATE TABEL t ();"))}
+    async with orchestrator.running("serve", env=env | {"FAILED_HOLD": "1h"}) as run:
+        failed = await run.event("service.failed")
+        assert (failed["exit_code"], failed["exits_in_s"]) == (70, 3600)
+        status, body = await run.health()
+        assert (status, body["phase"], body["failure"]["exit_code"]) == (503, "failed", 70)
+        assert "TABEL" in body["failure"]["error"]
+        page = await run.get("/", headers={"Accept": "text/html"})
+        assert page.status == 200
+        others = "SELECT count(*) FROM pg_stat_activity WHERE datname = $1 AND pid <> pg_backend_pid()"
+        name = database_url.rpartition("/")[2].partition("?")[0]
+        await wait_until(lambda: admin.value(database_url, f"SELECT ({others}) = 0", name))
+        run.send_signal(signal.SIGTERM)
+        assert await run.wait(timeout_s=5) == 70
+        assert [event["event"] for event in run.events].count("service.failed") == 1
+    async with orchestrator.running("serve", env=env | {"FAILED_HOLD": "200ms"}) as run:
+        assert await run.wait(timeout_s=20) == 70
+
+
 async def test_a_port_in_use_ends_it_with_78(orchestrator, database_url):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         result = await orchestrator("serve", env={"DATABASE_URL": database_url, "PORT": str(taken.getsockname()[1])})

@@ -69,6 +69,7 @@ def as_asyncpg_reads(dsn, monkeypatch, **environment):
         ("postgres://u@a,b/d?port=1,2", Dsn((("a", 1), ("b", 2)), "u", "d")),
         ("postgres://h/?user=u&password=p%26q&dbname=d", Dsn((("h", 5432),), "u", "d", "p&q")),
         ("host=h user=u dbname='my db' password='it\\'s'", Dsn((("h", 5432),), "u", "my db", "it's")),
+        ("host=h user=u dbname=d password='p://q'", Dsn((("h", 5432),), "u", "d", "p://q")),
         ("host = h  port = 6000 dbname = d", Dsn((("h", 6000),), None, "d")),
         ("host=a,b port=1,2 dbname=d", Dsn((("a", 1), ("b", 2)), None, "d")),
         ("host=::1 dbname=d", Dsn((("::1", 5432),), None, "d")),
@@ -126,12 +127,12 @@ def test_parameters_of_every_client_become_what_asyncpg_understands(query, optio
         ("DATABASE_URL=postgres://u:p@h/d", "begins with the variable's own name"),
         ("postgres://u:p q@h/d", "write a space as %20"),
         ("postgres://u:p\x01q@h/d", "control character"),
-        ("postgres://u:p\udcffq@h/d", "is no UTF-8 text"),
+        ("postgres://u:p\udcffq@h/d", "is not UTF-8 text"),
         ("u:p@h/d", "`://` is missing"),
         ("mysql://u:p@h/d", "a URL of MySQL"),
         ("jdbc:postgresql://h/d", "leave out `jdbc:`"),
         ("//u:p@h/d", "`://` is missing"),
-        ("hunter2://h/d", "no URL that begins with postgresql://"),
+        ("hunter2://h/d", "not a URL that begins with postgresql://"),
         ("postgres://u:p#q@h/d", "write `#` as %23"),
         ("postgres://u:p/q@h/d", "write `/` as %2F"),
         ("postgres://u:p?q@h/d", "write `?` as %3F"),
@@ -141,38 +142,38 @@ def test_parameters_of_every_client_become_what_asyncpg_understands(query, optio
         ("postgres://u:12/c@h/d", "write `/` as %2F"),
         ("postgres://u:p%q@h/d", "write `%` itself as %25"),
         ("postgres://u:p%@h/d", "write `%` itself as %25"),
-        ("postgres://u:%FF@h/d", "no UTF-8 text"),
-        ("postgres://u:%00@h/d", "no UTF-8 text"),
-        ("postgres://u:p@h/d#f", "holds a `#`"),
+        ("postgres://u:%FF@h/d", "not UTF-8 text"),
+        ("postgres://u:%00@h/d", "not UTF-8 text"),
+        ("postgres://u:p@h/d#f", "contains a `#`"),
         ("postgres://u:p@h/d/e", "`/` in the name of the database"),
-        ("postgres://u:p@h:port/d", "no number from 1 to 65535"),
-        ("postgres://u:p@h:0/d", "no number from 1 to 65535"),
-        ("postgres://u:p@h:65536/d", "no number from 1 to 65535"),
-        ("postgres://u:p@h:٣/d", "no number from 1 to 65535"),
+        ("postgres://u:p@h:port/d", "not a number from 1 to 65535"),
+        ("postgres://u:p@h:0/d", "not a number from 1 to 65535"),
+        ("postgres://u:p@h:65536/d", "not a number from 1 to 65535"),
+        ("postgres://u:p@h:٣/d", "not a number from 1 to 65535"),
         ("postgres://u:p@a,b/d?port=1,2,3", "3 ports for 2 hosts"),
         ("postgres://u:p@a,,b/d", "a host that is empty"),
         ("postgres://u:p@a..b/d", "a host that is empty"),
-        ("postgres://u:p@${HOST}/d", "a character that no host has"),
-        ("postgres://u:p@[::1/d", "a character that no host has"),
-        (f"postgres://u:p@{'a' * 64}/d", "a character that no host has"),
+        ("postgres://u:p@${HOST}/d", "a character that no host can have"),
+        ("postgres://u:p@[::1/d", "a character that no host can have"),
+        (f"postgres://u:p@{'a' * 64}/d", "a character that no host can have"),
         ("postgres://", "names no host; DATABASE_URL names no database"),
         ("postgres:///d", "names no host"),
         ("postgres://h", "names no database"),
         ("postgres://u:p@h/d?sslmode", "without `=`"),
-        ("postgres://u:p@h/d?sslmode=on", "parameter `sslmode` has a value that is not known"),
-        ("postgres://u:p@h/d?ssl=maybe", "parameter `ssl` has a value that is not known"),
+        ("postgres://u:p@h/d?sslmode=on", "parameter `sslmode` has an unknown value"),
+        ("postgres://u:p@h/d?ssl=maybe", "parameter `ssl` has an unknown value"),
         ("postgres://u:p@h/d?sslnegotiation=direct", "direct without TLS being required"),
         ("postgres://u:p@h/d?target_session_attrs=master", "parameter `target_session_attrs`"),
-        ("postgres://u:p@h/d?connect_timeout=soon", "parameter `connect_timeout` is no number of seconds"),
-        ("postgres://u:p@h/d?channel_binding=always", "parameter `channel_binding` has a value that is not known"),
-        ("postgres://u:p@h/d?sslaccept=strict", "asks for what asyncpg cannot do"),
+        ("postgres://u:p@h/d?connect_timeout=soon", "parameter `connect_timeout` is not a number of seconds"),
+        ("postgres://u:p@h/d?channel_binding=always", "parameter `channel_binding` has an unknown value"),
+        ("postgres://u:p@h/d?sslaccept=strict", "asks for something that asyncpg cannot do"),
         ("postgres://u:p@h/d?service=x", "is not supported: a connection service file"),
         ("postgres://u:p@h/d?sslmod=require", "unknown parameter `sslmod`; is `sslmode` meant?"),
         ("postgres://u:p@h/d?zzz=1", "unknown parameter `zzz`"),
         ("postgres://h/d?password=ab&cd=ef", "unknown parameter (not shown"),
         ("host=h dbname=d password=ab cd=ef", "unknown parameter (not shown"),
-        ("host=h dbname=d password=ab cd", "no list of keyword=value"),
-        ("host=h dbname='d", "no list of keyword=value"),
+        ("host=h dbname=d password=ab cd", "not a list of keyword=value"),
+        ("host=h dbname='d", "not a list of keyword=value"),
     ],
 )
 def test_a_connection_string_that_cannot_be_used_is_refused_with_the_reason(text, words):
@@ -182,8 +183,8 @@ def test_a_connection_string_that_cannot_be_used_is_refused_with_the_reason(text
 def test_every_problem_with_the_parameters_is_reported_at_once_under_the_variables_name():
     text = problem("postgres://u@h/d?sslmode=on&gssencmode=require&nonsense=1", variable="MIGRATION_DATABASE_URL")
     assert text == (
-        "MIGRATION_DATABASE_URL parameter `sslmode` has a value that is not known; "
-        "MIGRATION_DATABASE_URL parameter `gssencmode` asks for what asyncpg cannot do; "
+        "MIGRATION_DATABASE_URL parameter `sslmode` has an unknown value; "
+        "MIGRATION_DATABASE_URL parameter `gssencmode` asks for something that asyncpg cannot do; "
         "MIGRATION_DATABASE_URL has an unknown parameter `nonsense`"
     )
 
@@ -392,3 +393,11 @@ def test_garbage_is_read_or_refused_and_nothing_else_happens(text):
         assert dsn.hosts
         assert dsn.database or dsn.user
         dsn.connect_arguments()
+
+
+def test_the_time_for_a_connection_is_bound_when_it_is_read_and_the_text_counts_more():
+    assert parse("postgres://u@h/d").connect_timeout_s == 5.0
+    assert parse("postgres://u@h/d", connect_timeout_s=2.5).connect_timeout_s == 2.5
+    assert parse("postgres://u@h/d?connect_timeout=9", connect_timeout_s=2.5).connect_timeout_s == 9.0
+    assert parse("postgres://u@h/d?connect_timeout=0", connect_timeout_s=2.5).connect_timeout_s == 2.5
+    assert from_pg_variables({"PGHOST": "h", "PGUSER": "u"}, connect_timeout_s=2.5).connect_timeout_s == 2.5

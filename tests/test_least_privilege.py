@@ -30,7 +30,7 @@ async def roles(server, admin, known, **more: str):
     known.secrets.update(passwords.values())
     dsn = dsns.parse(server.dsn())
     psql = await pgtools.find("psql", at_least=server.major, purpose="a test")
-    environment = pgtools.environment(dsn, application_name="test", connect_timeout_s=5)
+    environment = pgtools.environment(dsn, application_name="test")
     variables = [f"--set={name}={value}" for name, value in {**names, **passwords, **more}.items()]
     run = pgtools.Run(psql, ["-X", *variables, f"--file={RECIPE}"], environment, dsn.secrets, lambda *_, **__: None)
     await pgtools.run(run)

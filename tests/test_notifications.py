@@ -145,7 +145,7 @@ async def test_the_command_tries_every_target_and_says_which_one_fails(orchestra
     assert told == {"http://127.0.0.1": "HTTP 403", "json://…": "apprise could not deliver it"}
 
 
-@pytest.mark.parametrize(("given", "told"), [("", "is not set"), ("hooks.example.org/x", "no address")])
+@pytest.mark.parametrize(("given", "told"), [("", "is not set"), ("hooks.example.org/x", "not an address")])
 async def test_without_a_usable_target_the_command_says_what_to_set(orchestrator, given, told):
     done = await orchestrator("notify", "--test", env={"NOTIFY_URL": given})
     assert done.returncode == 78

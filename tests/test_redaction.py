@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from orchestrator.migrator.sql.parser import GrammarError, tokens
 from orchestrator.migrator.sql.statements import excerpt
-from orchestrator.redaction import redactor, without_constants
+from orchestrator.redaction import Secrets, redactor, without_constants
 
 SECRET = "hunter22"
 
@@ -159,3 +159,15 @@ def test_the_line_of_a_file_is_shown_without_what_its_statement_calls_a_secret(t
     said = excerpt(text.encode(), line, column)
     assert "hunter" not in said
     assert shown is None or said == shown
+
+
+def test_a_secret_that_becomes_known_later_is_hidden_from_then_on_and_so_is_the_one_before():
+    secrets = Secrets(["first-password"])
+    redact = redactor(secrets)
+    assert redact("second-password") == "second-password"
+    secrets.add("second-password")
+    assert redact("first-password, second-password") == "***, ***"
+    for number in range(200):
+        secrets.add(f"password-number-{number}")
+    assert redact("first-password, password-number-199") == "***, ***"
+    assert len(list(secrets)) < 100

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.analysis import ast
 from orchestrator.analysis.catalog import Known
 from orchestrator.analysis.follow import follow
 from orchestrator.analysis.impact import impact_of
@@ -21,6 +22,7 @@ from orchestrator.analysis.lint_rules import RULES, Hit, Level, Statements, chec
 from orchestrator.analysis.locks import Holding
 from orchestrator.analysis.names_there import NamesThere
 from orchestrator.analysis.outside_database import Scope, acts
+from orchestrator.analysis.pending import pending_file
 from orchestrator.analysis.plan import known_for
 from orchestrator.analysis.sql_file import SqlFile, read_sql
 from orchestrator.analysis.would_fail import WouldFail
@@ -34,8 +36,9 @@ from orchestrator.migrator.state import readable_surveys
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from orchestrator.analysis.ast import Name
+    from orchestrator.migrator.folder import Migration
     from orchestrator.migrator.sources import Source
-    from orchestrator.migrator.state import Survey
 
 # A file's token by token look for long names is not for data files.
 _TOKENS_LIMIT_BYTES = 1 << 20
@@ -127,7 +130,7 @@ def read_lint_folder(path: Path) -> LintFolder:
         problems.append(replace(made, migration=one.name) if one.kind == "backwards" else made)
     beside = "the journal does not name it" if is_v0 else "it lies beside the folders"
     problems += [
-        finding("unlisted-file", folder.path / name, f"{beside}: no run will ever use it") for name in folder.unlisted
+        finding("unlisted-file", folder.path / name, f"{beside}: no run will use it") for name in folder.unlisted
     ]
     files = tuple(LintFile(migration.name, Path(migration.path)) for migration in folder.migrations)
     return LintFolder(path, files, tuple(problems))
@@ -225,7 +228,8 @@ def _text(
 
 def _hits(file: SqlFile, walk: _Walk, skip: int) -> Iterator[tuple[Statement, Hit]]:
     known, scope = walk.known, walk.scope
-    at, holding, would_fail = Statements(known), Holding(), WouldFail(known, walk.there)
+    at, holding = Statements(known, makes_types=_types_made(file)), Holding()
+    would_fail = WouldFail(known, walk.there)
     mixed_told, parsed = False, file.statements
     ends_itself = any(s.transaction_control in {"commit", "rollback"} for s in parsed)
     inside = sum(s.transactional and s.transaction_control is None for s in parsed)
@@ -261,6 +265,12 @@ def _hits(file: SqlFile, walk: _Walk, skip: int) -> Iterator[tuple[Statement, Hi
             at.end()
         follow(known, node, fields)
     known.end_transaction()
+
+
+def _types_made(file: SqlFile) -> frozenset[Name]:
+    """The enums that a file makes, even such as have the name of one that it renames first."""
+    made = (one.parsed.fields() for one in file.statements if one.parsed and one.parsed.node == "CreateEnumStmt")
+    return frozenset(ast.qualified(ast.strings(fields["typeName"])) for fields in made)
 
 
 def _placed(path: str, statement: Statement, hit: Hit) -> LintFinding:
@@ -390,7 +400,7 @@ async def lint_with_ledger(
         report = await asyncio.to_thread(lint, folder)
         scope = f"all files of {folder.path}"
     else:
-        pending = await asyncio.to_thread(_read_pending, one)
+        pending = {migration.name: await _pending(connection, migration) for migration in one.plan.pending}
         files = [file for file in pending.values() if isinstance(file, SqlFile)]
         known, there = await known_for(connection, files, [one])
         there.install(extensions)
@@ -411,11 +421,14 @@ async def lint_with_ledger(
         if path is not None and found.kind is Kind.EDITED and not found.cosmetic:
             report.findings.append(finding("changed-after-apply", path, "it was changed after it was applied"))
         elif path is not None and found.kind is Kind.OUT_OF_ORDER and source.folder.generation == "v0":
-            why = "it is older than the newest applied migration: drizzle, and so a run, passes over it"
+            why = "it is older than the newest applied migration, so drizzle and a run skip it"
             report.findings.append(finding("never-runs", path, why))
     report.findings.sort(key=lambda f: (f.file, f.line, f.column))
     return report, scope
 
 
-def _read_pending(one: Survey) -> dict[str, SqlFile | SqlSyntaxError]:
-    return {migration.name: read_sql(migration.read(), migration.path) for migration in one.plan.pending}
+async def _pending(connection: Any, migration: Migration) -> SqlFile | SqlSyntaxError:
+    try:
+        return await pending_file(connection, migration)
+    except SqlSyntaxError as error:
+        return error

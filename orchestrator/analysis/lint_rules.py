@@ -68,7 +68,7 @@ RULES: dict[str, Rule] = {
     "when-backwards": Rule(
         _E,
         "Give the entry a `when` in meta/_journal.json that is greater than every one before it:"
-        " where those are applied already, drizzle passes over this one in silence.",
+        " where those are applied already, drizzle skips this one silently.",
     ),
     "drop-database": Rule(_E, "A migration cannot: drop it by hand."),
     "outside-database": Rule(
@@ -141,7 +141,7 @@ RULES: dict[str, Rule] = {
         _W, "Generate it with drizzle-kit (--custom), so that meta/_journal.json names it; or delete it."
     ),
     "changed-after-apply": Rule(_W, "Put the change into a new migration, and restore this file."),
-    "never-runs": Rule(_W, "Date it anew: a `when` in meta/_journal.json that is newer than every applied one."),
+    "never-runs": Rule(_W, "Re-date it: give it a `when` in meta/_journal.json that is newer than every applied one."),
     "unused-allow": Rule(_W, "Delete the comment."),
     "allow-without-reason": Rule(_W, "Say why: `-- lint: allow RULE because …`."),
     "long-name": Rule(_N, "Name it yourself, in at most 63 bytes."),
@@ -167,6 +167,9 @@ class Statements:
     unvalidated: set[tuple[Name, str]] = field(default_factory=set)
     told_of_lock: bool = False
     emptied: set[Name] = field(default_factory=set)
+    # Types that the file makes, and those that it has put aside for one of the same name: nobody knows the new name.
+    makes_types: frozenset[Name] = frozenset()
+    put_aside: set[Name] = field(default_factory=set)
 
     def end(self) -> None:
         """The transaction is over."""
@@ -377,7 +380,7 @@ def _drop(at: Statements, fields: Tree, impact: Impact) -> Iterator[Hit]:
         elif kind == "OBJECT_TABLE":
             if not known.is_fresh(name):
                 yield Hit("drop-table", f"running code that uses {name} fails from here on, and its rows are gone")
-        elif kind in _OBJECTS and not _is_fresh_object(known, kind, words):
+        elif kind in _OBJECTS and not _is_fresh_object(known, kind, words) and name not in at.put_aside:
             yield Hit("drop-object", f"running code that uses {_OBJECTS[kind]} {'.'.join(words)} fails from here on")
 
 
@@ -413,6 +416,10 @@ def _rename(at: Statements, fields: Tree, impact: Impact) -> Iterator[Hit]:
         words = ast.dropped_name(kind, fields["object"])
         # A trigger's function is called by the trigger alone, which holds it by its oid.
         if _is_fresh_object(known, kind, words) or words[-1] in known.trigger_functions:
+            return
+        name = ast.qualified(words)
+        if kind == "OBJECT_TYPE" and name in at.makes_types:
+            at.put_aside.add(name._replace(name=fields["newname"]))
             return
         what = ".".join(words)
     else:

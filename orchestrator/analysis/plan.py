@@ -14,7 +14,7 @@ from orchestrator.analysis.do_blocks import block_statements
 from orchestrator.analysis.follow import follow
 from orchestrator.analysis.impact import impact_of
 from orchestrator.analysis.locks import Holding, Impact
-from orchestrator.analysis.sql_file import SqlFile
+from orchestrator.analysis.pending import pending_file
 from orchestrator.analysis.would_fail import WouldFail
 from orchestrator.migrator.records import SERVICE_SCHEMA
 from orchestrator.migrator.run.errors import already_there, refuse_in_single_transaction
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from orchestrator.analysis.catalog import Known
     from orchestrator.analysis.locks import HeldLock, Touch
     from orchestrator.analysis.names_there import NamesThere
+    from orchestrator.analysis.sql_file import SqlFile
     from orchestrator.migrator.resolve import Ahead, Policy
     from orchestrator.migrator.sources import Source
     from orchestrator.migrator.sql.statements import Statement
@@ -57,7 +58,11 @@ async def preview(
         MigrationError: `transaction` is all, and a statement cannot stand in one with others: so would it this.
     """
     surveys = await readable_surveys(connection, sources, policy=policy, ahead=ahead)
-    files = await asyncio.to_thread(read_pending, surveys)
+    files: dict[tuple[str, str], SqlFile] = {
+        (one.source.label, migration.name): await pending_file(connection, migration)
+        for one in surveys
+        for migration in one.plan.pending
+    }
     if transaction == "all":
         for one in surveys:
             for migration in one.plan.pending:
@@ -94,15 +99,6 @@ def _mentioned(files: Iterable[SqlFile]) -> tuple[set[str], set[str]]:
                 named |= {name.name for name in ast.mentioned(one_node, one)}
                 functions |= {name.name for name in ast.called(one)}
     return named, functions
-
-
-def read_pending(surveys: Sequence[Survey]) -> dict[tuple[str, str], SqlFile]:
-    """The pending files by source and name. Blocking; raises FolderError and SqlSyntaxError."""
-    return {
-        (one.source.label, migration.name): SqlFile(migration.read(), path=migration.path)
-        for one in surveys
-        for migration in one.plan.pending
-    }
 
 
 def _source(

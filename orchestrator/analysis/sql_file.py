@@ -31,13 +31,15 @@ class _Head(msgspec.Struct):
 class SqlFile:
     """The statements of a file. `raw` is what Drizzle reads of it.
 
+    With `keywords`, those of a server, what the grammar here refuses is read as far as it can be (see `statements`).
+
     Raises:
         SqlSyntaxError: it is not SQL.
     """
 
-    def __init__(self, raw: bytes, *, path: str) -> None:
+    def __init__(self, raw: bytes, *, path: str, keywords: frozenset[str] | None = None) -> None:
         self.raw, self.path = raw, path
-        self.statements = statements(raw, path=path, keep_trees=len(raw) <= _KEPT_BYTES)
+        self.statements = statements(raw, path=path, keep_trees=len(raw) <= _KEPT_BYTES, keywords=keywords)
         self._trees: list[tuple[Statement, str, Tree]] | None = None
 
     @property
@@ -46,9 +48,9 @@ class SqlFile:
         return all(statement.fits_a_transaction for statement in self.statements)
 
     def trees(self) -> Iterator[tuple[Statement, str, Tree]]:
-        """Each statement with the name of its node and the node's fields, which nobody changes."""
+        """Each statement that has a tree, with the name of its node and the node's fields, which nobody changes."""
         if len(self.raw) > _KEPT_BYTES:
-            yield from map(_tree, self.statements)
+            yield from filter(None, map(_tree, self.statements))
             return
         if self._trees is None:
             self._trees = [(one, one.parsed.node, one.parsed.fields()) for one in self.statements if one.parsed]
@@ -63,8 +65,11 @@ def read_sql(raw: bytes, path: str) -> SqlFile | SqlSyntaxError:
         return error
 
 
-def _tree(statement: Statement) -> tuple[Statement, str, Tree]:
-    (one,) = parser.parse(statement.text.encode())
+def _tree(statement: Statement) -> tuple[Statement, str, Tree] | None:
+    try:
+        (one,) = parser.parse(statement.text.encode())
+    except parser.GrammarError:  # the server knows it
+        return None
     if one.node not in _DATA_NODES:
         return statement, one.node, one.fields()
     head = msgspec.json.decode(one.body, type=_Head).relation

@@ -198,7 +198,7 @@ class Gate:
             return None
         return problem(
             503,
-            f"the service is not ready: it is {phase}; /health tells more",
+            f"the service is not ready: it is {phase}; see /health",
             headers={"Retry-After": str(health.RETRY_AFTER_S)},
             instance=request.path,
             phase=str(phase),

@@ -81,7 +81,9 @@ class AuditTrail:
             "api.changed", token=token, address=change.address, method=method, path=path, status=status, what=facts
         )
         if len(self._left) == _KEPT_MAX:
-            self._events.emit("api.changes_left_out", hint="The table lacks what could not be written; the log has it.")
+            self._events.emit(
+                "api.changes_left_out", hint="These changes could not be written to the table; the log has them."
+            )
         self._left.append(change)
 
     async def run(self, pool: Any) -> None:

@@ -329,8 +329,9 @@ class Connection(web.RequestHandler):
         if status >= 500:  # noqa: PLR2004
             self.log_exception("a request failed outside of its handler", exc_info=exc)
         if request.writer.output_size > 0:
-            raise ConnectionError("the answer has begun, and cannot become another one")
-        detail = "this is no HTTP/1.1 request, or its head is too large" if status == 400 else "something went wrong"  # noqa: PLR2004
+            raise ConnectionError("the answer has begun and cannot be replaced")
+        is_theirs = status < 500  # noqa: PLR2004
+        detail = "this is not an HTTP/1.1 request, or its head is too large" if is_theirs else "something went wrong"
         response = problem(status, detail, headers=SECURITY_HEADERS)
         response.force_close()
         return response

@@ -21,6 +21,7 @@ from orchestrator.api import sse
 from orchestrator.api.event_cursor import GAPS_MAX, Cursor, Position, between
 from orchestrator.database.connect import PARTING_S, close, connect_once, cut_when_cancelled
 from orchestrator.database.connect_errors import CONNECTION_ERRORS, classify
+from orchestrator.database.outage import Outage
 from orchestrator.jobs.store import EventRow, read_events, read_newest_position
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ class Tail:
 
     async def run(self) -> None:
         """Follow for ever, through losses of the database. Ends only by cancellation."""
-        is_lost = False
+        outage = Outage(least_s=_AGAIN_S, most_s=_AGAIN_S)
         while True:
             await self._wanted.wait()
             connection: Any = None
@@ -143,15 +144,14 @@ class Tail:
                         self._dsn, timeout_s=_TIMEOUT_S, application_name="orchestrator events"
                     )
                     await connection.add_listener(_CHANNEL, self._hinted)
-                is_lost = False
+                outage.over()
                 self._is_new = True
                 await self._follow(connection)
             except CONNECTION_ERRORS as error:
-                if not is_lost:
-                    is_lost = True
-                    failure = classify(error)
+                failure = classify(error)
+                if outage.failed(failure):
                     self._life.emit("events.connection_lost", level="warning", cause=failure.cause, hint=failure.hint)
-                await asyncio.sleep(_AGAIN_S)
+                await asyncio.sleep(outage.wait_s)
             finally:
                 if connection is not None:
                     with suppress(asyncio.CancelledError):
@@ -260,7 +260,8 @@ class Tail:
                 level="warning",
                 first=old[0][0],
                 last=old[-1][1],
-                hint="A transaction that has added jobs is open for long; what it added is not told on the stream.",
+                hint="A transaction that has added jobs has been open for a long time; the stream leaves out what it"
+                " added.",
             )
         return bool(old)
 

@@ -161,7 +161,7 @@ def health(life: Lifecycle, *, tells_all: bool = True) -> Health:
 
 def _failure_in_short(failure: Mapping[str, object]) -> dict[str, object]:
     return {
-        "error": "the start failed; /health tells why to those who show the API's token, and the log to all",
+        "error": "the start failed; the log says why, and so does /health to requests with the API's token",
         **{name: failure[name] for name in ("exit_code", "restart_helps") if name in failure},
     }
 

@@ -141,7 +141,7 @@ class Call:
             async with asyncio.timeout(_ACQUIRE_TIMEOUT_S):
                 await self.backend.writing.acquire()
         except TimeoutError:
-            detail = "too many requests wait to change something; try again"
+            detail = "too many requests are waiting to change something; try again"
             raise Refusal(503, detail, headers=_LATER) from None
         try:
             async with self.backend.pool.acquire(timeout=_ACQUIRE_TIMEOUT_S) as connection:
@@ -192,7 +192,7 @@ async def perform(
         return _job_problem(error, request, backend)
     except (*CONNECTION_ERRORS, TimeoutError) as error:
         if limit is not None and limit.expired():
-            return problem(503, "this took too long; ask for less", headers=_LATER, instance=request.path)
+            return problem(503, "this took too long; request less", headers=_LATER, instance=request.path)
         return _database_problem(error, request)
 
 
@@ -203,10 +203,10 @@ def _database_problem(error: Exception, request: web.Request) -> web.Response:
     ):
         return problem(422, "the database cannot store one of these values", instance=request.path)
     if isinstance(error, asyncpg.LockNotAvailableError):
-        detail = "another transaction holds what this would change; try again"
+        detail = "another transaction has locked what this would change; try again"
         return problem(503, detail, headers=_LATER, instance=request.path)
     if isinstance(error, asyncpg.QueryCanceledError):
-        return problem(503, "the database took too long; ask for less", headers=_LATER, instance=request.path)
+        return problem(503, "the database took too long; request less", headers=_LATER, instance=request.path)
     if isinstance(error, asyncpg.PostgresError) and not (error.sqlstate or "").startswith(_PASSING):
         raise error
     return problem(503, "the database does not answer", headers=_LATER, instance=request.path)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.api.counters import LONG_BUCKETS_S, Histogram
 from orchestrator.database.connect_errors import CONNECTION_ERRORS, classify
-from orchestrator.jobs.store import NameFigures, Queues, read_runs, read_sample
+from orchestrator.database.outage import Outage
+from orchestrator.jobs.figures import NameFigures, Queues, read_runs, read_sample
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -66,17 +67,16 @@ class Sampler:
 
     async def run(self) -> None:
         """Take a sample every 15 s, for ever. Ends only by cancellation."""
-        is_lost = False
+        outage = Outage()
         while True:
             pause_s = _EVERY_S
             try:
                 async with self._lock:
                     pause_s = max(_EVERY_S, _TIMER_SHARE * (await self._take()).cost_s)
-                is_lost = False
+                outage.over()
             except (*CONNECTION_ERRORS, TimeoutError) as error:
-                if not is_lost:
-                    is_lost = True
-                    failure = classify(error)
+                failure = classify(error)
+                if outage.failed(failure):
                     self._life.emit("metrics.sample_failed", level="warning", cause=failure.cause, hint=failure.hint)
             await asyncio.sleep(pause_s)
 

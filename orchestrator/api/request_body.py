@@ -100,7 +100,7 @@ def decode(text: bytes, kind: Any, invalid: int = 422) -> Any:
     except RecursionError:
         raise Refusal(400, f"the JSON is nested more than {DEPTH_MAX} deep") from None
     except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
-        raise Refusal(400, f"the body is no JSON: {error}") from None
+        raise Refusal(400, f"the body is not JSON: {error}") from None
     return value
 
 

@@ -121,7 +121,7 @@ class Safety(msgspec.Struct, frozen=True):
             request[CALLER] = caller.name
             refused = None
             if request.method not in READING and not caller.may_change:
-                refused = problem(403, "this token is for reading alone", instance=request.path)
+                refused = problem(403, "this token may only read", instance=request.path)
         return refused or self._browser(request, origin)
 
     def _without_token(self, request: web.Request) -> web.Response | None:
@@ -168,7 +168,7 @@ class Safety(msgspec.Struct, frozen=True):
         if is_foreign:
             return problem(
                 403,
-                "a page of another origin may not change anything; CORS_ORIGINS lists who may",
+                "a page of another origin may not change anything; CORS_ORIGINS lists the origins that may",
                 instance=request.path,
             )
         return None

@@ -74,6 +74,12 @@ async def listening(
         connections.close()
 
 
+def url_of(host: str, port: int) -> str:
+    """Where a browser of this machine finds the page; of all addresses the loopback one."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "127.0.0.1"}.get(host, host)  # noqa: S104  # compared, not bound
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+
+
 @contextmanager
 def _kept(port: int, path: Path | None, life: Lifecycle) -> Iterator[None]:
     """Have the port in that file while the block lasts. Where it cannot be written, a warning says so."""
@@ -160,7 +166,7 @@ class _Acceptor:
             error=error.strerror or errno.errorcode.get(error.errno or 0, ""),
             open=len(self._connections),
             closed=closed,
-            hint="Raise the limit of open files (ulimit -n), or look for what keeps them open.",
+            hint="Raise the limit of open files (ulimit -n), or find out what keeps them open.",
         )
 
 
@@ -212,12 +218,12 @@ def _listener(family: int, address: tuple[object, ...]) -> socket.socket:
 
 def _listen_error(host: str, port: int, error: OSError) -> ListenError:
     reason = error.strerror or type(error).__name__
-    remedy = "Stop what uses the port, or set HOST and PORT to an address of this machine that is free."
+    remedy = "Stop the program that uses the port, or set HOST and PORT to an address of this machine that is free."
     if isinstance(error, socket.gaierror):
         reason, remedy = f"HOST cannot be resolved ({reason})", "Set HOST to an address, or a name, of this machine."
     elif error.errno in {errno.EACCES, errno.EPERM} and port < _PRIVILEGED_PORTS:
         reason = f"port {port} is privileged, and this user may not bind it"
         remedy = "Set PORT to 1024 or more and publish it as the other, or grant the capability NET_BIND_SERVICE."
     elif error.errno == errno.EAFNOSUPPORT:
-        reason, remedy = "this machine has no such addresses (IPv6 is off)", "Set HOST=0.0.0.0, or turn IPv6 on."
+        reason, remedy = "this machine has no such address (IPv6 is off)", "Set HOST=0.0.0.0, or turn IPv6 on."
     return ListenError(f"cannot listen on {host}:{port}: {reason}", remedy=remedy, facts={"host": host, "port": port})

@@ -92,7 +92,7 @@ class TokenStore:
                 level="warning",
                 file=str(path),
                 error=reason,
-                hint="The tokens before it stay as they are.",
+                hint="The earlier tokens stay in use.",
             )
             return
         before, self._known[variable] = self._known.get(variable, ()), found

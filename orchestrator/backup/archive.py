@@ -79,7 +79,6 @@ class Order:
     reason: Reason
     read_ledgers: Callable[[Any], Awaitable[Sequence[LedgerState]]]
     pending: int = 0
-    connect_timeout_s: float = 5.0
     key: str = ""
 
 
@@ -114,7 +113,6 @@ async def take_backup(
                     pgtools.environment(
                         _same_server(dsn, connection),
                         application_name="orchestrator backup",
-                        connect_timeout_s=order.connect_timeout_s,
                     ),
                     dsn.secrets,
                     emit,
@@ -406,7 +404,7 @@ def _dump_failed(error: pgtools.PgToolError, directory: Path, fd: int) -> Backup
         return _disk_full(directory, written_bytes, facts)
     return BackupError(
         error.message,
-        remedy="Mend what it names (a right that the user lacks, a lock that is held, a server that stopped); then"
+        remedy="Fix what it names (a right that the user lacks, a lock that is held, a server that stopped); then"
         " again. The unfinished file is removed.",
         facts=facts,
     )
@@ -437,7 +435,7 @@ def _server_failed(error: BaseException) -> BackupError:
     code = f" (SQLSTATE {sqlstate})" if sqlstate else ""
     return BackupError(
         f"the server did not let the backup end: {str(error) or type(error).__name__}{code}",
-        remedy="Mend what it names, or look at the server's log; then again. The unfinished file is removed.",
+        remedy="Fix what it names, or look at the server's log; then again. The unfinished file is removed.",
         facts={"sqlstate": sqlstate},
     )
 

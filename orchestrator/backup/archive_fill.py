@@ -82,7 +82,6 @@ async def fill(
     emit: Emit,
     *,
     application_name: str,
-    connect_timeout_s: float,
     options: Sequence[str] = (),
 ) -> Filled:
     """Restore `archive` into the empty database of `place`; the first error ends it.
@@ -91,13 +90,11 @@ async def fill(
         PgToolMissingError: no pg_restore fits the server and the archive.
         PgToolError: pg_restore failed.
     """
-    own = await connect_once(place.own, timeout_s=connect_timeout_s, application_name=application_name)
+    own = await connect_once(place.own, application_name=application_name)
     try:
         major = own.get_server_version().major
         tool = await pgtools.find("pg_restore", at_least=max(major, archive.pg_dump_major), purpose=archive.name)
-        environment = pgtools.environment(
-            place.dsn, application_name=application_name, connect_timeout_s=connect_timeout_s
-        )
+        environment = pgtools.environment(place.dsn, application_name=application_name)
         reader = _Reader(tool, archive, environment, place.dsn, emit)
         entries = await reader.entries()
         made = await _make_extensions(own, reader, entries, place) if place.isolated else ()
@@ -119,7 +116,7 @@ async def fill(
     return filled
 
 
-async def hand_over(archive: Archive, filled: Filled, place: Place, emit: Emit, *, connect_timeout_s: float) -> None:
+async def hand_over(archive: Archive, filled: Filled, place: Place, emit: Emit) -> None:
     """Give what a role without rights has restored to the owners that the archive names, with their rights.
 
     Ours is a superuser's session. Of the archive's script it runs the statements that change owners and rights, and
@@ -129,13 +126,11 @@ async def hand_over(archive: Archive, filled: Filled, place: Place, emit: Emit, 
         asyncpg.PostgresError: a statement failed, e.g. since a role is missing (42704).
     """
     name = identifier(str(place.dsn.user))
-    own = await connect_once(place.own, timeout_s=connect_timeout_s, application_name="orchestrator restore")
+    own = await connect_once(place.own, application_name="orchestrator restore")
     try:
         major = own.get_server_version().major
         tool = await pgtools.find("pg_restore", at_least=max(major, archive.pg_dump_major), purpose=archive.name)
-        environment = pgtools.environment(
-            place.own, application_name="orchestrator restore", connect_timeout_s=connect_timeout_s
-        )
+        environment = pgtools.environment(place.own, application_name="orchestrator restore")
         wanted = [entry for entry in filled.entries if not _what(entry).startswith(_ROWS)]
         script = await _Reader(tool, archive, environment, place.own, emit).script(wanted)
         owners, rights, last = await asyncio.to_thread(_handing_over, script)

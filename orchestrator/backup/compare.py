@@ -23,11 +23,9 @@ if TYPE_CHECKING:
     ReadLedgers = Callable[[Any], Awaitable[Sequence[LedgerState]]]
 
 
-async def differences_of_rows(
-    backup: Backup, dsn: Dsn, read_ledgers: ReadLedgers, connect_timeout_s: float
-) -> list[str]:
+async def differences_of_rows(backup: Backup, dsn: Dsn, read_ledgers: ReadLedgers) -> list[str]:
     """Where rows or ledgers of the database are not what the manifest says, as lines."""
-    connection = await connect_once(dsn, timeout_s=connect_timeout_s, application_name="orchestrator restore")
+    connection = await connect_once(dsn, application_name="orchestrator restore")
     try:
         await connection.execute("SET row_security = off")
         async with _row_security_lifted(connection):
@@ -53,9 +51,9 @@ async def differences_of_rows(
     return lines
 
 
-async def missing_owners(filled: Filled, own: Dsn, connect_timeout_s: float) -> list[str]:
+async def missing_owners(filled: Filled, own: Dsn) -> list[str]:
     """The owners of which a restore would say that there is no such role."""
-    connection = await connect_once(own, timeout_s=connect_timeout_s, application_name="orchestrator restore")
+    connection = await connect_once(own, application_name="orchestrator restore")
     try:
         known = {row[0] for row in await connection.fetch("SELECT rolname::text FROM pg_catalog.pg_roles")}
     finally:
@@ -89,9 +87,7 @@ def _rows(count: int | None) -> str:
     return "is missing" if count is None else f"{count} rows"
 
 
-async def differences_of_schema(
-    backup: Backup, fd: int, dsn: Dsn, filled: Filled, emit: Emit, connect_timeout_s: float
-) -> list[str]:
+async def differences_of_schema(backup: Backup, fd: int, dsn: Dsn, filled: Filled, emit: Emit) -> list[str]:
     """Where the schema as pg_dump writes it is not the one that the archive holds."""
     tool = await pgtools.find("pg_dump", at_least=backup.manifest.pg_dump_major, purpose="the comparison")
     reader = await pgtools.find("pg_restore", at_least=tool.major, purpose="the comparison")
@@ -101,9 +97,7 @@ async def differences_of_schema(
             "backup.schema_not_compared", level="debug", pg_dump=tool.version, taken_by=backup.manifest.pg_dump_version
         )
         return []
-    environment = pgtools.environment(
-        dsn, application_name="orchestrator backup test", connect_timeout_s=connect_timeout_s
-    )
+    environment = pgtools.environment(dsn, application_name="orchestrator backup test")
     options = ["--schema-only", *(NO_OWNERS if filled.isolated else ())]
     path = Archive(fd, backup.path.name, backup.manifest.pg_dump_major).path
     ours = pgtools.Run(reader, [*options, "--file=-", path], environment, dsn.secrets, emit, fds=(fd,))

@@ -38,12 +38,12 @@ class BackupError(OrchestratorError):
 
 
 class LedgerState(msgspec.Struct, frozen=True):
-    """A ledger as it was: how many rows, and its newest one (by id); `created_at` in ms since 1970."""
+    """A ledger as it was: how many rows, and its newest one; `created_at` in ms since 1970."""
 
     schema: str
     table: str
     rows: int
-    newest_id: int | None = None
+    newest_id: int | str | None = None
     newest_name: str | None = None
     newest_hash: str | None = None
     newest_created_at: int | None = None

@@ -155,10 +155,10 @@ async def _asked(name: Program, path: Path) -> Tool | None:
     return Tool(name, path, version[1].decode()) if process.returncode == 0 and version else None
 
 
-def environment(dsn: Dsn, *, application_name: str, connect_timeout_s: float) -> dict[str, str]:
+def environment(dsn: Dsn, *, application_name: str) -> dict[str, str]:
     """All that a program gets: the way to the database of `dsn`, and nothing else of our own environment."""
     # libpq counts in whole seconds, and 1 as 2.
-    timeout_s = math.ceil(dsn.connect_timeout_s or connect_timeout_s)
+    timeout_s = math.ceil(dsn.connect_timeout_s)
     own = {"PATH": os.defpath, "LC_ALL": "C", "PGCONNECT_TIMEOUT": str(timeout_s), "PGAPPNAME": application_name}
     return {**own, **dsn.libpq_environment(os.environ), "PGAPPNAME": application_name}
 

@@ -87,7 +87,6 @@ async def test_backup(
     *,
     read_ledgers: ReadLedgers,
     emit: Emit,
-    connect_timeout_s: float,
     with_own_rights: bool,
 ) -> Tested:
     """Restore `backup` into a scratch database on the server of `dsn`, compare, and drop it whatever happens.
@@ -101,20 +100,17 @@ async def test_backup(
         IsolationError: the user is a superuser, and no role without rights can log in.
     """
     began = time.monotonic()
-    timeout_s = connect_timeout_s
     async with (
         open_checked(backup) as fd,
-        isolated_database(
-            dsn, purpose="backup test", with_own_rights=with_own_rights, emit=emit, connect_timeout_s=timeout_s
-        ) as place,
+        isolated_database(dsn, purpose="backup test", with_own_rights=with_own_rights, emit=emit) as place,
     ):
         emit("backup.test_started", file=str(backup.path), database=place.own.database, isolated=place.isolated)
         with server_errors_explained(place.dsn, doing="the test of the backup"):
             options = ("--no-tablespaces", "--no-subscriptions")
-            filled = await _fill(backup, fd, place, emit, timeout_s, options)
-            differences = await differences_of_rows(backup, place.dsn, read_ledgers, timeout_s)
-            differences += await missing_owners(filled, place.own, timeout_s)
-        differences += await differences_of_schema(backup, fd, place.dsn, filled, emit, timeout_s)
+            filled = await _fill(backup, fd, place, emit, options)
+            differences = await differences_of_rows(backup, place.dsn, read_ledgers)
+            differences += await missing_owners(filled, place.own)
+        differences += await differences_of_schema(backup, fd, place.dsn, filled, emit)
     rows = backup.manifest.tables
     tested = Tested(
         tuple(differences),
@@ -150,7 +146,6 @@ class Demand:
     key: str = ""
     unverified: bool = False
     with_own_rights: bool = False
-    connect_timeout_s: float = 5.0
 
 
 async def restore(backup: Backup, dsn: Dsn, demand: Demand, emit: Emit) -> Restored:
@@ -199,11 +194,10 @@ async def _put_in_place(
     backup: Backup, fd: int, dsn: Dsn, stamp: str, demand: Demand, emit: Emit
 ) -> tuple[str, str | None, int]:
     """The database's name, the old one's new name, and how many sessions were terminated. As `restore`."""
-    timeout_s = demand.connect_timeout_s
-    async with maintenance(dsn, timeout_s) as admin:
+    async with maintenance(dsn) as admin:
         target = await find_target(admin, dsn)
         await refuse_early(admin, target, force=demand.force)
-        records = await _records(dsn, target, timeout_s)
+        records = await _records(dsn, target)
         voucher = vouched_for(backup, records, demand.key, unverified=demand.unverified)
         await name_leftovers(admin, emit)
         new = dsn.with_database(f"{PREFIX}{stamp}_{secrets.token_hex(3)}".lower())
@@ -213,7 +207,6 @@ async def _put_in_place(
             # Who is no superuser restores with the own rights: it could not give the objects to their owners.
             with_own_rights=demand.with_own_rights or not target.is_superuser,
             emit=emit,
-            connect_timeout_s=timeout_s,
         ) as role:
             await create_beside(admin, new, target)
             emit(
@@ -231,7 +224,7 @@ async def _put_in_place(
                 else:
                     await admin.execute(open_to_all(identifier(str(new.database))))
             except BaseException:
-                await give_up(dsn, str(new.database), emit, timeout_s)
+                await give_up(dsn, str(new.database), emit)
                 raise
         if not target.exists:
             await admin.execute(f"ALTER DATABASE {identifier(str(new.database))} RENAME TO {identifier(target.name)}")
@@ -239,9 +232,9 @@ async def _put_in_place(
         kept_as = _dated(target.name, "before", stamp)
         names = (target.name, kept_as, str(new.database))
         try:
-            return target.name, kept_as, await swap(admin, dsn, names, timeout_s, force=demand.force)
+            return target.name, kept_as, await swap(admin, dsn, names, force=demand.force)
         except asyncio.CancelledError:
-            await give_up(dsn, str(new.database), emit, timeout_s)
+            await give_up(dsn, str(new.database), emit)
             raise
 
 
@@ -249,25 +242,24 @@ async def _filled_and_compared(
     backup: Backup, fd: int, new: Dsn, role: Dsn | None, records: Sequence[Any], demand: Demand, emit: Emit
 ) -> None:
     """Fill the new database and see that it is what the backup says; then everything in it has its owner."""
-    timeout_s = demand.connect_timeout_s
     place = Place(new, new, isolated=False)
     if role is not None:
         place = Place(role.with_database(str(new.database)), new, isolated=True)
-        async with _session(new, timeout_s) as own:
-            await admit(own, place.dsn, timeout_s)
+        async with _session(new) as own:
+            await admit(own, place.dsn)
             await own.execute(
                 "\n".join([row[0] for row in await own.fetch(_TABLESPACES, str(role.user))]) or "SELECT 1"
             )
-    filled = await _fill(backup, fd, place, emit, timeout_s, ())
-    differences = await differences_of_rows(backup, place.dsn, demand.read_ledgers, timeout_s)
+    filled = await _fill(backup, fd, place, emit, ())
+    differences = await differences_of_rows(backup, place.dsn, demand.read_ledgers)
     if differences:
         raise _not_the_same(backup, differences)
-    async with _session(place.dsn, timeout_s) as connection:
+    async with _session(place.dsn) as connection:
         await copy_records(connection, records)
-    await _analyze(place.dsn, timeout_s)
+    await _analyze(place.dsn)
     if place.isolated:
         try:
-            await hand_over(_archive(backup, fd), filled, place, emit, connect_timeout_s=timeout_s)
+            await hand_over(_archive(backup, fd), filled, place, emit)
         except asyncpg.PostgresError as error:
             raise RestoreError(
                 f"what was restored from {backup.path} cannot be given to its owners: {error}"
@@ -278,12 +270,11 @@ async def _filled_and_compared(
             ) from error
 
 
-async def _analyze(dsn: Dsn, connect_timeout_s: float) -> None:
+async def _analyze(dsn: Dsn) -> None:
     """Statistics, before anyone plans a query: without them the first hours after a restore are slow ones."""
     connection = await connect_once(
         # The functions in its indexes may need the path of the role.
         dsn,
-        timeout_s=connect_timeout_s,
         application_name="orchestrator restore",
         kind="migration",
     )
@@ -301,19 +292,19 @@ _TABLESPACES = (
 
 
 @contextlib.asynccontextmanager
-async def _session(dsn: Dsn, timeout_s: float) -> AsyncIterator[Any]:
-    connection = await connect_once(dsn, timeout_s=timeout_s, application_name="orchestrator restore")
+async def _session(dsn: Dsn) -> AsyncIterator[Any]:
+    connection = await connect_once(dsn, application_name="orchestrator restore")
     try:
         yield connection
     finally:
         await close(connection)
 
 
-async def _records(dsn: Dsn, target: Target, timeout_s: float) -> Sequence[Any]:
+async def _records(dsn: Dsn, target: Target) -> Sequence[Any]:
     """What the database that is replaced knows of its backups."""
     if not target.exists:
         return ()
-    async with _session(dsn.with_database(target.name), timeout_s) as connection:
+    async with _session(dsn.with_database(target.name)) as connection:
         return await read_records(connection)
 
 
@@ -343,22 +334,21 @@ def _not_the_same(backup: Backup, differences: list[str]) -> RestoreError:
 # ----------------------------------------------------------------------------------------------- filling and comparing
 
 
-async def _fill(backup: Backup, fd: int, place: Place, emit: Emit, timeout_s: float, options: Sequence[str]) -> Filled:
+async def _fill(backup: Backup, fd: int, place: Place, emit: Emit, options: Sequence[str]) -> Filled:
     """Restore the archive into an empty database; the first error ends it."""
     try:
-        async with _progress_reported(place.own, emit, timeout_s):
+        async with _progress_reported(place.own, emit):
             return await fill(
                 _archive(backup, fd),
                 place,
                 emit,
                 application_name="orchestrator restore",
-                connect_timeout_s=timeout_s,
                 options=options,
             )
     except pgtools.PgToolError as error:
         raise RestoreError(
             f"{backup.path} cannot be restored: {error.message}",
-            remedy="Mend what it names. "
+            remedy="Fix what it names. "
             + (
                 "It was restored by a role without rights; what only a superuser may make (functions in C or LEAKPROOF,"
                 " operator classes, casts) needs --with-own-rights, and trust in all that is in the backup."
@@ -376,12 +366,12 @@ def _archive(backup: Backup, fd: int) -> Archive:
 
 
 @contextlib.asynccontextmanager
-async def _progress_reported(own: Dsn, emit: Emit, timeout_s: float) -> AsyncIterator[None]:
+async def _progress_reported(own: Dsn, emit: Emit) -> AsyncIterator[None]:
     """A line every ten seconds: how large the new database is by now."""
 
     async def report() -> None:
         began = time.monotonic()
-        connection = await connect_once(own, timeout_s=timeout_s, application_name="orchestrator restore")
+        connection = await connect_once(own, application_name="orchestrator restore")
         try:
             while True:
                 await asyncio.sleep(_REPORT_EVERY_S)

@@ -56,9 +56,7 @@ class Place:
 
 
 @asynccontextmanager
-async def isolated_database(
-    dsn: Dsn, *, purpose: str, with_own_rights: bool, emit: Emit, connect_timeout_s: float
-) -> AsyncIterator[Place]:
+async def isolated_database(dsn: Dsn, *, purpose: str, with_own_rights: bool, emit: Emit) -> AsyncIterator[Place]:
     """A scratch database, and a role for filling it that has no other right; both are dropped whatever happens inside.
 
     Where no role can be made (the user is neither a superuser nor has CREATEROLE), the user's own rights are used, and
@@ -69,24 +67,20 @@ async def isolated_database(
         ScratchError, DatabaseUnavailableError: as in `scratch_database`.
     """
     async with (
-        restricted_role(
-            dsn, purpose=purpose, with_own_rights=with_own_rights, emit=emit, connect_timeout_s=connect_timeout_s
-        ) as role,
-        scratch_database(dsn, purpose=purpose, connect_timeout_s=connect_timeout_s) as own,
+        restricted_role(dsn, purpose=purpose, with_own_rights=with_own_rights, emit=emit) as role,
+        scratch_database(dsn, purpose=purpose) as own,
     ):
         if role is None:
             yield Place(own, own, isolated=False)
             return
         theirs = role.with_database(str(own.database))
-        async with maker_session(own, purpose=purpose, connect_timeout_s=connect_timeout_s) as connection:
-            await admit(connection, theirs, connect_timeout_s)
+        async with maker_session(own, purpose=purpose) as connection:
+            await admit(connection, theirs)
         yield Place(theirs, own, isolated=True)
 
 
 @asynccontextmanager
-async def restricted_role(
-    dsn: Dsn, *, purpose: str, with_own_rights: bool, emit: Emit, connect_timeout_s: float
-) -> AsyncIterator[Dsn | None]:
+async def restricted_role(dsn: Dsn, *, purpose: str, with_own_rights: bool, emit: Emit) -> AsyncIterator[Dsn | None]:
     """A new role that may log in and nothing else, as a DSN; None where the user's own rights have to do.
 
     It is dropped at the end. What it owns must be gone by then, or belong to somebody else: where something is left, an
@@ -95,7 +89,7 @@ async def restricted_role(
     if with_own_rights:
         yield None
         return
-    async with maker_session(dsn, purpose=purpose, connect_timeout_s=connect_timeout_s) as maker:
+    async with maker_session(dsn, purpose=purpose) as maker:
         with server_errors_explained(dsn, doing="making a role for the restore"):
             user, is_super, may_create = await maker.fetchrow(
                 "SELECT rolname::text, rolsuper, rolsuper OR rolcreaterole FROM pg_catalog.pg_roles"
@@ -125,10 +119,10 @@ async def restricted_role(
             # What sessions of ours begin with (a role, a search_path) is not theirs to set.
             yield dsn.changed(user=name, password=password, server_settings={})
         finally:
-            await finished(_drop(dsn, name, emit, connect_timeout_s))
+            await finished(_drop(dsn, name, emit))
 
 
-async def admit(connection: Any, role: Dsn, connect_timeout_s: float) -> None:
+async def admit(connection: Any, role: Dsn) -> None:
     """Let `role` fill the database of `connection`, which is new and which nobody else may enter; see that it can.
 
     The database stays ours: its owner could give it settings that our own sessions in it begin with.
@@ -142,7 +136,7 @@ async def admit(connection: Any, role: Dsn, connect_timeout_s: float) -> None:
         f" GRANT ALL ON SCHEMA public TO {name}; REVOKE CREATE ON SCHEMA public FROM PUBLIC"
     )
     try:
-        theirs = await connect_once(role, timeout_s=connect_timeout_s, application_name="orchestrator restore")
+        theirs = await connect_once(role, application_name="orchestrator restore")
     except CONNECTION_ERRORS as error:
         failure = classify(error)
         raise IsolationError(
@@ -179,10 +173,10 @@ async def _sweep(connection: Any) -> None:
             await connection.execute(f"DROP ROLE {identifier(name)}")
 
 
-async def _drop(dsn: Dsn, name: str, emit: Emit, connect_timeout_s: float) -> None:
+async def _drop(dsn: Dsn, name: str, emit: Emit) -> None:
     """Drop it on a session of its own; where that fails the error before it stays the news."""
     try:
-        async with maker_session(dsn, purpose="clean-up", connect_timeout_s=connect_timeout_s) as connection:
+        async with maker_session(dsn, purpose="clean-up") as connection:
             await connection.execute(f"SET statement_timeout = '{_DROP_TIMEOUT_S:g}s'")
             if await connection.fetchval("SELECT 1 FROM pg_catalog.pg_roles WHERE rolname = $1", name):
                 # What it was granted outside of its database, too.

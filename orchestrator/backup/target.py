@@ -48,16 +48,14 @@ class Target:
 
 
 @contextlib.asynccontextmanager
-async def maintenance(dsn: Dsn, connect_timeout_s: float) -> AsyncIterator[Any]:
+async def maintenance(dsn: Dsn) -> AsyncIterator[Any]:
     """A session on another database of the server: nobody can rename the one that they are on."""
     failed: BaseException | None = None
     for name in ("postgres", "template1"):
         if name == dsn.database:
             continue
         try:
-            connection = await connect_once(
-                dsn.with_database(name), timeout_s=connect_timeout_s, application_name="orchestrator restore"
-            )
+            connection = await connect_once(dsn.with_database(name), application_name="orchestrator restore")
         except CONNECTION_ERRORS as error:
             failed = failed or error
             continue
@@ -170,7 +168,7 @@ async def create_beside(admin: Any, new: Dsn, target: Target) -> None:
     except asyncpg.PostgresError as error:
         raise RestoreError(
             f"no new database can be made: {error} (SQLSTATE {error.sqlstate})",
-            remedy="Mend what it names. Nothing was changed.",
+            remedy="Fix what it names. Nothing was changed.",
             facts={"sqlstate": error.sqlstate},
         ) from error
 
@@ -196,16 +194,16 @@ def _say_left(emit: Emit, names: Sequence[str], **facts: object) -> None:
     )
 
 
-async def give_up(dsn: Dsn, name: str, emit: Emit, connect_timeout_s: float) -> None:
+async def give_up(dsn: Dsn, name: str, emit: Emit) -> None:
     """Drop the new database after an error, which stays the news: where the drop fails too, what is left is named."""
     try:
-        await asyncio.shield(_drop(dsn, name, connect_timeout_s))
+        await asyncio.shield(_drop(dsn, name))
     except (*CONNECTION_ERRORS, DatabaseUnavailableError) as error:  # TimeoutError is an OSError
         _say_left(emit, [name], error=type(error).__name__)
 
 
-async def _drop(dsn: Dsn, name: str, connect_timeout_s: float) -> None:
-    async with asyncio.timeout(_DROP_TIMEOUT_S), maintenance(dsn, connect_timeout_s) as admin:
+async def _drop(dsn: Dsn, name: str) -> None:
+    async with asyncio.timeout(_DROP_TIMEOUT_S), maintenance(dsn) as admin:
         await admin.execute(f"DROP DATABASE IF EXISTS {identifier(name)} WITH (FORCE)")
 
 
@@ -269,7 +267,7 @@ async def copy_properties(admin: Any, old: str, new: str, emit: Emit) -> None:
             )
 
 
-async def swap(admin: Any, dsn: Dsn, names: tuple[str, str, str], connect_timeout_s: float, *, force: bool) -> int:
+async def swap(admin: Any, dsn: Dsn, names: tuple[str, str, str], *, force: bool) -> int:
     """Both renames in one transaction; returns how many sessions were terminated.
 
     ALTER DATABASE … RENAME locks the database against new sessions, then waits up to 5 s for those that are there to
@@ -291,7 +289,7 @@ async def swap(admin: Any, dsn: Dsn, names: tuple[str, str, str], connect_timeou
     async with contextlib.AsyncExitStack() as stack:
         terminating = None
         if force:
-            second = await stack.enter_async_context(maintenance(dsn, connect_timeout_s))
+            second = await stack.enter_async_context(maintenance(dsn))
             terminating = asyncio.create_task(terminate(second))
         try:
             async with admin.transaction():

@@ -21,6 +21,7 @@ from aiohttp import web
 from orchestrator.commands.console import say
 from orchestrator.commands.runner import print_json
 from orchestrator.errors import EXIT_CONFIG, EXIT_UNAVAILABLE, OrchestratorError
+from orchestrator.streams import has_reader
 
 if TYPE_CHECKING:
     import argparse
@@ -167,8 +168,7 @@ async def _own_routes(settings: Settings, life: Lifecycle, *, handlers: bool) ->
     async with connected(
         dsn,
         life,
-        wait_timeout_s=settings.command_wait_s,
-        connect_timeout_s=settings.db_connect_timeout_s,
+        wait_timeout_s=settings.db_wait_timeout_s,
         application_name="orchestrator command",
     ) as connection:
         if await connection.fetchval("SELECT to_regclass('orchestrator.paused_queues')") is None:
@@ -181,7 +181,6 @@ async def _own_routes(settings: Settings, life: Lifecycle, *, handlers: bool) ->
         dsn,
         kind="ours",
         max_size=2,
-        connect_timeout_s=settings.db_connect_timeout_s,
         application_name="orchestrator command",
     )
     backend = Backend(pool=pool, registry=registry, life=life, sampler=Sampler(pool, life))
@@ -234,9 +233,9 @@ async def shown(options: argparse.Namespace, client: Client, read: Reader, show:
             print_json(found)
         else:
             show(found)
-        if not options.watch:
-            return
         sys.stdout.flush()
+        if not (options.watch and has_reader()):
+            return
         await asyncio.sleep(_WATCH_EVERY_S)
 
 

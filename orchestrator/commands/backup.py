@@ -35,14 +35,14 @@ def backup(parser: argparse.ArgumentParser) -> None:
         help="restore into a scratch database and compare: FILE, or the backup that is made now; exit 1 if they differ",
     )
     with_trust(parser)
-    what.add_argument("--list", action="store_true", help="show the backups that are there, and make none")
+    what.add_argument("--list", action="store_true", help="list the existing backups, and make none")
     parser.set_defaults(run=_backup)
 
 
 def with_trust(parser: argparse.ArgumentParser) -> None:
     """Add the options that say how far a backup is trusted."""
     parser.add_argument(
-        "--unverified", action="store_true", help="take a backup that neither its signature nor the database knows"
+        "--unverified", action="store_true", help="accept a backup that neither its signature nor the database confirms"
     )
     with_own_rights(parser)
 
@@ -87,7 +87,7 @@ def _backup(options: argparse.Namespace) -> int:
                 )
             result["backup"] = existing.described()
             if options.test is not None:
-                result["test"] = await _test(existing, dsn, options, settings, life)
+                result["test"] = await _test(existing, dsn, options, life)
         return result
 
     def show(result: dict[str, Any]) -> int:
@@ -100,9 +100,7 @@ def _backup(options: argparse.Namespace) -> int:
     return run(options, work, show)
 
 
-async def _test(
-    backup_: Backup, dsn: Dsn, options: argparse.Namespace, settings: Settings, life: Lifecycle
-) -> dict[str, Any]:
+async def _test(backup_: Backup, dsn: Dsn, options: argparse.Namespace, life: Lifecycle) -> dict[str, Any]:
     from dataclasses import asdict
 
     from orchestrator.backup.restore import test_backup
@@ -113,14 +111,13 @@ async def _test(
         dsn,
         read_ledgers=manifest_reader(backup_.manifest),
         emit=life.emit,
-        connect_timeout_s=settings.db_connect_timeout_s,
         with_own_rights=options.with_own_rights,
     )
     return asdict(tested)
 
 
 def _session(settings: Settings, life: Lifecycle) -> AbstractAsyncContextManager[tuple[Any, Dsn, list[Source]]]:
-    """A session on the database, its DSN, and the sources whose ledgers are read. One try, no waiting for ever."""
+    """A session on the database, its DSN, and the sources whose ledgers are read."""
     from contextlib import asynccontextmanager
 
     from orchestrator.database.connect import connected
@@ -128,12 +125,10 @@ def _session(settings: Settings, life: Lifecycle) -> AbstractAsyncContextManager
     @asynccontextmanager
     async def session() -> AsyncIterator[tuple[Any, Dsn, list[Source]]]:
         sources, dsn = await prepared(settings, life)
-        timeout_s = settings.db_connect_timeout_s
         async with connected(
             dsn,
             life,
-            wait_timeout_s=settings.command_wait_s,
-            connect_timeout_s=timeout_s,
+            wait_timeout_s=settings.db_wait_timeout_s,
             application_name="orchestrator backup",
         ) as connection:
             yield connection, dsn, sources
@@ -155,7 +150,7 @@ def _no_directory() -> Exception:
     from orchestrator.errors import ConfigurationError, Problem
 
     return ConfigurationError(
-        [Problem("BACKUP_DIR", "is not set, and there is no --to DIR", "a directory for backups", "/backups")]
+        [Problem("BACKUP_DIR", "is not set, and --to DIR was not given", "a directory for backups", "/backups")]
     )
 
 

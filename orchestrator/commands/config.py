@@ -15,7 +15,7 @@ def config(parser: argparse.ArgumentParser) -> None:
     """Add the options of `config`."""
     with_folder(parser)
     with_json(parser)
-    parser.add_argument("--embedded", action="store_true", help="as for serve --embedded: no database is needed")
+    parser.add_argument("--embedded", action="store_true", help="as for serve --embedded: no database is required")
     parser.add_argument("--markdown", action="store_true", help="the table of all variables, for the README")
     parser.set_defaults(run=_config)
 
@@ -46,5 +46,5 @@ def _config(options: argparse.Namespace) -> int:
         console = results()
         console.print(shown)
         for found, meant in settings.suspects:
-            console.print(f"[yellow]{found} is set and means nothing here: did you mean {meant}?[/]")
+            console.print(f"[yellow]{found} is set but has no meaning here: did you mean {meant}?[/]")
     return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import EXIT_CONFIG, OrchestratorError
 from orchestrator.printable import printable
@@ -27,23 +27,9 @@ class NotConfirmedError(OrchestratorError):
     exit_code = EXIT_CONFIG
 
 
-class ReaderGoneError(BaseException):
-    """Whoever read what is printed has ended, as `head` does: there is nothing to tell, and nobody to tell it to.
-
-    It is no fault that anything on the way could deal with: like SystemExit, it ends the command.
-    """
-
-
 def say(*words: object, end: str = "\n", file: TextIO | None = None, flush: bool = False) -> None:
-    """`print` for a person or a script: nothing in the words steers a terminal.
-
-    Raises:
-        ReaderGoneError: it is printed into a pipe that nobody reads any more.
-    """
-    try:
-        print(*(printable(str(word)) for word in words), end=end, file=file, flush=flush)
-    except BrokenPipeError as error:
-        raise ReaderGoneError from error
+    """`print` for a person or a script: nothing in the words steers a terminal."""
+    print(*(printable(str(word)) for word in words), end=end, file=file, flush=flush)
 
 
 def terminal(**options: Any) -> Console:
@@ -55,9 +41,6 @@ def terminal(**options: Any) -> Console:
         def render(self, *arguments: Any, **more: Any) -> Iterator[Segment]:
             for one in super().render(*arguments, **more):
                 yield one if one.control else Segment(printable(one.text), one.style)
-
-        def on_broken_pipe(self) -> NoReturn:
-            raise ReaderGoneError
 
     return Harmless(**options)
 

@@ -32,14 +32,22 @@ def generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--schema", metavar="MODULE:NAME", help="the MetaData, declarative Base or registry to compare with (SCHEMA)"
     )
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where code and migrations differ")
-    parser.add_argument("--allow-drops", action="store_true", help="write drops to be run, and not commented out")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when code and migrations differ")
+    parser.add_argument(
+        "--allow-drops", action="store_true", help="write drops as statements that run, not as comments"
+    )
+    parser.add_argument(
+        "--online", action="store_true", help="change tables that are in use without making their users wait"
+    )
+    parser.add_argument(
+        "--remake-views", action="store_true", help="drop the views in the way of a change, and make them again"
+    )
     parser.add_argument(
         "--rename",
         metavar="OLD=NEW",
         action="append",
         default=[],
-        help="a table (users=people) or column (users.name=full_name) that was renamed; may be given again",
+        help="a table (users=people) or column (users.name=full_name) that was renamed; may be repeated",
     )
     parser.add_argument(
         "--exclude",
@@ -48,7 +56,9 @@ def generate(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="leave a table of the code out (users, app.users, geo_*); may be given again",
     )
-    parser.add_argument("--no-renames", action="store_true", help="ask about no (further) rename: all of it is new")
+    parser.add_argument(
+        "--no-renames", action="store_true", help="ask about no (further) renames: everything else is new"
+    )
     with_embedded(parser)
     with_json(parser)
     parser.set_defaults(run=_generate, database_if_named=True, folder_may_be_missing=True)
@@ -56,7 +66,7 @@ def generate(parser: argparse.ArgumentParser) -> None:
 
 def _generate(options: argparse.Namespace) -> int:
     if options.name is None and not options.check:
-        say("orchestrator generate: a NAME is needed, or --check", file=sys.stderr)
+        say("orchestrator generate: NAME or --check is required", file=sys.stderr)
         return 2
 
     def show(outcome: dict[str, Any]) -> int:
@@ -105,8 +115,9 @@ async def _work(options: argparse.Namespace, settings: Settings, life: Lifecycle
             renames=answers,
             excluded=excluded,
             allow_drops=options.allow_drops,
+            remake_views=options.remake_views,
+            online=options.online,
             extensions=settings.extensions,
-            connect_timeout_s=settings.db_connect_timeout_s,
         )
     made = []
     if not options.check and found.files:
@@ -142,6 +153,9 @@ def _sources(settings: Settings, folder: Path, schemas: frozenset[str]) -> list[
 async def _server(settings: Settings, life: Lifecycle, *, embedded: bool) -> AsyncIterator[Dsn]:
     """A server on which scratch databases can be made: the configured one, the private one, or one for this run."""
     if settings.migration_database is not None and not embedded:
+        from orchestrator.commands.reading import reached
+
+        await reached(settings.migration_database, settings, life, "generate")
         yield settings.migration_database
         return
     import tempfile

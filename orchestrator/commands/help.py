@@ -17,7 +17,7 @@ _EXIT_USAGE = 2  # as argparse has it
 def help(parser: argparse.ArgumentParser) -> None:  # noqa: A001 the command's name
     """Add the options of `help`."""
     parser.add_argument("topic", metavar="TOPIC", nargs="?", help="the page to show; without it, the pages are listed")
-    parser.add_argument("--no-pager", action="store_true", help="print the page at once, also on a terminal")
+    parser.add_argument("--no-pager", action="store_true", help="do not use a pager, even on a terminal")
     parser.set_defaults(run=_help)
 
 

@@ -183,8 +183,10 @@ def _plain(value: object) -> str:
 
 async def _log(options: argparse.Namespace, client: Client) -> int:
     import asyncio
+    import sys
 
     from orchestrator.commands.runner import print_json
+    from orchestrator.streams import has_reader
 
     cursor: str | None = None
     while True:
@@ -197,7 +199,8 @@ async def _log(options: argparse.Namespace, client: Client) -> int:
         if lines:
             cursor = str(lines[-1]["id"])
         if page["next_cursor"] is None:
-            if not options.watch or page["state"] in {"succeeded", "failed", "cancelled"}:
+            sys.stdout.flush()
+            if not (options.watch and has_reader()) or page["state"] in {"succeeded", "failed", "cancelled"}:
                 return 0
             await asyncio.sleep(1.0)
 
@@ -211,24 +214,39 @@ def _print_lines(lines: list[dict[str, Any]]) -> None:
 
 
 async def _act(options: argparse.Namespace, client: Client) -> int:
-    """Retry, cancel or discard: these jobs, or all of a filter, whose count is asked about first."""
+    """Retry, cancel or discard: these jobs, or all of a filter."""
+    which = _filter(options)
+    if options.ids and which:
+        options.whole_parser("jobs").error("give ids or a filter, not both")
+    if not options.ids and not which:
+        options.whole_parser("jobs").error("give ids, or a filter such as --state failed --name NAME")
+    return await (_act_on_ids(options, client) if options.ids else _act_on_filter(options, client, which))
+
+
+async def _act_on_ids(options: argparse.Namespace, client: Client) -> int:
+    from orchestrator.commands.console import say
+    from orchestrator.commands.runner import print_json
+
+    made = []
+    for one in options.ids:
+        if options.action == "discard":
+            await client.ask("DELETE", f"/api/jobs/{one}")
+            made.append({"id": one, "state": "discarded"})
+        else:
+            made.append(await client.ask("POST", f"/api/jobs/{one}/{options.action}"))
+        if not options.json:
+            say(f"#{one} is {made[-1]['state']}")
+    if options.json:
+        print_json(made)
+    return 0
+
+
+async def _act_on_filter(options: argparse.Namespace, client: Client, which: dict[str, Any]) -> int:
+    """All of the filter; how many they are is asked about first."""
     from orchestrator.commands.console import confirmed, counted, say
     from orchestrator.commands.runner import print_json
 
     action, done = options.action, _BULK[options.action]
-    which = _filter(options)
-    if options.ids and which:
-        options.whole_parser("jobs").error("give ids or a filter, not both")
-    if options.ids and action != "discard":
-        made = [await client.ask("POST", f"/api/jobs/{one}/{action}") for one in options.ids]
-        if options.json:
-            print_json(made)
-        else:
-            for one in made:
-                say(f"#{one['id']} is {one['state']}")
-        return 0
-    if not which:
-        options.whole_parser("jobs").error("give ids, or a filter such as --state failed --name NAME")
     count = await client.ask("GET", "/api/jobs/count", query={**which, "action": action})
     if count["more"]:
         say(f"The filter is about more than {count['count']} jobs: narrow it.")
@@ -260,7 +278,7 @@ async def _add(options: argparse.Namespace, client: Client) -> int:
     try:
         body["payload"] = msgspec.json.decode(options.payload)
     except (msgspec.DecodeError, UnicodeError) as error:
-        options.whole_parser("jobs").error(f"the payload is no JSON: {error}")
+        options.whole_parser("jobs").error(f"the payload is not JSON: {error}")
     for name in ("queue", "delay_s", "priority", "dedupe_key"):
         if getattr(options, name) is not None:
             body[name] = getattr(options, name)

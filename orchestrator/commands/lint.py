@@ -25,13 +25,11 @@ def lint(parser: argparse.ArgumentParser) -> None:
     """Add the options of `lint`."""
     with_folder(parser)
     with_json(parser)
-    parser.add_argument(
-        "paths", nargs="*", metavar="PATH", help="files, or folders of migrations, to look at (offline)"
-    )
+    parser.add_argument("paths", nargs="*", metavar="PATH", help="files or folders of migrations to check (offline)")
     parser.add_argument("--all", action="store_true", help="every file, not only the pending ones")
-    parser.add_argument("--offline", action="store_true", help="never ask the database, though one is configured")
+    parser.add_argument("--offline", action="store_true", help="do not use the database, even if one is configured")
     parser.add_argument("--github", action="store_true", help="annotations for GitHub Actions: ::warning file=…")
-    parser.add_argument("--notes", action="store_true", help="show the notes too, which fail nothing")
+    parser.add_argument("--notes", action="store_true", help="show notes, too, which do not affect the exit code")
     parser.set_defaults(run=_lint, database_if_named=True)
 
 
@@ -96,7 +94,7 @@ def _folders(options: argparse.Namespace, settings: Settings) -> list[tuple[Lint
             files.setdefault(parent, []).append(path)
         else:
             raise ConfigurationError(
-                [Problem(str(path), "is no file and no folder", "one that is there", "drizzle/0001_x.sql")]
+                [Problem(str(path), "is neither a file nor a folder", "one that is there", "drizzle/0001_x.sql")]
             )
     for parent, paths in files.items():
         folder = read_lint_folder(parent)
@@ -201,7 +199,7 @@ def _print(
         console.print("\n[bold]Write instead[/]")
         for rule, one in sorted(rules.items()):
             console.print(f"  [{_STYLES[one.level]}]{rule}[/]  {escape(one.instead)}")
-        console.print("  Meant as it is? A comment above the statement: [bold]-- lint: allow RULE because …[/]")
+        console.print("  If it is intended, put a comment above the statement: [bold]-- lint: allow RULE because …[/]")
     counts = {level: sum(f.level == level for f in findings) for level in _GITHUB}
     hidden = "" if notes or not counts["note"] else " (--notes shows them)"
     told = ", ".join(counted(counts[level], level) for level in ("error", "warning", "note")) + hidden

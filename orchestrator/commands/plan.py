@@ -99,7 +99,7 @@ def _print(found: dict[str, Any]) -> None:
         if hurting:
             console.print(f"[bold red]Running code would wait[/] in: {', '.join(hurting)}")
         else:
-            console.print("[green]None of them holds running code up for longer than a blink.[/]")
+            console.print("[green]None of them makes running code wait noticeably.[/]")
 
 
 def _print_source(console: Any, source: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ def rehearse(parser: argparse.ArgumentParser) -> None:
     with_folder(parser)
     with_json(parser)
     with_scratch(parser)
-    parser.add_argument("--with-data", action="store_true", help="copy the rows, too: durations are then real")
+    parser.add_argument("--with-data", action="store_true", help="copy the rows, too, so that durations are realistic")
     parser.add_argument("--from-files", action="store_true", help="make the schema from the applied files: no pg_dump")
     with_own_rights(parser)
     parser.set_defaults(run=_rehearse)
@@ -37,11 +37,13 @@ def _rehearse(options: argparse.Namespace) -> int:
         return failed_early(ConfigurationError([problem]))
 
     async def work(settings: Settings, life: Lifecycle) -> RehearsalReport:
+        from orchestrator.commands.reading import reached
         from orchestrator.migrator.run.options import Options
         from orchestrator.tools.rehearse import Rehearsal
         from orchestrator.tools.rehearse import rehearse as try_it
 
         sources, dsn = await prepared(settings, life)
+        await reached(dsn, settings, life, "rehearse")
         how = Rehearsal(
             scratch_server(options, dsn),
             Options.of(settings),
@@ -49,8 +51,6 @@ def _rehearse(options: argparse.Namespace) -> int:
             with_data=options.with_data,
             from_files=options.from_files,
             with_own_rights=options.with_own_rights,
-            connect_timeout_s=settings.db_connect_timeout_s,
-            wait_timeout_s=settings.command_wait_s,
         )
         return await try_it(dsn, sources, how, life.emit)
 
@@ -78,7 +78,7 @@ def _print(report: RehearsalReport) -> None:
     def say(text: str, style: str = "") -> None:
         console.print(text, markup=False, style=style)
 
-    data = "with its rows" if report.with_data else "without rows: durations say little"
+    data = "with its rows" if report.with_data else "without rows: durations mean little"
     say(
         f"{len(report.pending)} pending, tried on a copy of the database ({data}; copied in {report.copied_in_s:.1f} s)"
     )
@@ -113,8 +113,8 @@ def _print(report: RehearsalReport) -> None:
 
 def _verdict(console: Any, report: RehearsalReport) -> None:
     if report.failed is not None:
-        console.print("[red]It would fail.[/] The copy is dropped; the database is as it was.")
+        console.print("[red]The migrations would fail.[/] The copy is dropped; the database is as it was.")
     elif report.findings:
-        console.print("[yellow]It would run, and leave what is named above.[/] The copy is dropped.")
+        console.print("[yellow]The migrations would run, and leave the problems named above.[/] The copy is dropped.")
     else:
-        console.print("[green]It would go well.[/] The copy is dropped.")
+        console.print("[green]The migrations would succeed.[/] The copy is dropped.")

@@ -24,19 +24,21 @@ def repair(parser: argparse.ArgumentParser) -> None:
     from argparse import SUPPRESS
 
     actions = parser.add_subparsers(required=True, metavar="<action>", dest="action")
-    accept = actions.add_parser("accept", help="take an edited file's new content for what was applied")
+    accept = actions.add_parser("accept", help="accept an edited file's new content as what was applied")
     accept.add_argument("names", nargs="+", metavar="NAME")
     applied = actions.add_parser("applied", help="mark a migration as applied, without running it")
     applied.add_argument("names", nargs="+", metavar="NAME")
-    unapplied = actions.add_parser("unapplied", help="mark it as not applied: its row goes, what it did stays")
+    unapplied = actions.add_parser("unapplied", help="mark it as not applied: its row is deleted, its changes stay")
     unapplied.add_argument("names", nargs="+", metavar="NAME", help="a file's name, or #ID of a ledger row")
-    baseline = actions.add_parser("baseline", help="adopt a database that has the schema and no ledger")
-    baseline.add_argument("--to", metavar="NAME", help="the last migration that the database has (default: the newest)")
-    baseline.add_argument("--force", action="store_true", help="also where the schema is not what the files make")
+    baseline = actions.add_parser("baseline", help="adopt a database that has the schema but no ledger")
     baseline.add_argument(
-        "--schema", dest="schemas", action="append", default=[], metavar="NAME", help="compare this schema alone"
+        "--to", metavar="NAME", help="the last migration whose changes the database has (default: the newest)"
     )
-    baseline.add_argument("--exclude-schema", action="append", default=[], metavar="NAME", help="all but this one")
+    baseline.add_argument("--force", action="store_true", help="even if the schema is not what the files make")
+    baseline.add_argument(
+        "--schema", dest="schemas", action="append", default=[], metavar="NAME", help="compare only this schema"
+    )
+    baseline.add_argument("--exclude-schema", action="append", default=[], metavar="NAME", help="exclude this schema")
     with_scratch(baseline)
     upgrade = actions.add_parser("upgrade", help="give a ledger of drizzle v0 the columns and names of v1")
     for added in (accept, applied, unapplied, baseline, upgrade):
@@ -67,8 +69,7 @@ def _repair(options: argparse.Namespace) -> int:
             extensions=settings.extensions,
             scope=Scope(tuple(options.schemas), tuple(options.exclude_schema)) if is_baseline else Scope(),
             lock_timeout_s=settings.migration_lock_timeout_s,
-            connect_timeout_s=settings.db_connect_timeout_s,
-            wait_timeout_s=settings.command_wait_s,
+            wait_timeout_s=settings.db_wait_timeout_s,
         )
 
         async def confirm(proposal: Proposal) -> bool:
@@ -134,15 +135,17 @@ def _print_end(proposal: Proposal, *, done: bool, refused: bool) -> None:
 
     console = results()
     if done:
-        console.print("[green]Done.[/] The table orchestrator.repairs tells who did it, and the rows before and after.")
+        console.print(
+            "[green]Done.[/] The table orchestrator.repairs records who did it, and the rows before and after."
+        )
     elif proposal.is_empty:
-        console.print("Nothing to change.")
+        console.print("There is nothing to change.")
     elif refused:
         print_differences(console, proposal.differences)
         last = escape(proposal.names[-1]) if proposal.names else "-"
         console.print(
             f"[red]Refused:[/] the database is not what the files up to {last}"
-            " make. Mend it, choose another --to, leave schemas out, or --force it."
+            " make. Correct it, choose another --to, exclude schemas, or give --force."
         )
     else:
         console.print("Nothing was changed.")

@@ -1,4 +1,4 @@
-"""`restore`: put a backup in the database's place, and keep what was there."""
+"""`restore`: replace the database with a backup, and keep the old database."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def restore(parser: argparse.ArgumentParser) -> None:
     """Add the options of `restore`."""
     with_json(parser)
     parser.add_argument("file", metavar="FILE", nargs="?", help="the backup: a path, or a file's name in BACKUP_DIR")
-    parser.add_argument("--force", action="store_true", help="terminate the sessions that are on the database")
+    parser.add_argument("--force", action="store_true", help="terminate the sessions that use the database")
     parser.add_argument("--yes", action="store_true", help="do not ask")
     with_trust(parser)
     parser.set_defaults(run=_restore)
@@ -50,7 +50,6 @@ def _restore(options: argparse.Namespace) -> int:
             key=settings.backup_key,
             unverified=options.unverified,
             with_own_rights=options.with_own_rights,
-            connect_timeout_s=settings.db_connect_timeout_s,
         )
         restored = await restore_backup(chosen, dsn, demand, life.emit)
         return {**asdict(restored), "backup": chosen.described()}
@@ -92,7 +91,7 @@ async def _agreed(chosen: Backup, dsn: Dsn, options: argparse.Namespace) -> bool
 def _print_restored(result: dict[str, Any]) -> None:
     say(f"{result['database']} now holds the backup of {result['backup']['taken_at']}.")
     if result["kept_as"]:
-        say(f"What was there is kept as {result['kept_as']}. To go back, while nobody is on either of them:")
+        say(f"The previous database is kept as {result['kept_as']}. To go back, while no session uses either of them:")
         for statement in result["go_back"]:
             say(f"  {statement}")
-        say(f"To give up what was there: {result['drop']}")
+        say(f"To delete the previous database: {result['drop']}")

@@ -35,6 +35,9 @@ _OVERRIDES = {
 }
 
 
+_FLUSH_AT_STOP_S = 1.0
+
+
 def with_folder(added: argparse.ArgumentParser) -> None:
     """Give a command the option that names the user's folder."""
     added.add_argument("--migrations-dir", metavar="DIR", help="the Drizzle folder (MIGRATIONS_DIR)")
@@ -48,7 +51,7 @@ def with_embedded(added: argparse.ArgumentParser) -> None:
 
 def with_json(added: argparse.ArgumentParser) -> None:
     """Give a command the option that turns its result into JSON on stdout."""
-    added.add_argument("--json", action="store_true", help="the result as JSON, whole")
+    added.add_argument("--json", action="store_true", help="print the whole result as JSON")
 
 
 def print_json(value: object) -> None:
@@ -120,11 +123,11 @@ def run(  # noqa: PLR0915 the edge of every command is one story
     from orchestrator.lifecycle import Lifecycle, Phase
     from orchestrator.threads import DaemonThreads
 
-    secrets = (*settings.secrets, os.environ.get("PGPASSWORD", ""))
+    settings.secrets.add_always(os.environ.get("PGPASSWORD", ""))
     life = Lifecycle(
         now=time.time,
         monotonic=time.monotonic,
-        clean=logs.cleaner(secrets),
+        clean=logs.cleaner(settings.secrets),
         stop_within_s=settings.shutdown_timeout_s,
     )
     on_terminal = sys.stderr.isatty() and settings.log_format != "json"
@@ -141,17 +144,19 @@ def run(  # noqa: PLR0915 the edge of every command is one story
         stream=stream,
         version=__version__,
         phase=lambda: str(life.phase),
-        secrets=secrets,
+        secrets=settings.secrets,
     )
     life.listen(logs.event_logger())
     for found, meant in settings.suspects:
         life.emit(
-            "settings.suspected", level="warning", variable=found, hint=f"it means nothing here; did you mean {meant}?"
+            "settings.suspected", level="warning", variable=found, hint=f"it has no meaning here; did you mean {meant}?"
         )
 
     made: list[T] = []
+    flush_limit_s = logs.FLUSH_LIMIT_S
 
     async def guarded() -> int:
+        nonlocal flush_limit_s
         # What hangs in a thread (a name server that is silent) holds up no exit.
         asyncio.get_running_loop().set_default_executor(DaemonThreads())
 
@@ -173,6 +178,8 @@ def run(  # noqa: PLR0915 the edge of every command is one story
         if stop.signal is None:
             life.enter(Phase.STOPPED)
             return 0
+        # Whoever reads the log may be stuck: the stop is within its time all the same.
+        flush_limit_s = min(_FLUSH_AT_STOP_S, life.stop_left_s / 2)
         if life.phase is Phase.STOPPING:
             life.enter(Phase.STOPPED)
         life.emit("service.stopped", signal=stop.signal, uptime_s=round(life.uptime_s, 3))
@@ -197,6 +204,7 @@ def run(  # noqa: PLR0915 the edge of every command is one story
         return 1
     finally:
         end_progress()
+        logs.flush(flush_limit_s)
     return show(made[0]) if show is not None and code == 0 and made else code
 
 
@@ -222,7 +230,9 @@ def _nothing() -> None:
 
 
 def _explain(error: OrchestratorError, life: Lifecycle) -> None:
-    """The last line: what, where, and what to do next."""
+    """The last line: what, where, and what to do next. A failure that was held for people to see is told already."""
+    if "exits_in_s" in (life.failure or ()):
+        return
     life.emit("service.failed", level="error", **error.described())
 
 
@@ -242,4 +252,5 @@ def failed_early(error: OrchestratorError) -> int:
     )
     life.listen(logs.event_logger())
     _explain(error, life)
+    logs.flush()
     return error.exit_code

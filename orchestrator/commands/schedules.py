@@ -87,7 +87,7 @@ async def _write(options: argparse.Namespace, client: Client, path: str) -> Any:
         try:
             given["payload"] = msgspec.json.decode(options.payload)
         except (msgspec.DecodeError, UnicodeError) as error:
-            options.whole_parser("schedules").error(f"the payload is no JSON: {error}")
+            options.whole_parser("schedules").error(f"the payload is not JSON: {error}")
     names = {one["name"] for one in (await client.ask("GET", "/api/schedules"))["schedules"]}
     if options.name in names:
         return await client.ask("PATCH", path, body=given)

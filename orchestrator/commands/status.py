@@ -22,7 +22,9 @@ def status(parser: argparse.ArgumentParser) -> None:
     """Add the options of `status`."""
     with_folder(parser)
     with_json(parser)
-    parser.add_argument("--exit-code", action="store_true", help="exit 1 when something is pending, 70 when refused")
+    parser.add_argument(
+        "--exit-code", action="store_true", help="exit 1 when something is pending, 70 when it would be refused"
+    )
     parser.add_argument("--diff", action="store_true", help="show what changed in each edited file")
     parser.set_defaults(run=_status)
 
@@ -127,7 +129,7 @@ def _print_source(console: Any, source: SourceFacts) -> None:
     applied, pending = source.applied, source.pending
     console.print(
         f"\n[bold]Migrations of the {source.source}[/]: {escape(source.folder)} (drizzle {source.generation}),"
-        f" ledger {escape(source.ledger)}{'' if source.ledger_exists else ' (not made yet)'}"
+        f" ledger {escape(source.ledger)}{'' if source.ledger_exists else ' (does not exist yet)'}"
     )
     colour = "green" if not pending else "yellow"
     console.print(f"  [{colour}]{len(applied)} applied, {len(pending)} pending[/], {counted(source.total, 'file')}")

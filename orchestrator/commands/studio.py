@@ -6,6 +6,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from orchestrator import streams
 from orchestrator.commands.console import say
 from orchestrator.commands.runner import failed_early, load
 
@@ -85,7 +86,6 @@ def _studio(options: argparse.Namespace) -> int:
     assert settings.database is not None  # noqa: S101 load() demands it
     environment = studio_environment(os.environ, settings.database, write=options.write)
     arguments = studio_arguments(environment, write=options.write)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    streams.flush(None)
     # Harlequin takes this process's place: its signals and its terminal are then its own.
     return os.execve(arguments[0], arguments, environment)  # noqa: S606 no shell is meant

@@ -27,10 +27,15 @@ def verify(parser: argparse.ArgumentParser) -> None:
     with_json(parser)
     with_scratch(parser)
     parser.add_argument(
-        "--schema", dest="schemas", action="append", default=[], metavar="NAME", help="this schema alone (repeatable)"
+        "--schema",
+        dest="schemas",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="compare only this schema (repeatable)",
     )
-    parser.add_argument("--exclude-schema", action="append", default=[], metavar="NAME", help="all but this one")
-    parser.add_argument("--privileges", action="store_true", help="compare who may do what, too")
+    parser.add_argument("--exclude-schema", action="append", default=[], metavar="NAME", help="exclude this schema")
+    parser.add_argument("--privileges", action="store_true", help="compare privileges, too")
     parser.set_defaults(run=_verify)
 
 
@@ -51,23 +56,25 @@ def scratch_server(options: argparse.Namespace, dsn: Dsn) -> Dsn:
     """
     from orchestrator import dsn as dsns
 
-    return dsn if options.on is None else dsns.parse(options.on, variable="--on")
+    if options.on is None:
+        return dsn
+    return dsns.parse(options.on, variable="--on", connect_timeout_s=dsn.connect_timeout_s)
 
 
 def _verify(options: argparse.Namespace) -> int:
     async def work(settings: Settings, life: Lifecycle) -> Verdict:
+        from orchestrator.commands.reading import reached
         from orchestrator.tools.verify import Scope
         from orchestrator.tools.verify import verify as compare
 
         sources, dsn = await prepared(settings, life)
+        await reached(dsn, settings, life, "verify")
         return await compare(
             dsn,
             sources,
             on=scratch_server(options, dsn),
             extensions=settings.extensions,
             scope=Scope(tuple(options.schemas), tuple(options.exclude_schema), options.privileges),
-            connect_timeout_s=settings.db_connect_timeout_s,
-            wait_timeout_s=settings.command_wait_s,
         )
 
     def show(verdict: Verdict) -> int:

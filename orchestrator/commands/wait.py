@@ -23,17 +23,7 @@ def _wait(options: argparse.Namespace) -> int:
 
 
 async def _connect(settings: Settings, life: Lifecycle) -> None:
-    """Return when it has answered; errors as in `connected`."""
-    from orchestrator.database.connect import connected
+    from orchestrator.commands.reading import reached
     from orchestrator.embedded.choice import given
-    from orchestrator.lifecycle import Phase
 
-    life.enter(Phase.CONNECTING)
-    async with connected(
-        given(settings.database),
-        life,
-        wait_timeout_s=settings.db_wait_timeout_s,
-        connect_timeout_s=settings.db_connect_timeout_s,
-        application_name="orchestrator wait",
-    ):
-        pass
+    await reached(given(settings.database), settings, life, "wait")

@@ -14,13 +14,14 @@ import socket
 import time
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import asyncpg
 
 from orchestrator.database.addresses import look_up
 from orchestrator.database.connect_errors import CONNECTION_ERRORS, Failure, NoAnswerError, OwnFaultError, classify
 from orchestrator.database.dial import dial
+from orchestrator.database.outage import Outage
 from orchestrator.database.sessions import USER_TIMEOUT_MS, Connection
 from orchestrator.errors import (
     ConfigurationError,
@@ -31,15 +32,16 @@ from orchestrator.errors import (
 from orchestrator.lifecycle import Lifecycle
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable
 
     import tenacity
 
     from orchestrator.database.sessions import Kind
     from orchestrator.dsn import Dsn
 
+T = TypeVar("T")
+
 OLDEST_SERVER = 14
-_REPORT_EVERY_S = 30.0
 _PROBE_EVERY_S = 0.047
 _PROBE_TIMEOUT_S = 0.5
 _RESOLVE_EVERY_S = 1.0
@@ -47,6 +49,8 @@ _LOOK_UP_S = 2.0
 _RESOLVE_AGAIN_S = 0.1  # a look-up that fails is a thread and two packets: rarer than a probe
 _REPLACED_WITHIN_S = 5.0
 _CLOSE_TIMEOUT_S = 2.0
+_RELEASE_S = 1.0
+_OWN_WAIT_TIMEOUT_S = 10.0
 # For a session that only reads: at a stop, with the server out of reach, each of them counts.
 PARTING_S = 0.2
 _FIRST_WITH_TRANSACTION_TIMEOUT = 17
@@ -55,8 +59,8 @@ _FIRST_WITH_TRANSACTION_TIMEOUT = 17
 async def connect_once(
     dsn: Dsn,
     *,
-    timeout_s: float,
     application_name: str,
+    timeout_s: float | None = None,
     kind: Kind = "ours",
     prepares: bool = False,
     silence_s: float = USER_TIMEOUT_MS / 1000,
@@ -66,7 +70,8 @@ async def connect_once(
     It has no cache of prepared statements (poolers) unless it `prepares`. Every session of this program but the first
     one of an embedded server is opened here. A peer that vanished without a word is noticed after about `silence_s`.
 
-    `timeout_s` is for each address of each host. Files (DATABASE_URL_FILE, certificates) are read anew each time.
+    `timeout_s` is for each address of each host; None is what the DSN says. Files (DATABASE_URL_FILE, certificates)
+    are read anew each time.
 
     Raises CONNECTION_ERRORS; ConnectionRefusedForeverError for a server older than 14; cancelling closes the socket.
     """
@@ -74,6 +79,8 @@ async def connect_once(
         dsn = dsn.current()
     except ConfigurationError as error:
         raise OwnFaultError("file", str(error), error.remedy) from error
+    if timeout_s is None:
+        timeout_s = dsn.connect_timeout_s
     connection = await dial(
         dsn, limit_s=timeout_s, application_name=application_name, prepares=prepares, silence_s=silence_s
     )
@@ -110,29 +117,48 @@ def _refuse_an_old_server(connection: Any, dsn: Dsn) -> None:
     )
 
 
+class _Pool(asyncpg.Pool):  # type: ignore[misc] # asyncpg has no types
+    """A pool to which a connection is given back within `_RELEASE_S`, or is cut.
+
+    asyncpg waits without a bound for the end of a statement that was cancelled: for ever, where the connection was
+    dropped in silence, and a stop then waits for it, too.
+    """
+
+    async def release(self, connection: Any, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 asyncpg's
+        """As asyncpg's; a connection that does not come back is terminated, and that is no error."""
+        with contextlib.suppress(TimeoutError):
+            await super().release(connection, timeout=_RELEASE_S if timeout is None else timeout)
+
+
 async def open_pool(
     dsn: Dsn,
     *,
     kind: Kind,
     max_size: int,
-    connect_timeout_s: float,
     application_name: str,
     silence_s: float = USER_TIMEOUT_MS / 1000,
 ) -> Any:
     """A pool of such sessions, made as they are needed; a session that is given back has its kind's settings again."""
 
     async def connect_one(*_: object, **__: object) -> Any:
-        timeout_s = dsn.connect_timeout_s or connect_timeout_s
         return await connect_once(
             dsn,
-            timeout_s=timeout_s,
             application_name=application_name,
             kind=kind,
             prepares=dsn.statement_cache,
             silence_s=silence_s,
         )
 
-    return await asyncpg.create_pool(connect=connect_one, connection_class=Connection, min_size=0, max_size=max_size)
+    return await _Pool(
+        connect=connect_one,
+        connection_class=Connection,
+        record_class=asyncpg.Record,
+        min_size=0,
+        max_size=max_size,
+        max_queries=50_000,
+        max_inactive_connection_lifetime=300.0,
+        loop=asyncio.get_running_loop(),
+    )
 
 
 def no_time_limits(connection: Any) -> str:
@@ -168,7 +194,21 @@ def next_try(life: Lifecycle, retry_in_s: float) -> dict[str, object]:
     }
 
 
-async def cut_when_cancelled(connection: Any, work: Awaitable[None]) -> None:
+async def answered(connection: Any, work: Awaitable[T], *, stage: str, limit_s: float) -> T:
+    """What `work` on the connection comes to, where that is a matter of moments; a server that is silent is cut off.
+
+    Raises:
+        NoAnswerError: it took longer than `limit_s`: the server is frozen, or a pooler is paused.
+    """
+    try:
+        async with asyncio.timeout(limit_s):
+            return await cut_when_cancelled(connection, work)
+    except TimeoutError:
+        hint = f"The server accepted the session, and has not answered for {limit_s:g} s: it is frozen, or a pooler is."
+        raise NoAnswerError(stage, "no_answer", hint) from None
+
+
+async def cut_when_cancelled(connection: Any, work: Awaitable[T]) -> T:
     """Do `work` on `connection`; a cancellation cuts the connection first.
 
     What asyncpg does on a cancellation (a request to cancel, a ROLLBACK) waits without a bound for a server that may be
@@ -182,7 +222,7 @@ async def cut_when_cancelled(connection: Any, work: Awaitable[None]) -> None:
         working.cancel()
         await asyncio.gather(working, return_exceptions=True)
         raise
-    working.result()
+    return working.result()
 
 
 class _Reporter:
@@ -190,8 +230,7 @@ class _Reporter:
 
     def __init__(self, dsn: Dsn, life: Lifecycle) -> None:
         self._dsn, self._life = dsn, life
-        self._cause: str | None = None
-        self._said_at = 0.0
+        self._outage = Outage()
         self._since = time.monotonic()
 
     def failed(self, failure: Failure, attempt: int, *, retry_in_s: float) -> None:
@@ -206,9 +245,7 @@ class _Reporter:
             "hint": failure.hint,
         }
         self._life.check("database", "failed", **facts, **next_try(self._life, retry_in_s))
-        now = time.monotonic()
-        if failure.cause != self._cause or now - self._said_at >= _REPORT_EVERY_S:
-            self._cause, self._said_at = failure.cause, now
+        if self._outage.failed(failure):
             loud = failure.outlook == "ambiguous"
             self._life.emit("database.connect_failed", level="error" if loud else "warning", **facts)
 
@@ -229,7 +266,6 @@ async def connect(
     life: Lifecycle,
     *,
     wait_timeout_s: float,
-    connect_timeout_s: float,
     application_name: str,
     kind: Kind = "ours",
 ) -> Any:
@@ -239,7 +275,7 @@ async def connect(
         DatabaseUnavailableError: the time is over (exit 69).
         ConnectionRefusedForeverError: no retry can help: a refused parameter, a server older than 14 (exit 78).
     """
-    login = _Login(dsn, life, wait_timeout_s, dsn.connect_timeout_s or connect_timeout_s, application_name, kind)
+    login = _Login(dsn, life, wait_timeout_s, application_name, kind)
     try:
         return await login.attempt()
     except CONNECTION_ERRORS as error:
@@ -268,12 +304,10 @@ class _Login:
         dsn: Dsn,
         life: Lifecycle,
         wait_timeout_s: float,
-        attempt_timeout_s: float,
         application_name: str,
         kind: Kind,
     ) -> None:
         self._dsn, self._life, self._application_name, self._kind = dsn, life, application_name, kind
-        self._attempt_timeout_s = attempt_timeout_s
         self._reporter, self._prober = _Reporter(dsn, life), _Prober(dsn)
         self._began = time.monotonic()
         self._deadline = self._began + wait_timeout_s if wait_timeout_s else None
@@ -287,7 +321,7 @@ class _Login:
         if self.failed is not None:
             error, self.failed = self.failed, None
             raise error
-        timeout_s = self._attempt_timeout_s
+        timeout_s = self._dsn.connect_timeout_s
         if self._deadline is not None:
             left_s = max(0.05, self._deadline - time.monotonic())
             timeout_s, self._cut_short = min(timeout_s, left_s), left_s < timeout_s
@@ -362,7 +396,8 @@ def _given_up(error: BaseException, failure: Failure, dsn: Dsn, wait_timeout_s: 
         )
     return DatabaseUnavailableError(
         f"no usable database at {dsn.redacted()} within {wait_timeout_s:g} s (last: {failure.cause})",
-        remedy=f"{failure.hint} Or raise DB_WAIT_TIMEOUT.",
+        # What is refused stays so, however long one waits.
+        remedy=failure.hint if failure.outlook == "ambiguous" else f"{failure.hint} Or raise DB_WAIT_TIMEOUT.",
         facts=facts,
     )
 
@@ -467,17 +502,9 @@ async def connected(dsn: Dsn, life: Lifecycle, **options: Any) -> AsyncIterator[
 
 
 @asynccontextmanager
-async def own_session(dsn: Dsn, **options: Any) -> AsyncIterator[Any]:
-    """`connected`, unseen on `/health` or in the log: for a command's work beside it."""
+async def own_session(dsn: Dsn, *, application_name: str) -> AsyncIterator[Any]:
+    """`connected`, unseen on `/health` or in the log: for work on a server that has just answered. Bounded."""
     life = Lifecycle(now=lambda: 0.0, monotonic=lambda: 0.0)
+    options = {"wait_timeout_s": _OWN_WAIT_TIMEOUT_S, "application_name": application_name}
     async with connected(dsn, life, **options) as connection:
         yield connection
-
-
-def on_notice(life: Lifecycle) -> Callable[[Any, Any], None]:
-    """A listener for asyncpg's `add_log_listener`: the server's notices become debug events."""
-
-    def listener(_: Any, message: Any) -> None:
-        life.emit("database.notice_received", level="debug", severity=message.severity_en, message=str(message))
-
-    return listener

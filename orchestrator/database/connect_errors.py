@@ -107,7 +107,9 @@ _BY_SQLSTATE: dict[str, Failure] = {
     "42601": _PARAMETER,  # `options` that are no options
     "55P02": _PARAMETER,
     "08P01": Failure(
-        "refused_by_peer", "ambiguous", "The server, or a pooler before it, refuses how we connect: its words say why."
+        "refused_by_peer",
+        "ambiguous",
+        "The server, or a pooler before it, refuses the connection: its message says why.",
     ),
 }
 _POOLED = Failure(
@@ -123,7 +125,7 @@ _BY_CLASS: dict[str, Failure] = {
     "53": Failure("out_of_resources", "transient", "The server is out of disk, memory or connections."),
     "08": _CLOSED,
 }
-_OTHER_SQLSTATE = Failure("server_error", "ambiguous", "The server refused the login: its words and its log say why.")
+_OTHER_SQLSTATE = Failure("server_error", "ambiguous", "The server refused the login: its message and its log say why.")
 
 _BY_TYPE: tuple[tuple[type[BaseException], Failure], ...] = (
     (
@@ -131,7 +133,7 @@ _BY_TYPE: tuple[tuple[type[BaseException], Failure], ...] = (
         Failure(
             "no_matching_host",
             "transient",
-            "No host is what is needed yet: jobs need a primary, or what target_session_attrs asks for.",
+            "None of the hosts is suitable yet: jobs need a primary, or what target_session_attrs asks for.",
         ),
     ),
     (
@@ -140,7 +142,7 @@ _BY_TYPE: tuple[tuple[type[BaseException], Failure], ...] = (
     ),
     (
         socket.gaierror,
-        Failure("name_not_resolved", "transient", "No address for this host: check its name, and the network of both."),
+        Failure("name_not_resolved", "transient", "This host name has no address: check the name, and the network."),
     ),
     (
         ssl.SSLCertVerificationError,
@@ -149,7 +151,11 @@ _BY_TYPE: tuple[tuple[type[BaseException], Failure], ...] = (
     (ssl.SSLError, Failure("tls", "ambiguous", "The TLS handshake failed: check sslmode.")),
     (
         ConnectionRefusedError,
-        Failure("refused", "transient", "Nothing listens there yet: check that the server runs, and the port."),
+        Failure(
+            "refused",
+            "transient",
+            "Nothing listens at this address yet: check that the server is running, and the port.",
+        ),
     ),
     (
         FileNotFoundError,

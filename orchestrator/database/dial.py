@@ -114,7 +114,7 @@ class _Attempt:
                 connection = await self._login(limit_s)
                 self._peer.stage = "an answer to the first query"
                 if not await _has_role(connection, role):
-                    raise asyncpg.TargetServerAttributeNotMatched(f"the server is none that is {role}")  # noqa: TRY301
+                    raise asyncpg.TargetServerAttributeNotMatched(f"the server is not {role}")  # noqa: TRY301
         except TimeoutError:
             _terminate(connection)
             if self._peer.error is not None:
@@ -134,7 +134,7 @@ class _Attempt:
             stage,
             "no_answer",
             f"The connection was accepted, and then {stage} did not come within DB_CONNECT_TIMEOUT: a pooler that is"
-            " paused, a server that is frozen, or something that is no Postgres.",
+            " paused, a server that is frozen, or something other than Postgres.",
         )
 
     async def _login(self, limit_s: float) -> Any:
@@ -162,7 +162,7 @@ class _Attempt:
             except (KeyError, OSError):
                 raise OwnFaultError(
                     "no_user",
-                    f"DATABASE_URL names no user, and the user id {os.getuid()} of this process has no name",
+                    f"DATABASE_URL does not name a user, and the user id {os.getuid()} of this process has no name",
                     "Write the user into DATABASE_URL, or set PGUSER.",
                 ) from None
         return arguments
@@ -195,7 +195,7 @@ class _Attempt:
         if said is not None and not (isinstance(error, asyncpg.PostgresError) and getattr(error, "severity", None)):
             # The server's own words, where asyncpg could not read them, or the connection was closed behind them.
             words = said.get("M", "")
-            return PeerError("server_error", "The server refuses the login: its words and its log say why.", words)
+            return PeerError("server_error", "The server refused the login: its message and its log say why.", words)
         if isinstance(error, asyncpg.PostgresError) or (
             isinstance(error, (OSError, asyncpg.TargetServerAttributeNotMatched))
             and isinstance(error, CONNECTION_ERRORS)
@@ -211,7 +211,7 @@ class _Attempt:
             )
         return PeerError(
             "protocol",
-            "What the server answered makes no sense to this program: is it Postgres, and which version?",
+            "This program does not understand the server's answer: is it Postgres, and which version?",
             f"{type(error).__name__}: {error}",
         )
 
@@ -270,12 +270,14 @@ def _of_the_system(error: OSError, address: Address) -> Exception:
             "Raise the limit (ulimit -n, or nofile of the container).",
         )
     if error.errno == errno.EAFNOSUPPORT:
-        return UnreachableError("unreachable", f"This machine has no way to the address {address}: its family is off.")
+        return UnreachableError(
+            "unreachable", f"This machine cannot reach the address {address}: the address family is off."
+        )
     if address.family == socket.AF_UNIX and error.errno in {errno.ENOENT, errno.ENOTDIR}:
         return UnreachableError("no_socket", f"There is no socket {address} yet: check the server, and the directory.")
     if address.family == socket.AF_UNIX and error.errno in {errno.EACCES, errno.EPERM}:
         return OwnFaultError("file", f"{address}: this user may not open the socket", "Grant it, or change the user.")
-    return UnreachableError("unreachable", f"There is no way to {address}: {error.strerror}.")
+    return UnreachableError("unreachable", f"{address} cannot be reached: {error.strerror}.")
 
 
 _VARIABLES_OF_FILES = (

@@ -69,6 +69,6 @@ def _explain(error: asyncpg.PostgresError, name: str) -> tuple[str, str]:
     if error.sqlstate in _NOT_AVAILABLE:
         return (
             "not_available",
-            f"The server has no files of {name!r}: use an image that ships it, then restart.",
+            f"The server has no files of {name!r}: use an image that includes it, then restart.",
         )
     return "failed", f"The server said: {error}"

@@ -7,18 +7,20 @@ import contextlib
 import random
 import time
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from orchestrator.database.connect import no_time_limits
+from orchestrator.database.connect import answered, no_time_limits
 from orchestrator.database.connect_errors import CONNECTION_ERRORS
 from orchestrator.database.pooler import PoolerError, ensure_own_session
 from orchestrator.database.sessions import as_ours
 from orchestrator.errors import LockTimeoutError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from orchestrator.lifecycle import Lifecycle
+
+T = TypeVar("T")
 
 # A constant of ours ("orchest1" in ASCII). Advisory locks are per database, so it needs nothing of the database's name.
 LOCK_KEY = int.from_bytes(b"orchest1")
@@ -44,6 +46,8 @@ _TRY = f"SELECT 1 WHERE pg_catalog.pg_try_advisory_lock({LOCK_KEY})"
 _UNLOCK = f"SELECT 1 WHERE pg_catalog.pg_advisory_unlock({LOCK_KEY})"
 _DONE = "SELECT 1"
 _UNLOCK_TRIES = 30
+_ANSWER_S = 10.0
+_READY_S = 30.0  # a second session is opened meanwhile
 _POLL_S = 0.2
 _REPORT_EVERY_S = 30.0
 
@@ -86,20 +90,14 @@ async def migration_lock(
         LockTimeoutError: with who holds it (exit 75).
         PoolerError: the session is not ours alone (exit 78).
     """
-    await ensure_own_session(connection, connect_second)
-    # The holder may be idle for as long as a backup, or a person who is asked, takes.
-    await connection.execute(no_time_limits(connection))
-    for earlier in held or ():
-        async with as_ours(connection):
-            if await connection.fetchval(_END, earlier.pid, earlier.began):
-                life.emit("lock.earlier_session_ended", level="warning", pid=earlier.pid)
+    await _answered(connection, _ready(connection, life, connect_second, held or ()), limit_s=_READY_S)
     began = time.monotonic()
     said_at: float | None = None
-    while await connection.execute(_TRY) != _DONE:
+    while await _answered(connection, connection.execute(_TRY)) != _DONE:
         now = time.monotonic()
         is_late = bool(timeout_s) and now - began >= timeout_s
         if is_late or said_at is None or now - said_at >= _REPORT_EVERY_S:
-            holder = await lock_holder(connection)
+            holder = await _answered(connection, lock_holder(connection))
             if is_late:
                 raise LockTimeoutError(
                     f"another migrator held the lock for {timeout_s:g} s: {_describe(holder)}",
@@ -116,13 +114,34 @@ async def migration_lock(
     life.emit("lock.acquired", waited_s=round(time.monotonic() - began, 3))
     try:
         if await connection.execute(f"SELECT 1 WHERE {HELD_HERE}") != _DONE:
-            raise PoolerError("the lock that was taken is not held in the next transaction")
+            raise PoolerError("the lock is not held any more in the next transaction")
         if held is not None:
             async with as_ours(connection):
                 held.append(Holding(*await connection.fetchrow(_OWN)))
         yield
     finally:
         await _release(connection, life)
+
+
+async def _answered(connection: Any, work: Awaitable[T], *, limit_s: float = _ANSWER_S) -> T:
+    """None of what is asked here waits for anybody: a server that is silent is as good as lost."""
+    return await answered(connection, work, stage="an answer to the request for the lock", limit_s=limit_s)
+
+
+async def _ready(
+    connection: Any,
+    life: Lifecycle,
+    connect_second: Callable[[], Awaitable[Any]] | None,
+    held: Sequence[Holding],
+) -> None:
+    """A session of our own, which no setting ends, and none of our earlier ones beside it."""
+    await ensure_own_session(connection, connect_second)
+    # The holder may be idle for as long as a backup, or a person who is asked, takes.
+    await connection.execute(no_time_limits(connection))
+    for earlier in held:
+        async with as_ours(connection):
+            if await connection.fetchval(_END, earlier.pid, earlier.began):
+                life.emit("lock.earlier_session_ended", level="warning", pid=earlier.pid)
 
 
 async def lock_holder(connection: Any) -> dict[str, object] | None:
@@ -134,7 +153,7 @@ async def lock_holder(connection: Any) -> dict[str, object] | None:
 
 def _describe(holder: dict[str, object] | None) -> str:
     if holder is None:
-        return "the holder is not visible"
+        return "this user cannot see which session holds it"
     where = holder["client_address"] or "local socket"
     return f"pid {holder['pid']}, {holder['application_name']!r} from {where}, for {holder['session_age_s']} s"
 
@@ -155,5 +174,5 @@ async def _release(connection: Any, life: Lifecycle) -> None:
             life.emit(
                 "lock.stranded",
                 level="warning",
-                hint="The lock was not found again to release it: a pooler holds it, or a file has released it.",
+                hint="The lock was gone when it was to be released: a pooler holds it, or a migration has released it.",
             )

@@ -47,19 +47,19 @@ _UNKNOWN = -1
 
 
 class Identity(NamedTuple):
-    """What tells a database from every other one, and from an older copy of itself: `newest` by ledger, 0 for none.
+    """What tells a database from every other one, and from an older copy of itself: `rows` by ledger, 0 for none.
 
     -1 is a ledger that is there, and that this role may not read.
     """
 
     cluster: int
     database: int
-    newest: tuple[int, ...]
+    rows: tuple[int, ...]
 
     def is_succeeded_by(self, other: Identity) -> bool:
         """Whether `other` is the same database, with all that was applied to this one."""
         same = (self.cluster, self.database) == (other.cluster, other.database)
-        pairs = zip(self.newest, other.newest, strict=True)
+        pairs = zip(self.rows, other.rows, strict=True)
         return same and all(now >= then or _UNKNOWN in {then, now} for then, now in pairs)
 
 
@@ -78,16 +78,16 @@ async def read_identity(connection: Any, ledgers: Sequence[tuple[str, str]]) -> 
     )
     if row["standby"] or row["read_only"]:
         what = "a read-only standby" if row["standby"] else "read-only"
-        raise UnreachableError("read_only", f"The server answers, and is {what}: nothing can be written there.")
-    newest = []
+        raise UnreachableError("read_only", f"The server answers, but it is {what}: nothing can be written.")
+    rows = []
     for schema, table in ledgers:
         is_readable = await connection.fetchval(_IS_READABLE, schema, table)
         if is_readable:
             name = f"{identifier(schema)}.{identifier(table)}"
-            newest.append(await connection.fetchval(f"SELECT coalesce(pg_catalog.max(id), 0) FROM {name}"))  # noqa: S608 quoted
+            rows.append(await connection.fetchval(f"SELECT pg_catalog.count(*) FROM {name}"))  # noqa: S608 quoted
         else:
-            newest.append(0 if is_readable is None else _UNKNOWN)
-    return Identity(row["cluster"], row["database"], tuple(newest))
+            rows.append(0 if is_readable is None else _UNKNOWN)
+    return Identity(row["cluster"], row["database"], tuple(rows))
 
 
 async def watch_database(
@@ -156,7 +156,7 @@ class _Watch:
         if self._known is not None and not self._known.is_succeeded_by(found):
             if self._is_migrated_again:
                 raise MigrationError(
-                    "what DATABASE_URL leads to is not the database that was migrated",
+                    "DATABASE_URL leads to another database than the one that was migrated",
                     remedy="Let DATABASE_URL and MIGRATION_DATABASE_URL, and all of their hosts, lead to one database.",
                 )
             return False
@@ -171,7 +171,8 @@ class _Watch:
             raise NoAnswerError(
                 "the end of a commit",
                 "commit_hangs",
-                "The server answers, and no commit ends: its disk is full or slow, or a synchronous standby is gone.",
+                "The server answers, but commits do not finish: its disk is full or slow, or a synchronous standby"
+                " is gone.",
             ) from None
 
     async def know_again(self, migrated: Identity | None) -> None:
@@ -212,7 +213,7 @@ class _Watch:
             "database.changed",
             level="error",
             server=self._dsn.redacted(),
-            hint="Another database answers, or an older copy of the one that was migrated: it is migrated again.",
+            hint="Another database answers, or an older copy of the one that was migrated: the start is repeated.",
         )
         self._life.enter(Phase.CONNECTING, reason="database changed")
 

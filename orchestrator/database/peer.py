@@ -204,7 +204,7 @@ class Guard(asyncio.Protocol):
             # As before protocol 3: a server that cannot even start a process for us says so in plain text.
             self._peer.refuse(
                 "server_error",
-                "The server cannot serve this connection: its words and its log say why.",
+                "The server cannot serve this connection: its message and its log say why.",
                 bytes(buffer[1:]).partition(b"\0")[0].decode("utf-8", "replace"),
             )
             self.transport.abort()
@@ -246,7 +246,8 @@ class Guard(asyncio.Protocol):
         elif kind == b"S" and not _is_status(body):
             self._peer.refuse(
                 "protocol",
-                "What the server says of itself makes no sense to this program: is it Postgres, and which version?",
+                "This program does not understand what the server says about itself: is it Postgres, and which"
+                " version?",
                 body[:_SHOWN_BYTES].decode("utf-8", "replace"),
             )
             self.transport.abort()
@@ -263,7 +264,7 @@ class Guard(asyncio.Protocol):
         elif code not in self._awaits:
             self._peer.refuse(
                 "protocol",
-                "The peer sends a step of the login that nobody asked for: what answers at this port is no Postgres.",
+                "The peer sends a step of the login that nobody asked for: what answers at this port is not Postgres.",
                 f"authentication message {code}",
             )
         elif code == _SASL:

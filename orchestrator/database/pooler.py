@@ -29,7 +29,7 @@ class PoolerError(OrchestratorError):
 
     def __init__(self, what: str) -> None:
         super().__init__(
-            f"a pooler in transaction mode stands before the database: {what}",
+            f"there is a pooler in transaction mode before the database: {what}",
             remedy="Migrations need a session of their own: set MIGRATION_DATABASE_URL to the server itself, or to the"
             " pooler in session mode. DATABASE_URL may stay as it is.",
         )
@@ -55,7 +55,7 @@ async def ensure_own_session(connection: Any, connect_second: Callable[[], Await
     try:
         for _ in range(_ROUNDS):
             if not await _holds(connection, mark):
-                raise PoolerError("what one transaction sets in the session is gone in the next")
+                raise PoolerError("what one transaction sets in the session is lost in the next")
             if connect_second is None:
                 continue
             try:
@@ -70,7 +70,7 @@ async def ensure_own_session(connection: Any, connect_second: Callable[[], Await
                     second.terminate()
                 continue
             if is_shared:
-                raise PoolerError("what one connection sets in its session, another one sees")
+                raise PoolerError("what one connection sets in its session is visible to another")
     finally:
         if second is not None:
             await close(second)

@@ -65,9 +65,9 @@ class Exchange:
         try:
             salt, rounds = base64.b64decode(fields["s"], validate=True), int(fields["i"])
         except (KeyError, ValueError) as error:
-            raise ScramError("the server's answer is none of SCRAM") from error
+            raise ScramError("the server's answer is not part of SCRAM") from error
         if not nonce.startswith(own) or len(nonce) <= len(own) or not 0 < rounds <= _ITERATIONS_MAX:
-            raise ScramError("the server's answer is none of SCRAM")
+            raise ScramError("the server's answer is not part of SCRAM")
         salted = hashlib.pbkdf2_hmac("sha256", self._password, salt, rounds)
         bound = base64.b64encode(_HEADER + self._binding).decode()
         without_proof = f"c={bound},r={nonce}"
@@ -120,7 +120,7 @@ def _hash_of_signature(certificate: bytes) -> str:
         identifier, _ = _element(algorithm)
         return _HASHES[identifier]
     except (IndexError, KeyError) as error:
-        raise ScramError("the server's certificate is signed in a way that channel binding has no rule for") from error
+        raise ScramError("channel binding has no rule for the signature of the server's certificate") from error
 
 
 def _element(der: bytes) -> tuple[bytes, bytes]:

@@ -16,9 +16,15 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from orchestrator.database.connect import own_session
-from orchestrator.database.connect_errors import is_connection_loss
+from orchestrator.database.connect_errors import CONNECTION_ERRORS, OwnFaultError, is_connection_loss
 from orchestrator.database.quoting import identifier, literal
-from orchestrator.errors import EXIT_CONFIG, EXIT_MIGRATION, DatabaseUnavailableError, OrchestratorError
+from orchestrator.errors import (
+    EXIT_CONFIG,
+    EXIT_MIGRATION,
+    ConnectionRefusedForeverError,
+    DatabaseUnavailableError,
+    OrchestratorError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -33,7 +39,6 @@ _KEY_DIGITS = 8
 # The first half of the two-key form of an advisory lock ("scrt" in ASCII); the second is in the database's name.
 _LOCK_CLASS = int.from_bytes(b"scrt")
 _DROP_TIMEOUT_S = 60.0
-_WAIT_TIMEOUT_S = 10.0
 
 
 class Key(str):
@@ -102,11 +107,14 @@ def server_errors_explained(dsn: Dsn, *, doing: str) -> Iterator[None]:
 
     Raises:
         DatabaseUnavailableError: the session is gone (exit 69).
+        ConnectionRefusedForeverError: a file or a user of this machine's is missing (exit 78).
         ServerRefusedError: the server refused a statement of ours (exit 70; 1 is a difference that was found).
     """
     try:
         yield
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+    except OwnFaultError as error:
+        raise ConnectionRefusedForeverError(f"{doing}: {error}", remedy=error.hint) from error
+    except CONNECTION_ERRORS as error:
         if is_connection_loss(error):
             raise DatabaseUnavailableError(
                 f"{doing}: the connection to {dsn.redacted()} was lost ({type(error).__name__})",
@@ -120,14 +128,14 @@ def server_errors_explained(dsn: Dsn, *, doing: str) -> Iterator[None]:
                 "Grant the user what it lacks, or give MIGRATION_DATABASE_URL a user that has it; then run the command"
                 " again."
                 if is_right
-                else "Mend what it names, then run the command again."
+                else "Fix what it names, then run the command again."
             ),
             facts={"sqlstate": sqlstate},
         ) from error
 
 
 @asynccontextmanager
-async def scratch_database(dsn: Dsn, *, purpose: str, connect_timeout_s: float = 5.0) -> AsyncIterator[Dsn]:
+async def scratch_database(dsn: Dsn, *, purpose: str) -> AsyncIterator[Dsn]:
     """Make an empty database on the server of `dsn`, yield its DSN, and drop it whatever happens inside.
 
     It has the encoding and the locale of the database in `dsn`; its name begins with PREFIX and its comment says what
@@ -138,7 +146,7 @@ async def scratch_database(dsn: Dsn, *, purpose: str, connect_timeout_s: float =
         ScratchError: the role may not create databases (42501), with the SQL that lets it.
         DatabaseUnavailableError: the server cannot be reached.
     """
-    async with maker_session(dsn, purpose=purpose, connect_timeout_s=connect_timeout_s) as maker:
+    async with maker_session(dsn, purpose=purpose) as maker:
         with server_errors_explained(dsn, doing="making a scratch database"):
             name = f"{PREFIX}{await Key.taken(maker)}"
             await _sweep(maker)
@@ -147,17 +155,12 @@ async def scratch_database(dsn: Dsn, *, purpose: str, connect_timeout_s: float =
                 await _create(maker, name, purpose)
             yield dsn.with_database(name)
         finally:
-            await finished(_drop(dsn, name, connect_timeout_s))
+            await finished(_drop(dsn, name))
 
 
-def maker_session(dsn: Dsn, *, purpose: str, connect_timeout_s: float) -> AbstractAsyncContextManager[Any]:
+def maker_session(dsn: Dsn, *, purpose: str) -> AbstractAsyncContextManager[Any]:
     """A session of our own for making databases and roles, without limits of time."""
-    return own_session(
-        dsn,
-        wait_timeout_s=_WAIT_TIMEOUT_S,
-        connect_timeout_s=connect_timeout_s,
-        application_name=f"orchestrator {purpose}",
-    )
+    return own_session(dsn, application_name=f"orchestrator {purpose}")
 
 
 async def left_behind(connection: Any) -> list[str]:
@@ -242,9 +245,9 @@ async def finished(work: Any) -> None:
         raise
 
 
-async def _drop(dsn: Dsn, name: str, connect_timeout_s: float) -> None:
+async def _drop(dsn: Dsn, name: str) -> None:
     """Drop it on a session of its own: the maker's may be gone."""
     with server_errors_explained(dsn, doing=f"dropping the scratch database {name}"):
         async with asyncio.timeout(_DROP_TIMEOUT_S):
-            async with maker_session(dsn, purpose="clean-up", connect_timeout_s=connect_timeout_s) as connection:
+            async with maker_session(dsn, purpose="clean-up") as connection:
                 await connection.execute(f"DROP DATABASE IF EXISTS {identifier(name)} WITH (FORCE)")

@@ -58,9 +58,10 @@ _MEANING = {
     "intervalstyle": "postgres",
     "bytea_output": "hex",
     "extra_float_digits": "1",
-    # Compiling a plan costs a second where one was meant for tables that are larger than they are.
-    "jit": "off",
 }
+# Where the server has it and a plan was made for larger tables than there are, compiling one takes seconds: a start on
+# a server with LLVM took 16 s, of which 15 were compilation. It changes no result, and a file may set it for itself.
+_NO_COMPILATION = {"jit": "off"}
 _FIRST_WITH_TRANSACTION_TIMEOUT = 17
 _ALONE = ("CREATE DATABASE", "DROP DATABASE", "ALTER DATABASE", "VACUUM")
 
@@ -94,8 +95,8 @@ class Connection(asyncpg.Connection):  # type: ignore[misc] # asyncpg has no typ
         if self.get_server_version().major >= _FIRST_WITH_TRANSACTION_TIMEOUT:
             limits["transaction_timeout"] = "0"
         if self.kind == "migration":
-            return {**_KEEP_ALIVE, **limits}
-        return {"search_path": OUR_PATH, **_KEEP_ALIVE, **limits, **_MEANING}
+            return {**_KEEP_ALIVE, **limits, **_NO_COMPILATION}
+        return {"search_path": OUR_PATH, **_KEEP_ALIVE, **limits, **_NO_COMPILATION, **_MEANING}
 
     @property
     def setting(self) -> str:

@@ -21,13 +21,16 @@ def given(dsn: Dsn | None) -> Dsn:
 
 
 @asynccontextmanager
-async def chosen_database(settings: Settings, life: Lifecycle, *, embedded: bool) -> AsyncIterator[tuple[Dsn, Dsn]]:
+async def chosen_database(
+    settings: Settings, life: Lifecycle, *, embedded: bool, upgrade_data: bool = False
+) -> AsyncIterator[tuple[Dsn, Dsn]]:
     """The database to use, and the one to migrate through: as configured, or a private server that runs meanwhile."""
     if not embedded:
         yield given(settings.database), given(settings.migration_database)
         return
     from orchestrator import dsn
-    from orchestrator.embedded.server import EmbeddedServerError, embedded_postgres
+    from orchestrator.embedded.errors import EmbeddedServerError
+    from orchestrator.embedded.server import embedded_postgres
 
     task, died = asyncio.current_task(), False
 
@@ -37,7 +40,7 @@ async def chosen_database(settings: Settings, life: Lifecycle, *, embedded: bool
             died = True
             task.cancel("the embedded server ended")
 
-    async with embedded_postgres(settings.data_dir, life.emit) as server:
+    async with embedded_postgres(settings.data_dir, life.emit, upgrade_data=upgrade_data) as server:
         own = dsn.parse(server.dsn)
         stop_listening = life.listen(end_with_the_server)
         try:

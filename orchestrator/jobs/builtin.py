@@ -15,6 +15,7 @@ import msgspec
 
 from orchestrator.database.sessions import as_ours
 from orchestrator.errors import EXIT_CONFIG, ConfigurationError, MigrationError, Problem
+from orchestrator.jobs.figures import count_jobs
 from orchestrator.jobs.registry import Backoff, Registry, job
 
 if TYPE_CHECKING:
@@ -100,7 +101,6 @@ async def back_up_database(ctx: Context, payload: BackupPayload) -> dict[str, An
             service.dsn,
             read_ledgers=manifest_reader(manifest),
             emit=_emit(ctx),
-            connect_timeout_s=service.settings.db_connect_timeout_s,
             with_own_rights=False,  # whoever may add a job must not decide that
         )
         output["differences"] = list(tested.differences)
@@ -143,9 +143,7 @@ async def analyze_database(ctx: Context, payload: AnalyzePayload) -> dict[str, A
     from orchestrator.database.quoting import identifier
 
     service, began = _service(ctx), time.monotonic()
-    connection = await connect_once(
-        service.dsn, timeout_s=service.settings.db_connect_timeout_s, application_name="orchestrator analyze"
-    )
+    connection = await connect_once(service.dsn, application_name="orchestrator analyze")
     skipped: list[str] = []
     try:
         # Who holds a table (a migration, for one) is not waited for: the table is skipped, and nobody queues behind us.
@@ -192,16 +190,27 @@ _PRUNE_JOBS = """
         SELECT id FROM orchestrator.jobs WHERE finished_at < $1 AND state IN ('succeeded', 'failed', 'cancelled')
         ORDER BY finished_at LIMIT $2 FOR UPDATE SKIP LOCKED))
 """
+# Without statistics, as after a load, a planner would sort all that is old enough for each batch of it.
+_BY_INDEX = "SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_sort = off"
 # Ids and times go together but for moments: what is not old enough among the oldest ids ends the run.
 _PRUNE_EVENTS = """
     DELETE FROM orchestrator.job_events WHERE at < $1 AND id = ANY(ARRAY(
-        SELECT id FROM orchestrator.job_events ORDER BY id LIMIT $2))
+        SELECT id FROM orchestrator.job_events WHERE id <= (SELECT folded FROM orchestrator.job_count_position)
+        ORDER BY id LIMIT $2))
 """
 
 
 @job("jobs.prune", schedule="15 * * * *", concurrency=1)
 async def prune_jobs(ctx: Context, payload: PrunePayload) -> dict[str, Any]:
     """Delete finished jobs, with their attempts and logs, and events that are older than JOBS_RETENTION."""
+    # By anything of ours the counts are exact: this is for jobs that somebody else has written or changed.
+    recount = has_more = True
+    while has_more:
+        async with ctx.pool.acquire() as connection, as_ours(connection):
+            has_more, wrong = await count_jobs(connection.fetch, recount=recount)
+        recount = False
+        if wrong:
+            ctx.log.warning("jobs.counts_corrected", counts=wrong)
     retention_s = payload.older_than_s or _service(ctx).settings.jobs_retention_s
     deleted = {"jobs": 0, "events": 0}
     if not retention_s:
@@ -210,6 +219,7 @@ async def prune_jobs(ctx: Context, payload: PrunePayload) -> dict[str, Any]:
     for what, statement in (("jobs", _PRUNE_JOBS), ("events", _PRUNE_EVENTS)):
         while True:
             async with ctx.pool.acquire() as connection, as_ours(connection):
+                await connection.execute(_BY_INDEX)
                 tag = await connection.execute(statement, before, payload.batch)
             count = int(tag.rpartition(" ")[2])
             deleted[what] += count
@@ -311,5 +321,5 @@ class DatabaseDiffersError(Exception):
         more = f"; and {len(differences) - _SHOWN_DIFFERENCES} more" if len(differences) > _SHOWN_DIFFERENCES else ""
         super().__init__(
             f"the database is not what its applied migrations make: {shown}{more}. `orchestrator verify` shows each"
-            " difference and the SQL that mends it."
+            " difference and the SQL that fixes it."
         )

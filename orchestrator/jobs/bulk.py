@@ -32,8 +32,8 @@ class CountError(JobError):
 
     def __init__(self, expected: int, count: int) -> None:
         super().__init__(
-            f"the filter is about {count} jobs by now, and {expected} were expected",
-            remedy="Look at the list again, then send the count that it has.",
+            f"the filter now matches {count} jobs, and {expected} were expected",
+            remedy="Look at the list again, then send its count.",
             facts={"count": count, "expected": expected},
         )
         self.count = count
@@ -141,7 +141,7 @@ WITH held AS (
         row_number() OVER (PARTITION BY j.name, j.dedupe_key ORDER BY j.id DESC) AS nth
     FROM orchestrator.jobs j WHERE j.id = ANY ($1::bigint[])
 ), chosen AS (
-    SELECT h.id FROM held h
+    SELECT h.id, h.state FROM held h
     WHERE h.dedupe_key IS NULL OR h.state = 'scheduled' OR h.nth = 1 AND NOT EXISTS (
         SELECT FROM orchestrator.jobs s WHERE s.name = h.name AND s.dedupe_key = h.dedupe_key
             AND s.state IN ('scheduled', 'queued', 'running')
@@ -151,10 +151,10 @@ WITH held AS (
     SET state = 'queued', run_at = now(), finished_at = NULL, cancel_requested = false, progress = NULL,
         max_attempts = greatest(j.max_attempts, j.attempt + 1)
     FROM chosen c WHERE j.id = c.id
-    RETURNING j.id, j.attempt, j.name, j.queue, j.state
+    RETURNING j.id, j.attempt, j.name, j.queue, j.state, c.state AS was
 ), told AS (
-    INSERT INTO orchestrator.job_events (job_id, attempt, name, queue, state, facts)
-    SELECT id, attempt, name, queue, state, '{"retried": true}'::jsonb FROM changed
+    INSERT INTO orchestrator.job_events (job_id, attempt, name, queue, state, was, facts)
+    SELECT id, attempt, name, queue, state, was, '{"retried": true}'::jsonb FROM changed
 )
 SELECT id, pg_notify('orchestrator_jobs', '') AS hint, pg_notify('orchestrator_events', '') AS hinted FROM changed
 """

@@ -91,8 +91,8 @@ WITH held AS (
     FROM held WHERE j.id = held.id
     RETURNING j.id, j.attempt, j.name, j.queue, j.state
 ), told AS (
-    INSERT INTO orchestrator.job_events (job_id, attempt, name, queue, state)
-    SELECT id, attempt, name, queue, state FROM changed
+    INSERT INTO orchestrator.job_events (job_id, attempt, name, queue, state, was)
+    SELECT id, attempt, name, queue, state, 'running' FROM changed
 )
 SELECT id, pg_notify('orchestrator_jobs', '') AS hint, pg_notify('orchestrator_events', '') AS hinted FROM changed
 """

@@ -57,10 +57,10 @@ WITH given AS (
     RETURNING j.id, j.attempt, j.name, j.queue, j.state, j.started_at, j.run_at, g.outcome, g.error
 ), tried AS (
     INSERT INTO orchestrator.job_attempts (job_id, attempt, worker, started_at, outcome, error)
-    SELECT id, attempt, $1, started_at, outcome, error::jsonb FROM finished
+    SELECT id, attempt, $1, started_at, outcome, error::jsonb FROM finished WHERE outcome <> 'succeeded'
 ), told AS (
-    INSERT INTO orchestrator.job_events (job_id, attempt, name, queue, state, facts)
-    SELECT id, attempt, name, queue, state,
+    INSERT INTO orchestrator.job_events (job_id, attempt, name, queue, state, was, facts)
+    SELECT id, attempt, name, queue, state, 'running',
         CASE WHEN state = 'scheduled' THEN jsonb_build_object('run_at', run_at, 'error', error::jsonb -> 'message')
             WHEN state = 'failed' THEN jsonb_build_object('error', error::jsonb -> 'message') END
     FROM finished
@@ -92,8 +92,8 @@ WITH held AS (
     FROM held h WHERE j.id = h.id
     RETURNING j.id, j.attempt, j.name, j.queue, j.state
 ), told AS (
-    INSERT INTO orchestrator.job_events (job_id, attempt, name, queue, state, facts)
-    SELECT id, attempt, name, queue, state, '{"unreadable": true}'::jsonb FROM changed
+    INSERT INTO orchestrator.job_events (job_id, attempt, name, queue, state, was, facts)
+    SELECT id, attempt, name, queue, state, 'running', '{"unreadable": true}'::jsonb FROM changed
 )
 SELECT id, pg_notify('orchestrator_jobs', '') AS hint FROM changed
 """

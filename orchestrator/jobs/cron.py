@@ -32,12 +32,12 @@ def next_after(cron: str, timezone: str, moment: datetime) -> datetime:
         zone = ZoneInfo(timezone)
     except (KeyError, ValueError, OSError) as error:
         raise ScheduleError(
-            f"{timezone!r} is no time zone", remedy="Use a name such as UTC or Europe/Berlin."
+            f"{timezone!r} is not a time zone", remedy="Use a name such as UTC or Europe/Berlin."
         ) from error
     try:
         return next(CronSim(cron, moment.astimezone(zone))).astimezone(ZoneInfo("UTC"))
     except (CronSimError, StopIteration) as error:
         raise ScheduleError(
-            f"{cron!r} is no cron expression, or names no time",
+            f"{cron!r} is not a cron expression, or never comes due",
             remedy='Use five fields: minute hour day month weekday, e.g. "*/5 * * * *".',
         ) from error

@@ -5,7 +5,11 @@ from __future__ import annotations
 from orchestrator.errors import EXIT_CONFIG, OrchestratorError
 
 # In which states a job has to be, to be changed so.
-ALLOWED_STATES = {"retried": ("scheduled", "failed", "cancelled"), "cancelled": ("scheduled", "queued", "running")}
+ALLOWED_STATES = {
+    "retried": ("scheduled", "failed", "cancelled"),
+    "cancelled": ("scheduled", "queued", "running"),
+    "discarded": ("succeeded", "failed", "cancelled"),
+}
 
 
 class HandlerError(OrchestratorError):

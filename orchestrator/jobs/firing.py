@@ -38,7 +38,6 @@ class Firing:
             self._given.dsn,
             self._fire_on,
             purpose="schedules",
-            connect_timeout_s=self._given.connect_timeout_s,
             limit_s=_LIMIT_S,
             emit=self._emit,
             lost=self._wake.set,
@@ -50,6 +49,7 @@ class Firing:
         self._wake.set()
 
     async def _fire_on(self, session: Session) -> None:
+        self._synced = False  # a database that was made anew lacks the schedules, and it may be one
         await session.listen(SCHEDULES_CHANNEL, lambda _: self._wake.set())
         if session.direct:
             await session.fetch(_LOCK_LIMIT)

@@ -21,6 +21,7 @@ import asyncpg
 from orchestrator import __version__
 from orchestrator.database.connect import connect_once
 from orchestrator.database.connect_errors import CONNECTION_ERRORS, classify
+from orchestrator.database.outage import Outage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +33,6 @@ _BEAT_MOST_S = 5.0
 _LIMIT_LEAST_S = 0.1
 _CONNECT_LEAST_S = 0.5
 _AGAIN_LEAST_S, _AGAIN_MOST_S = 0.02, 0.5
-_REPORT_EVERY_S = 30.0
 
 # Asynchronous: a renewal that a crash of the server undoes is made again, long before anyone can miss it.
 _SETTINGS = "SET synchronous_commit = off; SET jit = off; SET statement_timeout = {limit_ms}"
@@ -57,10 +57,10 @@ class Lease:
         lease_s = parameters.lease_s
         self._every_s = min(lease_s / _BEAT_SHARE, _BEAT_MOST_S)
         self._limit_s = max(_LIMIT_LEAST_S, self._every_s)
-        self._connect_limit_s = max(_CONNECT_LEAST_S, min(lease_s / 3, parameters.connect_timeout_s))
+        self._connect_limit_s = max(_CONNECT_LEAST_S, min(lease_s / 3, parameters.dsn.connect_timeout_s))
         self._renewed_at: float | None = None
         self._taken_over: int | None = None
-        self._said = (0.0, "")
+        self._outage = Outage(least_s=_AGAIN_LEAST_S, most_s=min(_AGAIN_MOST_S, self._every_s))
         self._loop = asyncio.new_event_loop()
         self._over = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="job lease", daemon=True)
@@ -96,7 +96,6 @@ class Lease:
         await asyncio.gather(renewing, over, return_exceptions=True)
 
     async def _renew_for_ever(self) -> None:
-        failures = 0
         while True:
             connection: Any = None
             try:
@@ -114,12 +113,11 @@ class Lease:
                 while True:
                     began = time.monotonic()
                     await self._renew(connection)
-                    failures = 0
+                    self._outage.over()
                     await asyncio.sleep(max(0.0, began + self._every_s - time.monotonic()))
             except CONNECTION_ERRORS as error:
                 self._failed(error)
-                failures += 1
-                await asyncio.sleep(min(_AGAIN_MOST_S, self._every_s, _AGAIN_LEAST_S * 2 ** min(failures - 1, 10)))
+                await asyncio.sleep(self._outage.wait_s)
             finally:
                 if connection is not None:
                     connection.terminate()
@@ -159,11 +157,8 @@ class Lease:
     def _failed(self, error: BaseException) -> None:
         """Say it, once a cause and every half minute."""
         failure = classify(error)
-        said_at, cause = self._said
-        now = time.monotonic()
-        if cause == failure.cause and now - said_at < _REPORT_EVERY_S:
+        if not self._outage.failed(failure):
             return
-        self._said = (now, failure.cause)
         age_s = self.age_s
         self._parameters.emit(
             "jobs.lease_not_renewed",

@@ -1,4 +1,6 @@
-"""Take over what workers that are gone had claimed, and say what slows the queue down. Touches the database.
+"""Take over what workers that are gone had claimed, keep the counts of jobs, and say what slows the queue down.
+
+Touches the database.
 
 A worker is gone when its lease is over by the database's clock, and this process has watched that for a third of a
 lease: at each look, a moment apart, the worker's row was there, not renewed, and not locked by anybody. What interrupts
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
+from orchestrator.jobs.figures import count_jobs
 from orchestrator.jobs.session import keep_session, limit_of
 
 if TYPE_CHECKING:
@@ -28,6 +31,8 @@ _LOOK_MOST_S, _LOOK_LEAST_S = 5.0, 0.05
 _WATCH_SHARE = 3
 _WATCHED_LOOK_S = 0.5
 _FORGET_EVERY_S = 600.0
+_COUNT_EVERY_S, _COUNTS_MOST = 2.0, 10
+_NOT_COUNTED_EVERY_S = 300.0
 _HORIZON_EVERY_S = 30.0
 _HORIZON_OLD_S = 60.0
 _GIVE_BACK_AGAIN_S = 0.05
@@ -78,8 +83,8 @@ WITH gone AS (
     INSERT INTO orchestrator.job_attempts (job_id, attempt, worker, started_at, outcome, error)
     SELECT id, attempt, worker, started_at, 'lost', error FROM changed
 ), told AS (
-    INSERT INTO orchestrator.job_events (job_id, attempt, name, queue, state, facts)
-    SELECT id, attempt, name, queue, state, jsonb_build_object('lost', worker) FROM changed
+    INSERT INTO orchestrator.job_events (job_id, attempt, name, queue, state, was, facts)
+    SELECT id, attempt, name, queue, state, 'running', jsonb_build_object('lost', worker) FROM changed
 )
 SELECT id, attempt, name, state, worker, pg_notify('orchestrator_jobs', '') AS hint,
     pg_notify('orchestrator_events', '') AS hinted
@@ -108,8 +113,8 @@ WITH held AS (
     INSERT INTO orchestrator.job_attempts (job_id, attempt, worker, started_at, outcome)
     SELECT id, attempt, $1, started_at, 'interrupted' FROM changed
 ), told AS (
-    INSERT INTO orchestrator.job_events (job_id, attempt, name, queue, state)
-    SELECT id, attempt, name, queue, state FROM changed
+    INSERT INTO orchestrator.job_events (job_id, attempt, name, queue, state, was)
+    SELECT id, attempt, name, queue, state, 'running' FROM changed
 )
 SELECT id, pg_notify('orchestrator_jobs', '') AS hint, pg_notify('orchestrator_events', '') AS hinted FROM changed
 """
@@ -119,14 +124,21 @@ WHERE w.id = $1 AND NOT EXISTS (SELECT FROM orchestrator.jobs j WHERE j.state = 
 RETURNING w.id
 """
 
-# What keeps dead rows from being removed: every claim then reads past them.
+# What keeps dead rows from being removed, so that every claim reads past them: a snapshot, or a transaction that has
+# written, in this database; a prepared one has no session any more.
 _HORIZON = """
-SELECT a.pid, a.application_name AS application, a.usename::text AS username, a.datname::text AS database, a.state,
-    extract(epoch FROM clock_timestamp() - a.xact_start)::double precision AS age_s
-FROM pg_catalog.pg_stat_activity a
-WHERE a.backend_xmin IS NOT NULL AND a.xact_start < clock_timestamp() - make_interval(secs => $1)
-    AND a.datname = current_database() AND a.backend_type = 'client backend'
-ORDER BY a.xact_start LIMIT 1
+SELECT pid, application, username, database, state,
+    extract(epoch FROM clock_timestamp() - since)::double precision AS age_s
+FROM (
+    SELECT a.pid, a.application_name AS application, a.usename::text AS username, a.datname::text AS database, a.state,
+        a.xact_start AS since
+    FROM pg_catalog.pg_stat_activity a
+    WHERE (a.backend_xmin IS NOT NULL OR a.backend_xid IS NOT NULL) AND a.backend_type = 'client backend'
+    UNION ALL
+    SELECT NULL, p.gid, p.owner::text, p.database::text, 'prepared', p.prepared FROM pg_catalog.pg_prepared_xacts p
+) holding
+WHERE since < clock_timestamp() - make_interval(secs => $1) AND database = current_database()
+ORDER BY since LIMIT 1
 """
 
 
@@ -149,7 +161,8 @@ class Maintenance:
         self._leaving = False
         self._watched: dict[str, _Watch] = {}
         self._orphans: set[str] = set()
-        self._horizon_said: tuple[int, float] | None = None
+        self._horizon_said: tuple[int | None, float] | None = None
+        self._not_counted_at = float("-inf")
 
     async def run(self) -> None:
         """Look after the others until `leave`, whatever happens to the database."""
@@ -157,7 +170,6 @@ class Maintenance:
             self._given.dsn,
             self._look_after,
             purpose="maintenance",
-            connect_timeout_s=self._given.connect_timeout_s,
             limit_s=limit_of(self._given.lease_s),
             emit=self._emit,
             lost=self._wake.set,
@@ -171,7 +183,7 @@ class Maintenance:
     async def _look_after(self, session: Session) -> None:
         self._watched = {}  # the server was away, or this process: nothing was seen meanwhile
         self._orphans = set()
-        forget_at = horizon_at = orphans_at = 0.0
+        forget_at = horizon_at = orphans_at = count_at = 0.0
         while not self._leaving:
             self._wake.clear()
             await self._reap(session)
@@ -182,6 +194,9 @@ class Maintenance:
             if now >= forget_at:
                 forget_at = now + _FORGET_EVERY_S
                 await session.fetch(_FORGET)
+            if now >= count_at:
+                count_at = now + _COUNT_EVERY_S
+                await self._count(session)
             if now >= horizon_at:
                 horizon_at = now + _HORIZON_EVERY_S
                 await self._look_at_horizon(session)
@@ -232,6 +247,23 @@ class Maintenance:
                 state=row["state"],
                 worker=row["worker"],
             )
+
+    async def _count(self, session: Session) -> None:
+        """Count the jobs' newest events; where somebody has locked what that takes, at the next time."""
+        try:
+            for _ in range(_COUNTS_MOST):
+                if not (await count_jobs(session.fetch))[0]:
+                    return
+        except (asyncpg.LockNotAvailableError, asyncpg.QueryCanceledError) as error:
+            now = time.monotonic()
+            if now >= self._not_counted_at + _NOT_COUNTED_EVERY_S:
+                self._not_counted_at = now
+                self._emit(
+                    "jobs.not_counted",
+                    level="warning",
+                    sqlstate=error.sqlstate,
+                    hint="The figures of the queue stay exact, and take longer to read, until this succeeds.",
+                )
 
     async def _look_at_horizon(self, session: Session) -> None:
         """Name the session whose old snapshot keeps dead rows from being removed, once for each."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class WorkerParameters:
-    """One worker: who it is, what it can run, where. `lease_s` and `connect_timeout_s` are seconds.
+    """One worker: who it is, what it can run, where. `lease_s` is in seconds.
 
     `emit` tells an event and may be called in any thread; `redact` takes secrets out of a text. `service` is there in
     `serve`, for the built-in handlers.
@@ -26,7 +26,6 @@ class WorkerParameters:
     worker_id: str
     concurrency: int
     lease_s: float
-    connect_timeout_s: float
     emit: Callable[..., None]
     redact: Callable[[str], str]
     service: Service | None = None

@@ -253,7 +253,7 @@ def _check_form(
         raise declared.refused("has an unusable name", "Use letters, digits and _ . : - in names, 100 at most.")
     if not inspect.iscoroutinefunction(cast("object", function)):
         remedy = "Declare it `async def f(ctx, payload)`; blocking work goes to asyncio.to_thread."
-        raise declared.refused("is no `async def`", remedy)
+        raise declared.refused("is not an `async def`", remedy)
     if len(inspect.signature(function).parameters) != _PARAMETERS:
         raise declared.refused("does not take (ctx, payload)", "Declare it `async def f(ctx, payload)`.")
     for what, value, least in (("retries", retries, 0), ("concurrency", concurrency, 1)):
@@ -307,7 +307,7 @@ def _check_schedule(declared: _Declared, cron: str, timezone: str, decoder: msgs
         decoder.decode(b"{}")
     except msgspec.ValidationError as error:
         raise declared.refused(
-            f"has a schedule, and a payload that cannot be empty: {error}",
+            f"has a schedule, but its payload cannot be empty: {error}",
             "Give each field of the payload a default, or make the schedule through the API with a payload.",
         ) from error
 
@@ -345,15 +345,15 @@ def _import(module: str) -> None:
         raise HandlerError(
             f"JOBS names {module}, which cannot be imported{place}: {type(error).__name__}: {message_of(error)}",
             remedy=(
-                "Check the name in JOBS; the module must be installed, or lie in the working directory."
+                "Check the name in JOBS; the module must be installed, or be in the working directory."
                 if missing
-                else "Mend the module, then start again; `python -c 'import …'` shows the whole traceback."
+                else "Correct the module, then start again; `python -c 'import …'` shows the whole traceback."
             ),
             facts={"module": module, "cause": type(error).__name__},
         ) from error
     if module != _BUILTIN and len(DECLARED.handlers) == before and not _declares(module):
         raise HandlerError(
-            f"JOBS names {module}, which declares no handler",
+            f"JOBS names {module}, which does not declare a handler",
             remedy='Mark its functions with @job("name"), from orchestrator.jobs.',
             facts={"module": module},
         )

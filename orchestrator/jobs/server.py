@@ -62,7 +62,6 @@ class JobServer:
         *,
         concurrency: int,
         lease_s: float,
-        connect_timeout_s: float,
         redact: Callable[[str], str],
         service: Service | None = None,
     ) -> None:
@@ -79,7 +78,6 @@ class JobServer:
             worker_id=self.worker_id,
             concurrency=concurrency,
             lease_s=lease_s,
-            connect_timeout_s=connect_timeout_s,
             emit=self._emit_from_afar,
             redact=redact,
             service=service,
@@ -189,7 +187,7 @@ class JobServer:
                 "jobs.threads_exhausted",
                 level="warning",
                 waiting=waiting,
-                hint="Handlers keep all threads of asyncio.to_thread busy; what is beyond them waits for its turn.",
+                hint="Handlers keep all threads of asyncio.to_thread busy; further calls wait for their turn.",
             )
 
     def _lease_changed(self) -> None:
@@ -225,7 +223,8 @@ class JobServer:
                     "jobs.pool_exhausted",
                     level="warning",
                     jobs=sorted({one.name for one in self.running}),
-                    hint="All connections of ctx.pool have been in use for long. A handler that acquires a second one"
+                    hint="All connections of ctx.pool have been in use for a long time. A handler that acquires a"
+                    " second one"
                     " while it holds the first can wait for ever: pass the connection on instead.",
                 )
             silent_s = time.monotonic() - self._ticked_at
@@ -259,7 +258,6 @@ async def job_server(
     *,
     concurrency: int,
     lease_s: float,
-    connect_timeout_s: float,
     stop_timeout_s: float,
     redact: Callable[[str], str],
     service: Service | None = None,
@@ -275,7 +273,6 @@ async def job_server(
         life,
         concurrency=concurrency,
         lease_s=lease_s,
-        connect_timeout_s=connect_timeout_s,
         redact=redact,
         service=service,
     )

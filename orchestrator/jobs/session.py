@@ -7,13 +7,13 @@ another, or for the pool of requests. The lease has one in `lease`.
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
 from orchestrator.database.connect import close, connect_once, cut_when_cancelled
 from orchestrator.database.connect_errors import CONNECTION_ERRORS, classify, is_connection_loss
+from orchestrator.database.outage import Outage
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -21,15 +21,16 @@ if TYPE_CHECKING:
     from orchestrator.dsn import Dsn
 
 # A plan is made once and kept, and the tables grow from nothing to millions of rows: no plan may depend on their size.
+# Kept by force: for arrays, a plan of their own length looks cheaper to the server each time, and making it costs more
+# than running it.
 _PLANNER = (
     "SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off;"
-    " SET jit = off"
+    " SET jit = off; SET plan_cache_mode = force_generic_plan"
 )
 _LIMIT_LEAST_S, _LIMIT_MOST_S = 1.0, 30.0
-_STEADY_S = 5.0
+_SETTLED_S = 0.5
 _WAIT_LEAST_S = 0.05
 _WAIT_MOST_S = 1.0
-_REPORT_EVERY_S = 30.0
 
 
 def limit_of(lease_s: float) -> float:
@@ -75,7 +76,6 @@ async def keep_session(
     work: Callable[[Session], Awaitable[None]],
     *,
     purpose: str,
-    connect_timeout_s: float,
     limit_s: float,
     emit: Callable[..., None],
     lost: Callable[[], None] | None = None,
@@ -89,13 +89,17 @@ async def keep_session(
 
     `lost` is called as soon as the server or the network has closed the connection, also while nothing is asked.
     """
-    failures, cause, said_at = 0, "", 0.0
+    outage = Outage(least_s=_WAIT_LEAST_S, most_s=_WAIT_MOST_S)
+
+    def settled() -> None:
+        if failures := outage.over():
+            emit("jobs.connection_restored", level="info", purpose=purpose, failures=failures)
+
     while True:
-        began = time.monotonic()
+        settling: asyncio.TimerHandle | None = None
         try:
             connection = await connect_once(
                 dsn,
-                timeout_s=dsn.connect_timeout_s or connect_timeout_s,
                 application_name=f"orchestrator {purpose}",
                 silence_s=2 * limit_s,
             )
@@ -107,22 +111,22 @@ async def keep_session(
                     await connection.execute(f"{_PLANNER}; {_limits(limit_s)}", timeout=limit_s)
                     if asynchronous_commit:
                         await connection.execute("SET synchronous_commit = off")
-                if failures:
-                    emit("jobs.connection_restored", level="info", purpose=purpose, failures=failures)
+                # Not before the work has gone on for a while: at a database that lacks our tables each round fails.
+                settling = asyncio.get_running_loop().call_later(_SETTLED_S, settled)
                 await cut_when_cancelled(connection, work(Session(connection, direct=direct, limit_s=limit_s)))
             except BaseException:
                 # A good-bye would wait for a server that may be out of reach.
                 connection.terminate()
                 raise
+            finally:
+                if settling is not None:
+                    settling.cancel()
             await close(connection)
         except CONNECTION_ERRORS as error:
-            now = time.monotonic()
-            failures = 1 if now - began > _STEADY_S else failures + 1
             failure = classify(error)
             of_statement = isinstance(error, asyncpg.PostgresError) and not is_connection_loss(error)
             name = "jobs.statement_failed" if of_statement else "jobs.connection_lost"
-            if failure.cause != cause or failures == 1 or now - said_at >= _REPORT_EVERY_S:
-                cause, said_at = failure.cause, now
+            if outage.failed(failure):
                 emit(
                     name,
                     level="error" if of_statement else "warning",
@@ -132,6 +136,6 @@ async def keep_session(
                     error=f"{type(error).__name__}: {error}" if of_statement else type(error).__name__,
                     hint="Trying again until it succeeds; nothing is lost.",
                 )
-            await asyncio.sleep(min(_WAIT_MOST_S, _WAIT_LEAST_S * 2 ** min(failures - 1, 10)))
+            await asyncio.sleep(outage.wait_s)
         else:
             return

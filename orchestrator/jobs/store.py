@@ -6,13 +6,12 @@ The types are what goes over the wire. Times are in UTC; what is JSON in the dat
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
 State = Literal["scheduled", "queued", "running", "succeeded", "failed", "cancelled"]
 STATES: tuple[State, ...] = ("scheduled", "queued", "running", "succeeded", "failed", "cancelled")
@@ -23,12 +22,10 @@ Id = Annotated[int, msgspec.Meta(ge=1, le=ID_MAX)]
 Moment = Annotated[datetime, msgspec.Meta(tz=True)]
 
 # An error's message in a list; GET /api/jobs/{id} has all of it.
-_MESSAGE_MAX = 500
+MESSAGE_MAX = 500
 # Of one job: an answer stays bounded whatever a handler returns. What is above is told by name, not sent.
 _OUTPUT_MAX_BYTES = 1 << 20
 _ATTEMPTS_MAX = 100
-# How far back the throughput of a queue is told.
-_MINUTES = 30
 
 
 class JobSummary(msgspec.Struct, frozen=True):
@@ -116,57 +113,6 @@ class LogPage(msgspec.Struct, frozen=True):
     next_cursor: str | None
 
 
-class Counts(msgspec.Struct, frozen=True):
-    """Jobs by state; finished ones as long as they are kept."""
-
-    scheduled: int = 0
-    queued: int = 0
-    running: int = 0
-    succeeded: int = 0
-    failed: int = 0
-    cancelled: int = 0
-
-
-class QueueFigures(msgspec.Struct, frozen=True):
-    """One queue; nobody claims its jobs where it has been paused since `paused_at`.
-
-    `oldest_queued_s` is the age of the job that has been due for longest, null where none waits.
-
-    `throughput_per_s` counts the jobs that ended in the last minute, `ended_per_minute` those of the last 30 minutes,
-    oldest first.
-    """
-
-    name: str
-    counts: Counts
-    oldest_queued_s: float | None
-    throughput_per_s: float
-    ended_per_minute: list[int]
-    paused_at: Moment | None = None
-
-
-class Worker(msgspec.Struct, frozen=True):
-    """One process that runs jobs; `is_alive` where it was heard of within its lease."""
-
-    id: str
-    host: str
-    pid: int
-    version: str
-    started_at: Moment
-    seen_at: Moment
-    concurrency: int
-    running: int
-    handlers: list[str]
-    is_alive: bool
-
-
-class Queues(msgspec.Struct, frozen=True):
-    """All queues and workers, as they were at `sampled_at`."""
-
-    sampled_at: Moment
-    queues: list[QueueFigures]
-    workers: list[Worker]
-
-
 class ScheduleRow(msgspec.Struct, frozen=True):
     """One schedule. `source`: code follows `@job(schedule=…)`, api is what a person changed.
 
@@ -215,7 +161,7 @@ class JobFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 SUMMARY = f"""
     j.id, j.name, j.queue, j.state, j.priority, j.attempt, j.max_attempts, j.run_at, j.created_at, j.started_at,
     j.finished_at, j.timeout_s, j.cancel_requested, j.worker, j.dedupe_key, j.schedule, j.progress::text AS progress,
-    left(j.error->>'message', {_MESSAGE_MAX}) AS error_message
+    left(j.error->>'message', {MESSAGE_MAX}) AS error_message
 """
 _JOB = f"""
 SELECT {SUMMARY}, j.payload::text AS payload, j.error::text AS error,
@@ -226,7 +172,7 @@ SELECT {SUMMARY}, j.payload::text AS payload, j.error::text AS error,
         THEN jsonb_build_object('left_out', 'the output is larger than 1 MiB')::text
         ELSE j.output::text END AS output,
     (SELECT coalesce(jsonb_agg(to_jsonb(a) - 'job_id' ORDER BY a.attempt), '[]'::jsonb)::text FROM (
-        SELECT * FROM orchestrator.job_attempts WHERE job_id = j.id ORDER BY attempt DESC LIMIT {_ATTEMPTS_MAX}
+        SELECT * FROM orchestrator.attempts WHERE job_id = j.id ORDER BY attempt DESC LIMIT {_ATTEMPTS_MAX}
     ) a) AS attempts,
     (SELECT coalesce(jsonb_agg(to_jsonb(c) ORDER BY c.at), '[]'::jsonb)::text FROM (
         SELECT changed_at AS at, token AS by, address, method, path FROM orchestrator.api_changes
@@ -246,7 +192,7 @@ def fields_of(row: Any) -> dict[str, Any]:
     return {name: _json(value) if name in _JSON else value for name, value in row.items()}
 
 
-def _utc(moment: datetime) -> datetime:
+def in_utc(moment: datetime) -> datetime:
     """The moment in UTC; one that no year of ours holds in UTC is the nearest that does."""
     try:
         return moment.astimezone(UTC)
@@ -266,9 +212,6 @@ async def read_job(connection: Any, job_id: int) -> Job | None:
     fields["attempts"] = msgspec.json.decode(row["attempts"], type=list[Attempt])
     fields["changes"] = msgspec.json.decode(row["changes"], type=list[JobChange])
     return Job(**fields)
-
-
-_PARTS = ("j.finished_at IS NOT NULL", *(f"j.state = '{state}'" for state in ("scheduled", "queued", "running")))
 
 
 RETRYING = "j.attempt > 0 AND j.state IN ('scheduled', 'queued') AND j.error IS NOT NULL"
@@ -293,33 +236,13 @@ def conditions_of(which: JobFilter, before: int | None = None) -> tuple[list[str
         ("name", "=", which.name),
         ("queue", "=", which.queue),
         ("schedule", "=", which.schedule),
-        ("created_at", ">=", None if which.since is None else _utc(which.since)),
+        ("created_at", ">=", None if which.since is None else in_utc(which.since)),
         ("id", "<", before),
     ):
         if value is not None:
             arguments.append(value)
             conditions.append(f"j.{column} {comparison} ${len(arguments)}")
     return conditions, arguments
-
-
-async def read_jobs(connection: Any, which: JobFilter, *, before: int | None, limit: int) -> JobPage:
-    """A page of `limit` jobs, the newest first; `before` is the last page's `next_cursor`."""
-    conditions, arguments = conditions_of(which, before)
-    # What has ended and what has not are found by indexes of their own, and merged: each is a page at most.
-    is_narrow = which.state is None and any((which.name, which.queue, which.schedule))
-    parts = _PARTS if is_narrow else ("true",)
-    selects = [
-        f"(SELECT {SUMMARY} FROM orchestrator.jobs j WHERE {' AND '.join([part, *conditions])}"  # noqa: S608 columns and operators are constants, values are parameters
-        f" ORDER BY j.id DESC LIMIT ${len(arguments) + 1})"
-        for part in parts
-    ]
-    rows = await connection.fetch(
-        f"SELECT * FROM ({' UNION ALL '.join(selects)}) found ORDER BY id DESC LIMIT ${len(arguments) + 1}",  # noqa: S608 as above
-        *arguments,
-        limit + 1,
-    )
-    jobs = [JobSummary(**fields_of(row)) for row in rows[:limit]]
-    return JobPage(jobs, str(jobs[-1].id) if len(rows) > limit else None)
 
 
 async def read_log(connection: Any, job_id: int, *, after: int, limit: int) -> LogPage | None:
@@ -336,81 +259,6 @@ async def read_log(connection: Any, job_id: int, *, after: int, limit: int) -> L
     )
     lines = [LogLine(**fields_of(row)) for row in rows[:limit]]
     return LogPage(job_id, state, lines, str(lines[-1].id) if len(rows) > limit else None)
-
-
-class NameFigures(msgspec.Struct, frozen=True):
-    """Jobs of one name in one queue and state; `oldest_s` is how long the first of them has been due."""
-
-    name: str
-    queue: str
-    state: State
-    count: int
-    oldest_s: float | None
-
-
-# The unfinished by their partial indexes, the finished by one pass: what is kept of them is what costs here.
-_FIGURES = """
-SELECT name, queue, state, count(*)::bigint AS count,
-    CASE WHEN state = 'queued' THEN extract(epoch FROM clock_timestamp() - min(run_at))::float8 END AS oldest_s
-FROM orchestrator.jobs GROUP BY name, queue, state ORDER BY name, queue, state
-"""
-# By now(), which is stable: with clock_timestamp() no index would serve.
-_ENDED = f"""
-SELECT queue, floor(extract(epoch FROM now() - finished_at) / 60)::int AS minutes_ago, count(*)::bigint AS count
-FROM orchestrator.jobs WHERE finished_at > now() - interval '{_MINUTES} minutes' GROUP BY 1, 2
-"""  # noqa: S608 constants of this file
-_WORKERS = """
-SELECT id, host, pid, version, started_at, seen_at, concurrency, running, handlers,
-    seen_at > clock_timestamp() - make_interval(secs => lease_s) AS is_alive
-FROM orchestrator.workers ORDER BY id
-"""
-
-
-_PAUSED = "SELECT queue, paused_at FROM orchestrator.paused_queues"
-
-
-async def read_workers(connection: Any) -> list[Worker]:
-    """Every worker that is known."""
-    return [Worker(**row) for row in await connection.fetch(_WORKERS)]
-
-
-async def read_sample(connection: Any) -> tuple[list[NameFigures], Queues]:
-    """Jobs by name, queue and state; and the same by queue. One pass over all jobs kept: not for each request."""
-    figures = [NameFigures(**row) for row in await connection.fetch(_FIGURES)]
-    ended: dict[str, list[int]] = {}
-    for row in await connection.fetch(_ENDED):
-        # What ended between the statement's begin and its snapshot is of now.
-        minutes_ago = min(max(row["minutes_ago"], 0), _MINUTES - 1)
-        ended.setdefault(row["queue"], [0] * _MINUTES)[_MINUTES - 1 - minutes_ago] += row["count"]
-    workers = await read_workers(connection)
-    paused = {row["queue"]: row["paused_at"] for row in await connection.fetch(_PAUSED)}
-    return figures, queues_of(figures, ended, workers, await connection.fetchval("SELECT clock_timestamp()"), paused)
-
-
-_NOTHING_PAUSED: Mapping[str, datetime] = MappingProxyType({})
-
-
-def queues_of(
-    figures: Sequence[NameFigures],
-    ended: Mapping[str, list[int]],
-    workers: list[Worker],
-    sampled_at: datetime,
-    paused: Mapping[str, datetime] = _NOTHING_PAUSED,
-) -> Queues:
-    """Figures by name as figures by queue; `ended` are the jobs that ended in each minute, oldest first."""
-    counts: dict[str, dict[str, int]] = {name: {} for name in paused}
-    oldest: dict[str, float] = {}
-    for figure in figures:
-        of = counts.setdefault(figure.queue, {})
-        of[figure.state] = of.get(figure.state, 0) + figure.count
-        if figure.oldest_s is not None:
-            oldest[figure.queue] = max(0.0, figure.oldest_s, oldest.get(figure.queue, 0.0))
-    queues = [
-        QueueFigures(name, Counts(**of), oldest.get(name), round(minutes[-1] / 60, 3), minutes, paused.get(name))
-        for name, of in sorted(counts.items())
-        for minutes in [ended.get(name, [0] * _MINUTES)]
-    ]
-    return Queues(sampled_at, queues, workers)
 
 
 _SCHEDULE = """
@@ -504,44 +352,9 @@ async def read_first_event_since(connection: Any, moment: datetime) -> int | Non
     found: int | None = await connection.fetchval(
         "WITH recent AS MATERIALIZED (SELECT id FROM orchestrator.job_events WHERE at >= $1)"
         " SELECT min(id) FROM recent",
-        _utc(moment),
+        in_utc(moment),
     )
     return found
-
-
-class ResultRow(msgspec.Struct, frozen=True):
-    """A job that runs or has ended, in short. `at` is when it ended, else when it began; `error` is the message."""
-
-    id: int
-    name: str
-    state: State
-    output: Any
-    error: str | None
-    processing_ms: int | None
-    at: datetime
-
-
-_RESULT_STATES = {"processing": "'running'", "completed": "'succeeded'", "failed": "'failed', 'cancelled'"}
-
-
-async def read_results(
-    connection: Any, *, status: Literal["processing", "completed", "failed"] | None, name: str | None, limit: int
-) -> list[ResultRow]:
-    """Jobs that run or have ended, the newest first; outputs above 64 KiB are left out."""
-    states = _RESULT_STATES[status] if status else ", ".join(_RESULT_STATES.values())
-    rows = await connection.fetch(
-        f"""
-        SELECT id, name, state,
-            CASE WHEN octet_length(output::text) <= 65536 THEN output::text END AS output,
-            left(error->>'message', {_MESSAGE_MAX}) AS error,
-            least(extract(epoch FROM finished_at - started_at) * 1000, 3600000)::bigint AS processing_ms,
-            coalesce(finished_at, started_at, created_at) AS at
-        FROM orchestrator.jobs WHERE state IN ({states}) {"AND name = $2" if name else ""} ORDER BY id DESC LIMIT $1
-        """,  # noqa: S608 the states are constants of this file
-        limit,
-        *([name] if name else []),
-    )
-    return [ResultRow(**fields_of({**row, "error": None}) | {"error": row["error"]}) for row in rows]
 
 
 async def read_unfinished_ids(
@@ -557,27 +370,3 @@ async def read_unfinished_ids(
         limit,
     )
     return [row["id"] for row in rows]
-
-
-# Two seconds behind the clock: what ends stands in its row a moment before its transaction can be seen.
-_RUNS = """
-SELECT name, state, width_bucket(seconds, $4::float8[])::integer AS bucket, count(*)::bigint AS count,
-    sum(seconds)::float8 AS total_s
-FROM (
-    SELECT name, state, greatest(extract(epoch FROM finished_at - started_at), 0)::float8 AS seconds
-    FROM orchestrator.jobs
-    WHERE finished_at > $2 AND finished_at <= $3 AND worker = $1 AND started_at IS NOT NULL
-) ended GROUP BY 1, 2, 3
-"""
-
-
-async def read_runs(
-    connection: Any, worker_id: str, *, since: datetime | None, bounds: Sequence[float]
-) -> tuple[datetime, list[tuple[str, str, int, int, float]]]:
-    """Rows (name, state, bucket, count, seconds) of what ended in one worker after `since`, and until when they count.
-
-    The first time (None) there is nothing to count: a worker's id is as old as its process.
-    """
-    until = await connection.fetchval("SELECT clock_timestamp() - interval '2 seconds'")
-    rows = [] if since is None else await connection.fetch(_RUNS, worker_id, since, until, list(bounds))
-    return until, [tuple(row) for row in rows]

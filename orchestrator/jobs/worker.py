@@ -115,7 +115,6 @@ class Worker:
             self._given.dsn,
             kind="handlers",
             max_size=_POOL_SIZE,
-            connect_timeout_s=self._given.connect_timeout_s,
             application_name="orchestrator jobs",
             silence_s=self._given.lease_s / 3,
         )
@@ -153,7 +152,6 @@ class Worker:
             self._given.dsn,
             work,
             purpose=purpose,
-            connect_timeout_s=self._given.connect_timeout_s,
             limit_s=limit_of(self._given.lease_s),
             emit=self._given.emit,
             **options,

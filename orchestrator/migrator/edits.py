@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from orchestrator.migrator import records
-from orchestrator.migrator.resolve import Kind
+from orchestrator.migrator.resolve import Kind, RowId
 
 if TYPE_CHECKING:
     from orchestrator.migrator.state import Survey
@@ -19,7 +19,7 @@ class Edit(msgspec.Struct, frozen=True):
     """An edited file. `diff` is a unified diff from what was applied to the file, empty where the text is not known."""
 
     name: str
-    row_id: int
+    row_id: RowId
     applied_hash: str
     file_hash: str
     cosmetic: bool

@@ -26,9 +26,10 @@ _ADD_ONLY = ("starts", "api_changes")
 # The statements that are still to be run, so that a start that grants nothing writes nothing.
 _MISSING = """
 WITH tables AS (
-    SELECT c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname) AS name, n.nspname = $2 AS is_ours, c.relname
+    SELECT c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname) AS name, n.nspname = $2 AS is_ours, c.relname,
+        c.relkind
     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-    WHERE c.relkind IN ('r', 'p') AND pg_catalog.pg_has_role(c.relowner, 'USAGE')
+    WHERE c.relkind IN ('r', 'p', 'v') AND pg_catalog.pg_has_role(c.relowner, 'USAGE')
     AND (n.nspname = $2 OR EXISTS (
         SELECT 1 FROM ROWS FROM (pg_catalog.unnest($6::text[]), pg_catalog.unnest($3::text[])) AS l (schema, name)
         WHERE l.schema = n.nspname AND l.name = c.relname
@@ -36,7 +37,7 @@ WITH tables AS (
 ), wanted AS (
     SELECT t.*, p.right FROM tables t
     CROSS JOIN (VALUES (1, 'SELECT'), (2, 'INSERT'), (3, 'UPDATE'), (4, 'DELETE')) AS p (rank, "right")
-    WHERE p.right = 'SELECT' OR t.is_ours AND t.relname <> ALL ($4::text[])
+    WHERE p.right = 'SELECT' OR t.is_ours AND t.relkind <> 'v' AND t.relname <> ALL ($4::text[])
     AND (p.right = 'INSERT' OR t.relname <> ALL ($5::text[]))
 )
 SELECT pg_catalog.format('GRANT USAGE ON SCHEMA %I TO %I', n.nspname, $1::text) FROM pg_catalog.pg_namespace n

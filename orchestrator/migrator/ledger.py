@@ -13,10 +13,10 @@ from orchestrator.database.quoting import identifier, literal
 from orchestrator.errors import MigrationError
 from orchestrator.migrator.folder import Folder, Migration, ms_to_stamp
 from orchestrator.migrator.ownership import refuse_untrusted
-from orchestrator.migrator.resolve import Ledger, LedgerRow
+from orchestrator.migrator.resolve import Ledger, LedgerRow, RowId
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 
 class LedgerTable(msgspec.Struct, frozen=True):
@@ -38,7 +38,9 @@ class LedgerTable(msgspec.Struct, frozen=True):
 
 
 async def read_ledger(connection: Any, table: LedgerTable) -> Ledger:
-    """The ledger as it is, rows in order of `id`; `exists` is False where there is no such table. Writes nothing.
+    """The ledger as it is; `exists` is False where there is no such table. Writes nothing.
+
+    The rows are in order of `id`, or of time where that is no integer.
 
     Raises:
         MigrationError: the table exists and is not a Drizzle ledger.
@@ -46,9 +48,9 @@ async def read_ledger(connection: Any, table: LedgerTable) -> Ledger:
     """
     await refuse_untrusted(connection, [(table.schema, table.table)], table.trusted_owners, writing=False)
     columns = {
-        row["attname"]
+        row["attname"]: row["type"]
         for row in await connection.fetch(
-            "SELECT a.attname::text AS attname FROM pg_catalog.pg_attribute a"
+            "SELECT a.attname::text AS attname, a.atttypid::regtype::text AS type FROM pg_catalog.pg_attribute a"
             " JOIN pg_catalog.pg_class c ON c.oid = a.attrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
             " WHERE n.nspname::text = $1 AND c.relname::text = $2 AND c.relkind IN ('r', 'p', 'v')"
             " AND a.attnum > 0 AND NOT a.attisdropped",
@@ -58,7 +60,7 @@ async def read_ledger(connection: Any, table: LedgerTable) -> Ledger:
     }
     if not columns:
         return Ledger(exists=False, has_name=False)
-    missing = {"id", "hash", "created_at"} - columns
+    missing = {"id", "hash", "created_at"} - columns.keys()
     if missing:
         raise MigrationError(
             f"{table.key} exists and is not a Drizzle ledger: it lacks the columns {', '.join(sorted(missing))}",
@@ -67,10 +69,21 @@ async def read_ledger(connection: Any, table: LedgerTable) -> Ledger:
         )
     has_name = "name" in columns
     name = "name" if has_name else "NULL::text"
+    is_number = columns["id"] in {"smallint", "integer", "bigint"}
     rows = await connection.fetch(
-        f"SELECT id::bigint, hash::text, created_at::bigint, {name} FROM {table.qualified} ORDER BY id"  # noqa: S608
+        f"SELECT id{'' if is_number else '::text'}, hash::text, created_at::bigint, {name}"  # noqa: S608
+        f" FROM {table.qualified} ORDER BY {'id' if is_number else 'created_at, id'}"
     )
-    return Ledger(exists=True, has_name=has_name, rows=tuple(LedgerRow(*row) for row in rows))
+    return Ledger(exists=True, has_name=has_name, rows=tuple(_with_own_ids(rows)))
+
+
+def _with_own_ids(rows: Iterable[Sequence[Any]]) -> Iterator[LedgerRow]:
+    """The rows; one whose id is NULL or stands twice (a copy of a ledger has no key) is known by its number."""
+    seen = set()
+    for number, (row_id, *values) in enumerate(rows, start=1):
+        own = row_id if row_id is not None and row_id not in seen else f"row {number}"
+        seen.add(own)
+        yield LedgerRow(own, *values)
 
 
 async def create_ledger(connection: Any, table: LedgerTable, folder: Folder) -> None:
@@ -93,7 +106,7 @@ async def create_ledger(connection: Any, table: LedgerTable, folder: Folder) -> 
         )
 
 
-async def upgrade_ledger(connection: Any, table: LedgerTable, names: Mapping[int, str]) -> None:
+async def upgrade_ledger(connection: Any, table: LedgerTable, names: Mapping[RowId, str]) -> None:
     """Give a v0 ledger drizzle v1's columns and names, in one transaction (drizzle-orm 1.0, `up-migrations/pg.js`)."""
     async with connection.transaction():
         await connection.execute(
@@ -101,8 +114,8 @@ async def upgrade_ledger(connection: Any, table: LedgerTable, names: Mapping[int
             f"ALTER TABLE {table.qualified} ADD COLUMN IF NOT EXISTS applied_at timestamp with time zone DEFAULT now()"
         )
         await connection.executemany(
-            f"UPDATE {table.qualified} SET name = $2, applied_at = NULL WHERE id = $1",  # noqa: S608
-            list(names.items()),
+            f"UPDATE {table.qualified} SET name = $2, applied_at = NULL WHERE id::text = $1",  # noqa: S608
+            [(str(row_id), name) for row_id, name in names.items()],
         )
 
 

@@ -146,7 +146,7 @@ async def refuse_untrusted(
     owners = sorted({row["owner"] for row in found})
     raise UntrustedOwnerError(
         f"code of others would run with our rights: {_listed(lines)}",
-        remedy="Nothing was run. Look at what they are, then drop them or give them another owner (ALTER … OWNER TO);"
+        remedy="Nothing was run. Check what they are, then drop them or give them another owner (ALTER … OWNER TO);"
         f" or, if you trust these roles, set MIGRATION_TRUSTED_OWNERS={','.join(owners)}.",
         facts={"owners": owners, "objects": lines[:_SHOWN]},
     )

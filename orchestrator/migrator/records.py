@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from orchestrator.migrator.folder import Migration
-    from orchestrator.migrator.resolve import Ledger
+    from orchestrator.migrator.resolve import Ledger, RowId
 
 SERVICE_SCHEMA = "orchestrator"
 
@@ -55,7 +55,7 @@ async def records_exist(connection: Any) -> bool:
     )
 
 
-async def known_names(connection: Any, ledger_key: str, ledger: Ledger) -> dict[int, str]:
+async def known_names(connection: Any, ledger_key: str, ledger: Ledger) -> dict[RowId, str]:
     """Ledger row id → the name of the file that it was, where we applied it."""
     rows = await connection.fetch(
         "SELECT DISTINCT ON (created_at, hash) created_at, hash, name FROM orchestrator.migration_records"

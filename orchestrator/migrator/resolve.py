@@ -21,10 +21,14 @@ Policy = Literal["drizzle", "strict"]
 Ahead = Literal["refuse", "warn"]
 
 
+# As text where the column holds no integers: drizzle never casts it, so it may be a uuid.
+RowId = int | str
+
+
 class LedgerRow(msgspec.Struct, frozen=True):
     """A row of `__drizzle_migrations`; `created_at` in ms, `name` None where the ledger has no such column."""
 
-    id: int
+    id: RowId
     hash: str
     created_at: int | None
     name: str | None = None
@@ -62,7 +66,7 @@ class HistoryFinding(msgspec.Struct, frozen=True):
     remedy: str
     refused: bool = False
     cosmetic: bool = False
-    row_id: int | None = None
+    row_id: RowId | None = None
     created_at: int | None = None
     applied_at: str | None = None
 
@@ -86,7 +90,7 @@ class Plan(msgspec.Struct, frozen=True):
     applied: tuple[Applied, ...]
     findings: tuple[HistoryFinding, ...]
     resumable: tuple[Migration, ...] = ()
-    names: Mapping[int, str] | None = None
+    names: Mapping[RowId, str] | None = None
 
     @property
     def refusals(self) -> tuple[HistoryFinding, ...]:
@@ -98,7 +102,7 @@ class _Matching(msgspec.Struct):
     """Which row stands for which file; each at most once, but for rows that are the same twice."""
 
     row_of: dict[str, LedgerRow] = msgspec.field(default_factory=dict)
-    file_of: dict[int, Migration] = msgspec.field(default_factory=dict)
+    file_of: dict[RowId, Migration] = msgspec.field(default_factory=dict)
 
     def match(self, migration: Migration, row: LedgerRow) -> None:
         self.row_of[migration.name] = row
@@ -111,7 +115,7 @@ def make_plan(
     *,
     policy: Policy = "drizzle",
     ahead: Ahead = "refuse",
-    known_names: Mapping[int, str] | None = None,
+    known_names: Mapping[RowId, str] | None = None,
     unfinished: frozenset[str] = frozenset(),
     cosmetic: frozenset[str] = frozenset(),
 ) -> Plan:
@@ -151,7 +155,7 @@ def _judge(finding: HistoryFinding, policy: Policy, ahead: Ahead, cosmetic: froz
     )
 
 
-def _plan_v0(folder: Folder, ledger: Ledger, known_names: Mapping[int, str], unfinished: frozenset[str]) -> Plan:
+def _plan_v0(folder: Folder, ledger: Ledger, known_names: Mapping[RowId, str], unfinished: frozenset[str]) -> Plan:
     rows = ledger.rows
     damaged = [_damaged(row) for row in rows if row.created_at is None]
     matching = _match_by_time(folder.migrations, rows)
@@ -180,7 +184,7 @@ def _plan_v0(folder: Folder, ledger: Ledger, known_names: Mapping[int, str], unf
     return Plan(tuple(pending), _applied(rows, matching), tuple(findings), _passed_over(pending, newest))
 
 
-def _plan_v1(folder: Folder, ledger: Ledger, known_names: Mapping[int, str], unfinished: frozenset[str]) -> Plan:
+def _plan_v1(folder: Folder, ledger: Ledger, known_names: Mapping[RowId, str], unfinished: frozenset[str]) -> Plan:
     del unfinished  # v1 goes by names: an interrupted run leaves nothing that is passed over
     rows, names, findings = ledger.rows, None, []
     if ledger.exists and not ledger.has_name:
@@ -211,7 +215,7 @@ def _plan_v1(folder: Folder, ledger: Ledger, known_names: Mapping[int, str], unf
 
 def upgraded_names(
     migrations: Sequence[Migration], rows: Sequence[LedgerRow]
-) -> tuple[dict[int, str], tuple[LedgerRow, ...]]:
+) -> tuple[dict[RowId, str], tuple[LedgerRow, ...]]:
     """The v1 names of a v0 ledger's rows, and the rows that match no file (drizzle-orm 1.0, `up-migrations/pg.js`).
 
     By `created_at` truncated to seconds; where several files share it, by hash among them; where none has it, by hash.
@@ -221,7 +225,7 @@ def upgraded_names(
     for migration in sorted(migrations, key=lambda m: m.when_ms):
         by_ms[migration.when_ms].append(migration)
         by_hash[migration.hash] = migration
-    names: dict[int, str] = {}
+    names: dict[RowId, str] = {}
     lost: list[LedgerRow] = []
     for row in rows:
         candidates = by_ms.get(row.created_at // 1000 * 1000, []) if row.created_at is not None else []
@@ -262,7 +266,7 @@ def _match_by_time(migrations: Sequence[Migration], rows: Sequence[LedgerRow]) -
 
 
 def _match_redated(
-    migrations: Sequence[Migration], rows: Sequence[LedgerRow], matching: _Matching, known_names: Mapping[int, str]
+    migrations: Sequence[Migration], rows: Sequence[LedgerRow], matching: _Matching, known_names: Mapping[RowId, str]
 ) -> dict[str, LedgerRow]:
     """Files that no row stands for, though a row has their content or is known to be theirs, under another time."""
     by_hash: dict[str, LedgerRow] = {}
@@ -276,7 +280,7 @@ def _match_redated(
     found: dict[str, LedgerRow] = {}
     if not by_hash:
         return found
-    taken: set[int] = set()
+    taken: set[RowId] = set()
     for migration in migrations:
         if migration.name in matching.row_of:
             continue
@@ -331,7 +335,7 @@ def _edited(migration: Migration, row: LedgerRow) -> HistoryFinding:
     return HistoryFinding(
         Kind.EDITED,
         migration.name,
-        "not run again: the database has the earlier text",
+        "not run again: the database has the effects of the earlier text",
         "Put the change into a new migration and restore this file; or, where the database has the edited text too,"
         f" say so: orchestrator repair accept {migration.name}.",
         row_id=row.id,
@@ -341,8 +345,8 @@ def _edited(migration: Migration, row: LedgerRow) -> HistoryFinding:
 
 def _out_of_order(migration: Migration, *, runs: bool) -> HistoryFinding:
     if runs:
-        decision = "run now, though newer migrations are applied (drizzle v1 goes by name)"
-        remedy = "Check that it does not depend on what came after it; date it anew to run it last."
+        decision = "run now, although newer migrations are applied (drizzle v1 decides by name)"
+        remedy = "Check that it does not depend on later migrations; re-date it to run it last."
     else:
         decision = "skipped, as drizzle skips it: it is older than the newest applied migration and was never applied"
         remedy = "Give it a `when` in meta/_journal.json that is newer than every applied one, then start again."
@@ -352,10 +356,10 @@ def _out_of_order(migration: Migration, *, runs: bool) -> HistoryFinding:
 def _redated(migration: Migration, row: LedgerRow, *, runs: bool) -> HistoryFinding:
     if runs:
         decision = f"run again, as drizzle does: ledger row {row.id} has it under another time"
-        remedy = "Give the migration its old time again, unless it is written to run twice."
+        remedy = "Restore the migration's old time, unless it is written to run twice."
     else:
         decision = f"not run again: ledger row {row.id} has it under another time"
-        remedy = "Give the migration its old time again, so that file and ledger agree."
+        remedy = "Restore the migration's old time, so that file and ledger agree."
     return HistoryFinding(Kind.REDATED, migration.name, decision, remedy, row_id=row.id, created_at=row.created_at)
 
 
@@ -363,7 +367,7 @@ def _orphaned(row: LedgerRow) -> HistoryFinding:
     return HistoryFinding(
         Kind.ORPHANED,
         _row_title(row),
-        "passed over: no file of the folder matches it",
+        "ignored: no file of the folder matches it",
         "Restore the file that was applied, from version control; the database holds what it did.",
         row_id=row.id,
         created_at=row.created_at,
@@ -374,7 +378,7 @@ def _ahead(row: LedgerRow) -> HistoryFinding:
     return HistoryFinding(
         Kind.AHEAD,
         _row_title(row),
-        "served all the same (MIGRATION_AHEAD=warn)",
+        "served anyway (MIGRATION_AHEAD=warn)",
         "The code is older than the database: start the newer image, or set MIGRATION_AHEAD=warn to serve this one.",
         row_id=row.id,
         created_at=row.created_at,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from orchestrator.backup.pgtools import Emit
     from orchestrator.dsn import Dsn
     from orchestrator.lifecycle import Lifecycle
-    from orchestrator.migrator.resolve import Ledger
+    from orchestrator.migrator.resolve import Ledger, RowId
     from orchestrator.migrator.sources import Source
     from orchestrator.settings import Settings
 
@@ -82,13 +82,10 @@ async def back_up(
 
     Returns the backup and what was removed. Errors as in `take_backup`; and those of a failed login.
     """
-    timeout_s = settings.db_connect_timeout_s
-    order = Order(directory, reason, ledger_reader(sources), pending, timeout_s, settings.backup_key)
+    order = Order(directory, reason, ledger_reader(sources), pending, settings.backup_key)
     own = connection is None
     if own:
-        connection = await connect_once(
-            dsn, timeout_s=dsn.connect_timeout_s or timeout_s, application_name="orchestrator backup"
-        )
+        connection = await connect_once(dsn, application_name="orchestrator backup")
     try:
         backup = await take_backup(connection, dsn, order, emit, on_progress=on_progress)
         if reason != "before_migrate":
@@ -179,12 +176,12 @@ async def offer_way_back(error: MigrationError, connection: Any, settings: Setti
     if not rows or settings.backup_dir is None:
         return
     database = await connection.fetchval("SELECT pg_catalog.current_database()::text")
-    ahead: dict[str, int] = {}
+    ahead: dict[str, set[RowId]] = {}
     ledgers: dict[str, Ledger] = {}
     for source in sources:
-        ids = [r["row_id"] for r in rows if r["source"] == source.label]
+        ids = {r["row_id"] for r in rows if r["source"] == source.label}
         if ids:
-            ahead[source.table.key] = min(ids)
+            ahead[source.table.key] = ids
             ledgers[source.table.key] = await read_ledger(connection, source.table)
     backups = await asyncio.to_thread(read_backups, settings.backup_dir)
     before = [b for b in backups if is_same_place(b.manifest, database) and _is_before(b, ahead, ledgers)]
@@ -201,15 +198,16 @@ async def offer_way_back(error: MigrationError, connection: Any, settings: Setti
     error.facts["backup"] = {"file": str(newest.path), "taken_at": taken_at, "command": command}
 
 
-def _is_before(backup: Backup, ahead: dict[str, int], ledgers: dict[str, Ledger]) -> bool:
+def _is_before(backup: Backup, ahead: dict[str, set[RowId]], ledgers: dict[str, Ledger]) -> bool:
     states = {state.ledger: state for state in backup.manifest.ledgers}
-    for key, first_id in ahead.items():
+    for key, ids in ahead.items():
         state = states.get(key)
         if state is None:
             return False
         if state.newest_id is None:
             continue
-        known = {(row.id, row.hash) for row in ledgers[key].rows}
-        if state.newest_id >= first_id or (state.newest_id, state.newest_hash) not in known:
+        places = {(row.id, row.hash): place for place, row in enumerate(ledgers[key].rows)}
+        first = min(place for (row_id, _), place in places.items() if row_id in ids)
+        if places.get((state.newest_id, state.newest_hash or ""), first) >= first:
             return False
     return True

@@ -12,7 +12,7 @@ import msgspec
 from orchestrator.database.lock import lock_holder
 from orchestrator.migrator import records
 from orchestrator.migrator.edits import edits
-from orchestrator.migrator.resolve import HistoryFinding, Kind
+from orchestrator.migrator.resolve import HistoryFinding, Kind, RowId
 from orchestrator.migrator.run.progress import Seen, excerpt, look_at, query_of
 from orchestrator.migrator.state import readable_surveys
 
@@ -32,7 +32,7 @@ _NO_EDITS: Mapping[str, Edit] = MappingProxyType({})
 class AppliedRow(msgspec.Struct, frozen=True):
     """A row of a ledger, with the name of its file where it is known."""
 
-    id: int | None
+    id: RowId | None
     name: str | None
     hash: str | None
     created_at: int | None

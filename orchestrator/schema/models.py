@@ -6,7 +6,7 @@ Imports SQLAlchemy and alembic, which are in the extra `dev`; nothing that serve
 from __future__ import annotations
 
 import warnings
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import sqlalchemy
@@ -98,10 +98,16 @@ async def create_all(dsn: Dsn, metadata: MetaData, *, path: str) -> None:
             await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {identifier(schema)}")
     finally:
         await close(connection)
-    try:
+    with _refusals_explained(metadata):
         async with _engine(dsn, path) as engine, engine.connect() as session:
             with _quiet():
                 await session.run_sync(lambda sync: metadata.create_all(sync, checkfirst=False))
+
+
+@contextmanager
+def _refusals_explained(metadata: MetaData) -> Iterator[None]:
+    try:
+        yield
     except sqlalchemy.exc.DBAPIError as error:
         raise _refused_by_server(error) from error
     except (OrchestratorError, OSError):
@@ -163,8 +169,9 @@ async def write_missing(dsn: Dsn, metadata: MetaData, *, path: str, without: Col
     What both have is compared by the server's own definitions instead: alembic sees no CHECK, no enum value, no
     predicate of an index, and its comparison of defaults asks questions that some types have no operator for.
     """
-    async with _engine(dsn, path) as engine, engine.connect() as session:
-        return await session.run_sync(lambda sync: _write_missing(sync, metadata, without))
+    with _refusals_explained(metadata):
+        async with _engine(dsn, path) as engine, engine.connect() as session:
+            return await session.run_sync(lambda sync: _write_missing(sync, metadata, without))
 
 
 def _write_missing(connection: Connection, metadata: MetaData, without: Collection[ObjectName]) -> Written:
@@ -185,6 +192,8 @@ def _write_missing(connection: Connection, metadata: MetaData, without: Collecti
             "compare_type": False,
             "compare_server_default": False,
             "target_metadata": metadata,
+            # Alembic passes over its own table, which the code may well have.
+            "version_table": "orchestrator_has_no_such_table",
         },
     )
     context.impl = _Reader(

@@ -16,6 +16,7 @@ class Rank(IntEnum):
     """Where a statement stands in the file: each rank needs only what comes before it."""
 
     ANSWER = auto()  # a rename that somebody confirmed: the rest is written for what comes of it
+    DROP_VIEW = auto()
     SCHEMA = auto()
     TYPE = auto()
     DROP_IDENTITY = auto()
@@ -34,11 +35,17 @@ class Rank(IntEnum):
     INDEX = auto()
     KEY = auto()
     REST = auto()
+    VIEW = auto()
     PLACE = auto()
     DROP_COLUMN = auto()
     DROP_TABLE = auto()
     DROP_SEQUENCE = auto()
     DROP_TYPE = auto()
+    # Of --online: outside a transaction, then scans that block nobody, then what stands on both.
+    DROP_CONCURRENTLY = auto()
+    CONCURRENTLY = auto()
+    VALIDATE = auto()
+    FINISH = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +54,7 @@ class Step:
 
     `drops` is True for what takes something away for good. `otherwise` is tried where the server knows no such cast
     (42804, 42846). `target` is the table or column that is made or dropped. `changed_rows` is a query for the number of
-    rows whose value the step changes.
+    rows whose value the step changes. `allow` is what `lint` is to let pass, and why.
     """
 
     rank: Rank
@@ -58,3 +65,4 @@ class Step:
     target: Target | None = None
     changed_rows: str = ""
     adds_enum_value: bool = False
+    allow: str = ""

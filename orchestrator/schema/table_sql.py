@@ -13,7 +13,7 @@ from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING, TypeVar
 
 from orchestrator.database.quoting import identifier, literal
-from orchestrator.schema import ddl
+from orchestrator.schema import ddl, online_sql
 from orchestrator.schema.column_sql import AlteredColumn, base_type, needs_made_anew, place_behind_rows, sequence_of
 from orchestrator.schema.steps import Rank, Step
 from orchestrator.schema.tables import named
@@ -21,6 +21,7 @@ from orchestrator.schema.tables import named
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from orchestrator.schema.steps import Target
     from orchestrator.schema.tables import Catalogue, Column, Constraint, Enum, Index, ObjectName, Sequence, Table
 
 _T = TypeVar("_T")
@@ -36,13 +37,16 @@ class Written:
     checks: Mapping[tuple[ObjectName, str], str] = field(default_factory=dict)
 
 
-def steps(before: Catalogue, wanted: Catalogue, written: Written) -> list[Step]:
-    """What makes `wanted` of `before`; nothing where they are the same."""
+def steps(before: Catalogue, wanted: Catalogue, written: Written, *, online: bool = False) -> list[Step]:
+    """What makes `wanted` of `before`; nothing where they are the same.
+
+    With `online`, tables that are there are changed in the form that keeps nobody waiting, where there is one.
+    """
     found = [
         *_schemas(before, wanted),
         *_types(before, wanted),
         *_sequences(before, wanted),
-        *_tables(before, wanted, written),
+        *_tables(before, wanted, written, online=online),
     ]
     return sorted(dict.fromkeys(found), key=lambda step: step.rank)
 
@@ -202,18 +206,18 @@ def _comment(what: str, was: str | None, comment: str | None) -> Iterator[Step]:
 # ------------------------------------------------------------------------------------------------------------- tables
 
 
-def _tables(before: Catalogue, wanted: Catalogue, written: Written) -> Iterator[Step]:
+def _tables(before: Catalogue, wanted: Catalogue, written: Written, *, online: bool) -> Iterator[Step]:
     gone = {name: table for name, table in before.tables.items() if name not in wanted.tables}
     taken = _names(before.tables)
     for name, table in wanted.tables.items():
         was = before.tables.get(name)
         if was is None:
             yield Step(Rank.TABLE, written.tables[name], target=("table", name, ""))
-            made = _Made(name, _empty_like(table), table, written, taken)
-            yield from made.after_create()
+            yield from _Made(name, _empty_like(table), table, written, taken).after_create()
         else:
-            yield from _Made(name, was, table, written, taken).altered()
-    yield from _keys_in_the_way(before, wanted)
+            needed = _newly_referred_to(name, before, wanted) if online else frozenset()
+            yield from _Made(name, was, table, written, taken, online, needed).altered()
+    yield from _keys_in_the_way(before, wanted, online=online)
     # A table that goes makes room for the names that others get; all of them go then, as one may stand on another.
     rank = (
         Rank.DROP_NAMESAKE
@@ -227,6 +231,16 @@ def _tables(before: Catalogue, wanted: Catalogue, written: Written) -> Iterator[
             for key, constraint in table.constraints.items():
                 if constraint.kind == "foreign key" and constraint.references in gone:
                     yield Step(Rank.DROP_KEY, _drop_constraint(name, key), drops=True)
+
+
+def _newly_referred_to(name: ObjectName, before: Catalogue, wanted: Catalogue) -> frozenset[frozenset[str]]:
+    """The columns that new foreign keys stand on: their UNIQUE has to be there at once."""
+    return frozenset(
+        frozenset(one.referenced_columns)
+        for other, table in wanted.tables.items()
+        for key, one in table.constraints.items()
+        if one.references == name and (other not in before.tables or key not in before.tables[other].constraints)
+    )
 
 
 def _kept(before: Catalogue, wanted: Catalogue) -> dict[ObjectName, Table]:
@@ -294,7 +308,7 @@ def _add_constraint(table: ObjectName, name: str, constraint: Constraint) -> Ste
     return Step(rank, ddl.add_constraint(named(table), identifier(name), constraint.definition))
 
 
-def _keys_in_the_way(before: Catalogue, wanted: Catalogue) -> Iterator[Step]:
+def _keys_in_the_way(before: Catalogue, wanted: Catalogue, *, online: bool) -> Iterator[Step]:
     """Foreign keys that stay, and have to be away while what they stand on is changed."""
     retyped = {
         (name, column)
@@ -322,8 +336,12 @@ def _keys_in_the_way(before: Catalogue, wanted: Catalogue) -> Iterator[Step]:
                 continue  # it is made anew anyway
             touched = {(name, c) for c in constraint.columns} | {(target, c) for c in constraint.referenced_columns}
             if touched & retyped or frozenset(constraint.referenced_columns) in remade.get(target, ()):
-                yield Step(Rank.DROP_KEY, _drop_constraint(name, key))
-                yield _add_constraint(name, key, now.constraints[key])
+                yield Step(Rank.DROP_KEY, _drop_constraint(name, key), allow=online_sql.MADE_AGAIN if online else "")
+                if online:
+                    definition = now.constraints[key].definition
+                    yield from online_sql.not_valid(named(name), identifier(key), definition, key=True)
+                else:
+                    yield _add_constraint(name, key, now.constraints[key])
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,6 +353,8 @@ class _Made:
     now: Table
     written: Written
     taken: frozenset[ObjectName]  # names of relations, before
+    online: bool = False
+    needed_at_once: frozenset[frozenset[str]] = frozenset()
 
     @property
     def sql(self) -> str:
@@ -349,13 +369,13 @@ class _Made:
         for name, column in self.now.columns.items():
             was = self.was.columns.get(name)
             if was is None:
-                yield self._added(name, column)
+                yield from self._added(name, column)
             elif needs_made_anew(was, column) or (
                 was.generated and column.generated and (was.type != column.type or self._stands_on_a_retyped(column))
             ):
                 yield from self._made_anew(name, was, column)
             elif was != column:
-                yield from AlteredColumn(named(self.name), identifier(name), name, was, column).steps()
+                yield from self._altered_column(name, was, column)
         for name in self.was.columns:
             if name not in self.now.columns:
                 yield Step(
@@ -378,12 +398,26 @@ class _Made:
             if name in self.was.columns and self.was.columns[name].type != now.type
         )
 
-    def _added(self, name: str, column: Column, *, drops: bool = False) -> Step:
+    def _altered_column(self, name: str, was: Column, now: Column) -> Iterator[Step]:
+        column = AlteredColumn(named(self.name), identifier(name), name, was, now)
+        for step in column.steps():
+            # An identity needs NOT NULL at once.
+            if self.online and step.sql.endswith(" SET NOT NULL") and not now.identity:
+                yield from online_sql.not_null(column.table, column.name, name)
+            else:
+                yield step
+
+    def _added(self, name: str, column: Column, *, drops: bool = False) -> Iterator[Step]:
         needs_value = column.not_null and column.default is None and not column.identity and not column.generated
+        sql = self.written.columns[self.name, name]
+        target: Target = ("column", self.name, name)
+        if self.online and needs_value and sql.endswith(" NOT NULL"):
+            yield Step(Rank.COLUMN, sql.removesuffix(" NOT NULL"), drops=drops, target=target)
+            note = "fill the old rows first: fails where one has NULL there"
+            yield from online_sql.not_null(named(self.name), identifier(name), name, note=note)
+            return
         note = "NOT NULL without a default: fails where the table has rows" if needs_value else ""
-        return Step(
-            Rank.COLUMN, self.written.columns[self.name, name], note, drops=drops, target=("column", self.name, name)
-        )
+        yield Step(Rank.COLUMN, sql, note, drops=drops, target=target)
 
     def _made_anew(self, name: str, was: Column, now: Column) -> Iterator[Step]:
         """Postgres turns no column into a generated one, and (before 17) changes no expression."""
@@ -392,7 +426,7 @@ class _Made:
         if not derived:
             note += "it is computed from now on" if now.generated else "it was computed until now"
         yield Step(Rank.ANEW, f"{self.sql} DROP COLUMN {identifier(name)}", note, drops=not derived)
-        yield self._added(name, now, drops=not derived)
+        yield from self._added(name, now, drops=not derived)
 
     def _constraints(self) -> Iterator[Step]:
         renamed = _same_under_another_name(self.was.constraints, self.now.constraints, lambda c: (c.kind, c.definition))
@@ -406,14 +440,30 @@ class _Made:
                     yield Step(Rank.REST, ddl.validate_constraint(named(self.name), identifier(name)))
             elif name not in renamed.values():
                 if was is not None and name not in renamed:
-                    yield self._dropped(name, was, drops=False)
-                declared = self.written.checks.get((self.name, name)) if constraint.kind == "check" else None
-                yield Step(Rank.CONSTRAINT, declared) if declared else _add_constraint(self.name, name, constraint)
+                    allow = online_sql.MADE_AGAIN if self.online else ""
+                    yield replace(self._dropped(name, was, drops=False), allow=allow)
+                yield from self._added_constraint(name, constraint)
             on = f"CONSTRAINT {identifier(name)} ON {named(self.name)}"
-            yield from _comment(on, was.comment if was else None, constraint.comment)
+            yield from self._comment(on, was.comment if was else None, constraint.comment)
         for name, constraint in self.was.constraints.items():
             if name not in self.now.constraints and name not in renamed:
                 yield self._dropped(name, constraint, drops=name not in self.now.indexes)
+
+    def _added_constraint(self, name: str, constraint: Constraint) -> Iterator[Step]:
+        if self.online and not (
+            constraint.kind in {"unique", "primary key"} and frozenset(constraint.columns) in self.needed_at_once
+        ):
+            found = online_sql.constraint(named(self.name), identifier(name), constraint)
+            if found is not None:
+                yield from found
+                return
+        declared = self.written.checks.get((self.name, name)) if constraint.kind == "check" else None
+        yield Step(Rank.CONSTRAINT, declared) if declared else _add_constraint(self.name, name, constraint)
+
+    def _comment(self, on: str, was: str | None, comment: str | None) -> Iterator[Step]:
+        """A comment; online, when what it is on is there: its index may have been built before it."""
+        for step in _comment(on, was, comment):
+            yield replace(step, rank=Rank.FINISH) if self.online else step
 
     def _dropped(self, name: str, constraint: Constraint, *, drops: bool) -> Step:
         rank = Rank.DROP_KEY if constraint.kind == "foreign key" else Rank.DROP_CONSTRAINT
@@ -430,14 +480,23 @@ class _Made:
             was = self.was.indexes.get(name)
             if name not in renamed.values() and (was is None or was.definition != index.definition or not was.valid):
                 if was is not None and name not in renamed:
-                    yield Step(Rank.DROP_CONSTRAINT, f"DROP INDEX {named((self.name[0], name))}")
+                    yield self._dropped_index(name, drops=False)
                     was = None
-                yield Step(Rank.INDEX, self.written.indexes.get((self.name, name), index.definition))
-            yield from _comment(f"INDEX {named((self.name[0], name))}", was.comment if was else None, index.comment)
+                sql = self.written.indexes.get((self.name, name), index.definition)
+                is_concurrent = self.online or " INDEX CONCURRENTLY " in sql
+                yield online_sql.index(sql) if is_concurrent else Step(Rank.INDEX, sql)
+            yield from self._comment(
+                f"INDEX {named((self.name[0], name))}", was.comment if was else None, index.comment
+            )
         for name in self.was.indexes:
             if name not in self.now.indexes and name not in renamed:
-                drops = name not in self.now.constraints
-                yield Step(Rank.DROP_CONSTRAINT, f"DROP INDEX {named((self.name[0], name))}", drops=drops)
+                yield self._dropped_index(name, drops=name not in self.now.constraints)
+
+    def _dropped_index(self, name: str, *, drops: bool) -> Step:
+        sql = named((self.name[0], name))
+        if self.online:
+            return online_sql.drop_index(sql, drops=drops)
+        return Step(Rank.DROP_CONSTRAINT, f"DROP INDEX {sql}", drops=drops)
 
     def _options(self) -> Iterator[Step]:
         if self.was.unlogged != self.now.unlogged:

@@ -34,9 +34,7 @@ class CopyError(OrchestratorError):
     exit_code = EXIT_MIGRATION
 
 
-async def copy_database(
-    live: Any, dsn: Dsn, scratch: Any, place: Place, *, with_data: bool, emit: Emit, connect_timeout_s: float
-) -> list[str]:
+async def copy_database(live: Any, dsn: Dsn, scratch: Any, place: Place, *, with_data: bool, emit: Emit) -> list[str]:
     """Fill the empty database of `place` from `live`; returns what a person must know of the copy's limits.
 
     `live` and `scratch` are sessions of their own on the two. Without data the tables are empty; ledgers and records
@@ -65,9 +63,7 @@ async def copy_database(
                     dump,
                     ["--format=custom", "--compress=1", "--no-password", *common]
                     + ([] if with_data else ["--schema-only"]),
-                    pgtools.environment(
-                        dsn, application_name="orchestrator rehearse", connect_timeout_s=connect_timeout_s
-                    ),
+                    pgtools.environment(dsn, application_name="orchestrator rehearse"),
                     dsn.secrets,
                     emit,
                     stdout=fd,
@@ -78,19 +74,18 @@ async def copy_database(
                 place,
                 emit,
                 application_name="orchestrator rehearse",
-                connect_timeout_s=connect_timeout_s,
                 options=common,
             )
         except pgtools.PgToolError as error:
             raise CopyError(
                 f"the database cannot be copied: {error.message}",
-                remedy="As a superuser, or on another server (--on URL), it may go; or build the schema from the files"
+                remedy="It may work as a superuser, or on another server (--on URL). Or build the schema from the files"
                 " alone: rehearse --from-files.",
                 facts=error.facts,
             ) from error
     if keeps_owners:
         return []
-    notes = ["everything in the copy belongs to one user: missing rights of the real one do not show"]
+    notes = ["everything in the copy belongs to one user, so rights that the real user lacks are not noticed"]
     if place.isolated:
         notes.append(
             "that user has no other right, so that the code in the copied tables has none: a migration that needs more"
@@ -125,13 +120,15 @@ async def copy_rows(live: Any, scratch: Any, ledgers: Sequence[LedgerTable]) -> 
 
 
 async def _follow_sequence(scratch: Any, qualified: str) -> None:
-    """Set the sequence behind `id` where the rows end: the next row is a new one."""
+    """Set the sequence behind a numeric `id` where the rows end: the next row is a new one."""
     sequence = await scratch.fetchval(
         "SELECT CASE WHEN EXISTS (SELECT 1 FROM pg_catalog.pg_attribute WHERE attrelid = $1::text::regclass"
-        " AND attname = 'id') THEN pg_catalog.pg_get_serial_sequence($1, 'id') END",
+        " AND attname = 'id' AND atttypid = ANY ('{int2,int4,int8,numeric}'::regtype[]))"
+        " THEN pg_catalog.pg_get_serial_sequence($1, 'id') END",
         qualified,
     )
     if sequence is not None:
         await scratch.execute(
-            f"SELECT pg_catalog.setval({literal(sequence)}, max(id)) FROM {qualified} HAVING max(id) IS NOT NULL"  # noqa: S608
+            f"SELECT pg_catalog.setval({literal(sequence)}, max(id)::bigint) FROM {qualified}"  # noqa: S608
+            " HAVING max(id) IS NOT NULL"
         )

@@ -97,7 +97,8 @@ def plan_migration(
         if _title(other).lower() == name.lower():
             raise NewMigrationError(
                 f"{other} has the name {name!r} already",
-                remedy="Choose another name: two of the same cannot be told apart where one is dated anew.",
+                remedy="Choose another name: two migrations of the same name cannot be told apart when one is"
+                " re-dated.",
                 facts={"asked_for": name, "taken_by": other},
             )
     newest = max((migration.when_ms for migration in folder.migrations), default=None) if folder else None
@@ -115,7 +116,7 @@ def plan_migration(
     if file.exists():
         raise NewMigrationError(
             f"{file} is there already, and the journal does not name it",
-            remedy="Remove the file, or enter it into meta/_journal.json; nothing was written.",
+            remedy="Remove the file, or add it to meta/_journal.json; nothing was written.",
             facts={"file": str(file)},
         )
     return NewMigration(path, "v0", tag, when_ms, file, index)
@@ -157,7 +158,9 @@ def is_begun(path: Path) -> bool:
         return False
     except OSError as error:
         raise FolderError(
-            f"cannot read {path}: {error.strerror}", remedy="Name a directory of yours.", facts={"folder": str(path)}
+            f"cannot read {path}: {error.strerror}",
+            remedy="Name a directory that you may write to.",
+            facts={"folder": str(path)},
         ) from error
     return bool(begun) and ((path / "meta" / "_journal.json").is_file() or [e.name for e in begun] != ["meta"])
 

@@ -137,8 +137,6 @@ class Rehearsal(msgspec.Struct, frozen=True):
     with_data: bool = False
     from_files: bool = False
     with_own_rights: bool = False
-    connect_timeout_s: float = 5.0
-    wait_timeout_s: float = 5.0
 
 
 async def rehearse(dsn: Dsn, sources: Sequence[Source], how: Rehearsal, emit: Emit) -> RehearsalReport:
@@ -152,7 +150,7 @@ async def rehearse(dsn: Dsn, sources: Sequence[Source], how: Rehearsal, emit: Em
         MigrationError: the ledger is no ledger, or history is refused.
     """
     with server_errors_explained(dsn, doing="reading the database"):
-        async with _session(dsn, how) as live:
+        async with _session(dsn) as live:
             surveys = await readable_surveys(live, sources, policy=how.options.policy, ahead=how.options.ahead)
             planned = await _planned(live, surveys, how)
             async with isolated_database(
@@ -161,7 +159,6 @@ async def rehearse(dsn: Dsn, sources: Sequence[Source], how: Rehearsal, emit: Em
                 # The operator's own files alone run there, as they would in a start.
                 with_own_rights=how.with_own_rights or how.from_files,
                 emit=emit,
-                connect_timeout_s=how.connect_timeout_s,
             ) as place:
                 return await _rehearse_on(place, live, dsn, surveys, planned, how, emit)
 
@@ -182,12 +179,12 @@ async def _rehearse_on(
     await _fill_copy(place, live, dsn, surveys, how, emit, notes)
     copied_in_s = time.monotonic() - began
     emit("rehearsal.copied", duration_s=round(copied_in_s, 3))
-    async with _session(place.dsn, how) as copy:
+    async with _session(place.dsn) as copy:
         before = await _state(copy)
         await _watch_locks(copy, surveys)
         before_size = await _size(copy)
     applied, failed = await _apply(place.dsn, surveys, how, emit, notes)
-    async with _session(place.dsn, how) as copy:
+    async with _session(place.dsn) as copy:
         after, locks, after_size = await _state(copy), await _locks(copy), await _size(copy)
     changed = _changed(before.rows, after.rows, _our_tables(surveys))
     findings, already = _unhealthy(before, after)
@@ -225,15 +222,11 @@ async def _fill_copy(
             place.dsn,
             _applied_parts(surveys),
             extensions=how.extensions,
-            connect_timeout_s=how.connect_timeout_s,
             on_event=lambda event: _note_left_out(event, notes),
         )
         return
-    timeout_s = how.connect_timeout_s
-    async with _session(place.dsn, how) as copy:
-        notes += await copy_database(
-            live, dsn, copy, place, with_data=how.with_data, emit=emit, connect_timeout_s=timeout_s
-        )
+    async with _session(place.dsn) as copy:
+        notes += await copy_database(live, dsn, copy, place, with_data=how.with_data, emit=emit)
         if not how.with_data:
             await copy_rows(live, copy, [one.source.table for one in surveys])
         for one in surveys:
@@ -262,7 +255,6 @@ async def _apply(
             [one.source for one in surveys],
             extensions=how.extensions,
             options=how.options,
-            connect_timeout_s=how.connect_timeout_s,
             on_event=listen,
         )
     except MigrationError as error:
@@ -434,10 +426,5 @@ async def _planned(
     }
 
 
-def _session(dsn: Dsn, how: Rehearsal) -> Any:
-    return own_session(
-        dsn,
-        wait_timeout_s=how.wait_timeout_s,
-        connect_timeout_s=how.connect_timeout_s,
-        application_name="orchestrator rehearse",
-    )
+def _session(dsn: Dsn) -> Any:
+    return own_session(dsn, application_name="orchestrator rehearse")

@@ -27,7 +27,7 @@ from orchestrator.migrator.ledger import (
     read_ledger,
     upgrade_ledger,
 )
-from orchestrator.migrator.resolve import LedgerRow, upgraded_names
+from orchestrator.migrator.resolve import LedgerRow, RowId, upgraded_names
 from orchestrator.migrator.run.apply import migrate
 from orchestrator.migrator.run.options import Options
 from orchestrator.migrator.state import refuse_before_writing, survey
@@ -63,7 +63,7 @@ class RepairRefusedError(OrchestratorError):
 class Row(msgspec.Struct, frozen=True):
     """A ledger row as people see it; `id` None for one that is not written yet."""
 
-    id: int | None
+    id: RowId | None
     hash: str
     created_at: int | None
     name: str | None
@@ -107,7 +107,6 @@ class Wish(msgspec.Struct, frozen=True):
     extensions: tuple[str, ...] = ()
     scope: Scope = Scope()
     lock_timeout_s: float = 0.0
-    connect_timeout_s: float = 5.0
     wait_timeout_s: float = 5.0
 
 
@@ -132,7 +131,7 @@ async def repair(
     source = next((one for one in sources if one.label == wish.label), None)
     if source is None:
         raise UnknownNameError(
-            "there is no folder of migrations to repair the ledger of",
+            "there is no folder of migrations whose ledger could be repaired",
             remedy="Set MIGRATIONS_DIR, or --migrations-dir; --service is for the service's own ledger.",
         )
     async with _locked(dsn, wish, life) as connection:
@@ -163,7 +162,6 @@ async def _locked(dsn: Dsn, wish: Wish, life: Lifecycle) -> AsyncIterator[Any]:
             dsn,
             life,
             wait_timeout_s=wish.wait_timeout_s,
-            connect_timeout_s=wish.connect_timeout_s,
             application_name="orchestrator repair",
         ) as connection,
         migration_lock(connection, life, timeout_s=wish.lock_timeout_s),
@@ -218,8 +216,8 @@ async def _accept(connection: Any, _dsn: Dsn, _sources: Sequence[Source], one: S
         tuple(msgspec.structs.replace(row, hash=edit.file_hash) for row, edit in zip(before, found, strict=True)),
         edits=tuple(found),
         warnings=tuple(
-            f"{edit.name}: its statements changed, and the database has what the earlier text did;"
-            " `orchestrator verify` tells whether that matters"
+            f"{edit.name}: its statements changed, but the database has the effects of the earlier text;"
+            " `orchestrator verify` shows whether that matters"
             for edit in found
             if not edit.cosmetic
         ),
@@ -235,7 +233,7 @@ async def _applied(_connection: Any, _dsn: Dsn, _sources: Sequence[Source], one:
     warnings = []
     if passed and one.source.folder.generation == "v0":
         warnings.append(
-            f"drizzle passes over what is older than the newest applied: {', '.join(passed)} would never run"
+            f"drizzle skips what is older than the newest applied migration: {', '.join(passed)} would never run"
         )
     return Proposal(
         "applied",
@@ -249,7 +247,7 @@ async def _applied(_connection: Any, _dsn: Dsn, _sources: Sequence[Source], one:
 
 
 async def _unapplied(connection: Any, _dsn: Dsn, _sources: Sequence[Source], one: Survey, wish: Wish) -> Proposal:
-    known: dict[int, str] = {}
+    known: dict[RowId, str] = {}
     if await records.records_exist(connection):
         known = await records.known_names(connection, one.source.table.key, one.ledger)
     files = {entry.row.id: entry.migration.name for entry in one.plan.applied if entry.migration is not None}
@@ -275,7 +273,7 @@ async def _unapplied(connection: Any, _dsn: Dsn, _sources: Sequence[Source], one
     stays = [files[row.id] for row in chosen if row.id in files and (row.created_at or 0) <= newest]
     warnings = []
     if stays and one.source.folder.generation == "v0":
-        warnings.append(f"newer ones stay applied, so drizzle would not run {', '.join(stays)} again: date it anew")
+        warnings.append(f"newer migrations stay applied, so drizzle would not run {', '.join(stays)} again: re-date it")
     return Proposal(
         "unapplied",
         one.source.table.key,
@@ -321,7 +319,6 @@ async def _compare(
         [*others, source_part(one.source, names)],
         extensions=wish.extensions,
         scope=wish.scope,
-        connect_timeout_s=wish.connect_timeout_s,
         purpose="repair baseline",
     )
     live = await read_schema(connection)
@@ -348,7 +345,7 @@ async def _upgrade(_connection: Any, _dsn: Dsn, _sources: Sequence[Source], one:
     )
 
 
-def _upgrade_names(one: Survey) -> tuple[dict[int, str], dict[int, str]]:
+def _upgrade_names(one: Survey) -> tuple[dict[RowId, str], dict[RowId, str]]:
     """Row id → the name that drizzle v1 would give it, and → the file; of a v0 folder, as `drizzle-kit up` names it.
 
     Raises:
@@ -364,7 +361,7 @@ def _upgrade_names(one: Survey) -> tuple[dict[int, str], dict[int, str]]:
         raise RepairRefusedError(
             f"the ledger {one.source.table.key} cannot be upgraded: no file matches row"
             f" {', '.join(f'{row.id} (hash {row.hash[:12]}…)' for row in lost)}",
-            remedy="Restore the files that were applied, or take the rows away: orchestrator repair unapplied '#ID'.",
+            remedy="Restore the files that were applied, or delete the rows: orchestrator repair unapplied '#ID'.",
             facts={"rows": [row.id for row in lost]},
         )
     files = {new.name: old.name for new, old in zip(as_v1, folder.migrations, strict=True)}
@@ -391,7 +388,7 @@ async def _carry_out(connection: Any, one: Survey, proposal: Proposal) -> None:
         if not await connection.fetchval(f"SELECT {HELD_HERE}"):
             raise MigrationError(
                 "this session no longer holds the migration lock; nothing was changed",
-                remedy="A pooler in transaction mode stands between: set MIGRATION_DATABASE_URL to the server itself.",
+                remedy="There is a pooler in transaction mode: set MIGRATION_DATABASE_URL to the server itself.",
             )
 
 
@@ -399,9 +396,9 @@ async def _do_accept(connection: Any, one: Survey, proposal: Proposal) -> None:
     files = {m.name: m for m in one.source.folder.migrations}
     for before, after in zip(proposal.before, proposal.after, strict=True):
         tag = await connection.execute(
-            f"UPDATE {one.source.table.qualified} SET hash = $1 WHERE id = $2 AND hash = $3",  # noqa: S608
+            f"UPDATE {one.source.table.qualified} SET hash = $1 WHERE id::text = $2 AND hash = $3",  # noqa: S608
             after.hash,
-            before.id,
+            str(before.id),
             before.hash,
         )
         _one_row(tag)
@@ -427,8 +424,8 @@ async def _do_unapplied(connection: Any, one: Survey, proposal: Proposal) -> Non
     for row in proposal.before:
         _one_row(
             await connection.execute(
-                f"DELETE FROM {one.source.table.qualified} WHERE id = $1 AND hash = $2",  # noqa: S608
-                row.id,
+                f"DELETE FROM {one.source.table.qualified} WHERE id::text = $1 AND hash = $2",  # noqa: S608
+                str(row.id),
                 row.hash,
             )
         )

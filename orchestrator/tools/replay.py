@@ -15,6 +15,7 @@ from orchestrator.database.scratch import server_errors_explained
 from orchestrator.lifecycle import Lifecycle
 from orchestrator.migrator.run.apply import migrate
 from orchestrator.migrator.run.options import Options
+from orchestrator.migrator.run.second_opinion import server_keywords
 from orchestrator.migrator.state import survey
 from orchestrator.tools.replay_edits import edited
 
@@ -37,7 +38,6 @@ async def replay(
     *,
     extensions: Sequence[str] = (),
     options: Options | None = None,
-    connect_timeout_s: float = 5.0,
     on_event: Callable[[Event], None] | None = None,
 ) -> list[AppliedMigration]:
     """Bring `dsn` up to date from `sources`, in order; returns what was applied, with durations, in order.
@@ -62,7 +62,6 @@ async def replay(
                 dsn,
                 life,
                 wait_timeout_s=_WAIT_TIMEOUT_S,
-                connect_timeout_s=connect_timeout_s,
                 application_name="orchestrator replay",
                 kind="migration",
             ) as connection,
@@ -84,7 +83,7 @@ async def _without_outside(
         for one in [await survey(connection, source, policy=options.policy, ahead=options.ahead) for source in sources]
         for migration in one.plan.pending
     }
-    made, left_out = await asyncio.to_thread(edited, sources, names, roles)
+    made, left_out = await asyncio.to_thread(edited, sources, names, roles, await server_keywords(connection))
     for one in left_out:
         life.emit(LEFT_OUT, level="warning", text=one.text, **msgspec.structs.asdict(one))
     return made

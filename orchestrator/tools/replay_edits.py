@@ -47,16 +47,20 @@ class LeftOut(msgspec.Struct, frozen=True):
     def text(self) -> str:
         """For a person."""
         return (
-            f"not run in the replay: {self.what} ({self.migration}, line {self.line}), which acts outside the database"
+            f"left out of the replay: {self.what} ({self.migration}, line {self.line}), because it acts outside the"
+            " database"
         )
 
 
 def edited(
-    sources: Sequence[Source], names: Collection[tuple[str, str]], roles: Collection[str]
+    sources: Sequence[Source],
+    names: Collection[tuple[str, str]],
+    roles: Collection[str],
+    keywords: frozenset[str],
 ) -> tuple[list[Source], list[LeftOut]]:
     """The sources with what acts outside the database blanked out of the files in `names` (label, migration).
 
-    `roles` are those of the server. A file keeps its hash: the ledger is told of what is in the folder.
+    `roles` and `keywords` are those of the server. A file keeps its hash: the ledger is told of what is in the folder.
 
     Raises:
         OutsideDatabaseError: such a statement cannot be left out: something else of it is needed.
@@ -69,7 +73,7 @@ def edited(
         for migration in source.folder.migrations:
             one = migration
             if (source.label, migration.name) in names:
-                one = _edited(source.label, migration, scope, missing, frozenset(roles), left_out)
+                one = _edited(source.label, migration, scope, missing, frozenset(roles), left_out, keywords)
             migrations.append(one)
         folder = msgspec.structs.replace(source.folder, migrations=tuple(migrations))
         made.append(type(source)(source.label, folder, source.table))
@@ -83,9 +87,10 @@ def _edited(
     missing: set[str],
     roles: frozenset[str],
     left_out: list[LeftOut],
+    keywords: frozenset[str],
 ) -> Migration:
     raw = migration.read()
-    file = SqlFile(raw, path=migration.path)
+    file = SqlFile(raw, path=migration.path, keywords=keywords)
     text = bytearray(raw)
     for statement, node, fields in _trees(file, scope):
         found = acts(node, fields, scope)

@@ -83,8 +83,6 @@ async def verify(
     on: Dsn | None = None,
     extensions: Sequence[str] = (),
     scope: Scope | None = None,
-    connect_timeout_s: float = 5.0,
-    wait_timeout_s: float = 5.0,
 ) -> Verdict:
     """Replay what the ledger says is applied, in the folder's order, and compare catalogue and ledger.
 
@@ -98,24 +96,24 @@ async def verify(
         DatabaseUnavailableError: a server is not to be reached.
     """
     scope = scope or Scope()
-    surveys, edited, live = await _read_live(dsn, sources, scope, connect_timeout_s, wait_timeout_s)
+    surveys, edited, live = await _read_live(dsn, sources, scope)
     wanted, notes = await made_by(
         on or dsn,
         [applied_part(one) for one in surveys],
         extensions=extensions,
         scope=scope,
-        connect_timeout_s=connect_timeout_s,
     )
     if wanted.server_version != live.server_version:
         notes.append(
-            f"the scratch server is PostgreSQL {wanted.server_version}, the database's {live.server_version}: they may"
-            " write the same thing in other words; use a server of the same version"
+            f"the scratch server is PostgreSQL {wanted.server_version}, the database's {live.server_version}: the"
+            " two may"
+            " write the same thing differently; use a server of the same version"
         )
     ledgers = [one.source.table for one in surveys]
     labels = _compared(surveys, notes)
     pair = [side.limited(lambda o: _is_compared(o, scope, labels, ledgers)) for side in (wanted, live)]
     cosmetic = [
-        f"columns of {table} stand in another order: files {', '.join(files)}; database {', '.join(found)}"
+        f"columns of {table} are in another order: files {', '.join(files)}; database {', '.join(found)}"
         for table, files, found in column_order(*pair)
     ]
     cosmetic += [f"{edit.name}: only white space or comments changed" for edit in edited if edit.cosmetic]
@@ -136,7 +134,6 @@ async def made_by(
     *,
     extensions: Sequence[str],
     scope: Scope,
-    connect_timeout_s: float,
     purpose: str = "verify",
 ) -> tuple[Schema, list[str]]:
     """The catalogue that `sources` make in an empty database on the server of `on`, and what was missing there."""
@@ -151,9 +148,9 @@ async def made_by(
         if event.name == LEFT_OUT:
             notes.append(str(event.facts["text"]))
 
-    async with scratch_database(on, purpose=purpose, connect_timeout_s=connect_timeout_s) as scratch:
-        await replay(scratch, sources, extensions=extensions, connect_timeout_s=connect_timeout_s, on_event=listen)
-        return await _schema_of(scratch, scope, connect_timeout_s), notes
+    async with scratch_database(on, purpose=purpose) as scratch:
+        await replay(scratch, sources, extensions=extensions, on_event=listen)
+        return await _schema_of(scratch, scope), notes
 
 
 def applied_part(one: Survey) -> Source:
@@ -172,29 +169,22 @@ def source_part(source: Source, names: Collection[str]) -> Source:
     return type(source)(source.label, msgspec.structs.replace(source.folder, migrations=kept), source.table)
 
 
-async def _read_live(
-    dsn: Dsn, sources: Sequence[Source], scope: Scope, connect_timeout_s: float, wait_timeout_s: float
-) -> tuple[list[Survey], list[Edit], Schema]:
+async def _read_live(dsn: Dsn, sources: Sequence[Source], scope: Scope) -> tuple[list[Survey], list[Edit], Schema]:
     with server_errors_explained(dsn, doing="reading the database"):
-        async with _session(dsn, connect_timeout_s, wait_timeout_s) as connection:
+        async with _session(dsn) as connection:
             surveys = await readable_surveys(connection, sources)
             edited = [edit for one in surveys for edit in await edits(connection, one)]
             return surveys, edited, await read_schema(connection, privileges=scope.privileges)
 
 
-async def _schema_of(dsn: Dsn, scope: Scope, connect_timeout_s: float) -> Schema:
+async def _schema_of(dsn: Dsn, scope: Scope) -> Schema:
     with server_errors_explained(dsn, doing="reading the scratch database"):
-        async with _session(dsn, connect_timeout_s, connect_timeout_s) as connection:
+        async with _session(dsn) as connection:
             return await read_schema(connection, privileges=scope.privileges)
 
 
-def _session(dsn: Dsn, connect_timeout_s: float, wait_timeout_s: float) -> Any:
-    return own_session(
-        dsn,
-        wait_timeout_s=wait_timeout_s,
-        connect_timeout_s=connect_timeout_s,
-        application_name="orchestrator verify",
-    )
+def _session(dsn: Dsn) -> Any:
+    return own_session(dsn, application_name="orchestrator verify")
 
 
 def _label(schema: str | None) -> str:
@@ -235,7 +225,7 @@ def _ledger_differences(one: Survey) -> list[LedgerDifference]:
     label = one.source.label
     found = [
         LedgerDifference(
-            label, "pending", migration.name, "in the folder, and not applied", "Apply it: orchestrator migrate."
+            label, "pending", migration.name, "in the folder, but not applied", "Apply it: orchestrator migrate."
         )
         for migration in one.plan.pending
     ]
@@ -248,10 +238,10 @@ def _ledger_differences(one: Survey) -> list[LedgerDifference]:
 
 
 _TEXTS = {
-    Kind.EDITED: "the file is not what was applied under its name",
-    Kind.OUT_OF_ORDER: "never applied, though newer ones are",
-    Kind.REDATED: "applied under another time than the file's",
-    Kind.ORPHANED: "applied, and no file of the folder matches",
+    Kind.EDITED: "the file differs from what was applied under its name",
+    Kind.OUT_OF_ORDER: "never applied, although newer ones are",
+    Kind.REDATED: "applied under another time than that of the file",
+    Kind.ORPHANED: "applied, but no file of the folder matches",
     Kind.AHEAD: "applied by newer code than this",
     Kind.DAMAGED: "the ledger row has no created_at",
 }
@@ -260,9 +250,9 @@ _TEXTS = {
 def _remedy(kind: Kind) -> str:
     return {
         Kind.EDITED: "Restore the file, or accept it: orchestrator repair accept NAME.",
-        Kind.OUT_OF_ORDER: "Date it anew, or mark it: orchestrator repair applied NAME.",
-        Kind.REDATED: "Give it its old time again.",
+        Kind.OUT_OF_ORDER: "Re-date it, or mark it: orchestrator repair applied NAME.",
+        Kind.REDATED: "Restore its old time.",
         Kind.ORPHANED: "Restore the file, or mark it: orchestrator repair unapplied NAME.",
         Kind.AHEAD: "Compare with the code that applied it.",
-        Kind.DAMAGED: "Mend the row by hand.",
+        Kind.DAMAGED: "Correct the row by hand.",
     }[kind]

@@ -54,8 +54,10 @@ PASSES = [
     "SELECT * FROM pg_class, information_schema.tables; SELECT now(), date('2020-01-01')",
     "DROP TYPE mood CASCADE; CREATE TYPE mood AS ENUM ('x'); ALTER TABLE orders ADD COLUMN feel mood",
     "CREATE FUNCTION f(a anyelement) RETURNS int LANGUAGE sql AS 'SELECT 1'; CREATE VIEW v AS SELECT f(id) FROM orders",
-    "CREATE TRIGGER t BEFORE INSERT ON orders FOR EACH ROW EXECUTE FUNCTION touch(); DROP TRIGGER t ON orders;"
-    "DROP POLICY IF EXISTS p ON orders; COMMENT ON COLUMN orders.id IS 'x'; ALTER TABLE orders ADD COLUMN n int",
+    (
+        "CREATE TRIGGER t BEFORE INSERT ON orders FOR EACH ROW EXECUTE FUNCTION touch(); DROP TRIGGER t ON orders;"
+        "DROP POLICY IF EXISTS p ON orders; COMMENT ON COLUMN orders.id IS 'x'; ALTER TABLE orders ADD COLUMN n int"
+    ),
     "CREATE AGGREGATE total(int) (sfunc = int4pl, stype = int4); SELECT total(id) FROM orders",
     "INSERT INTO orders VALUES (1) ON CONFLICT (id) DO UPDATE SET total = excluded.total WHERE orders.id = 1",
 ]

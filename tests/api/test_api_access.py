@@ -99,7 +99,7 @@ async def test_why_a_start_failed_is_for_those_who_show_the_token(orchestrator, 
         little, everything = await asyncio.gather(ends(), ends(**SHOWN))
         assert await run.wait() == 70
     assert little["failure"] == {
-        "error": "the start failed; /health tells why to those who show the API's token, and the log to all",
+        "error": "the start failed; the log says why, and so does /health to requests with the API's token",
         "exit_code": 70,
         "restart_helps": False,
     }

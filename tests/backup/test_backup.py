@@ -177,9 +177,7 @@ async def test_a_backup_is_of_one_moment_while_rows_come_in(database_url, admin,
         await close(connection)
         stop.set()
         await writing
-    tested = await prove_backup(
-        backup, dsn, read_ledgers=no_ledgers, emit=lambda *_, **__: None, connect_timeout_s=5, with_own_rights=False
-    )
+    tested = await prove_backup(backup, dsn, read_ledgers=no_ledgers, emit=lambda *_, **__: None, with_own_rights=False)
     assert tested.differences == ()
 
 
@@ -411,7 +409,6 @@ async def test_a_server_older_than_every_pg_restore_is_restored_by_way_of_psql(t
             dsn,
             read_ledgers=no_ledgers,
             emit=lambda *e, **f: events.append((e, f)),
-            connect_timeout_s=5,
             with_own_rights=False,
         )
     assert tested.differences == ()

@@ -169,7 +169,7 @@ async def dumped(server, url: str) -> list[str]:
     """The schema with owners and rights, as pg_dump writes it."""
     dsn = dsns.parse(url)
     tool = await pgtools.find("pg_dump", at_least=server.major, purpose="a test")
-    environment = pgtools.environment(dsn, application_name="test", connect_timeout_s=5)
+    environment = pgtools.environment(dsn, application_name="test")
     run = pgtools.Run(tool, ["--schema-only", "--no-password"], environment, dsn.secrets, lambda *_, **__: None)
     text = (await pgtools.output(run)).decode()
     return [line for line in text.splitlines() if not line.startswith(("\\", "--"))]
@@ -545,7 +545,7 @@ async def test_names_in_an_archive_do_not_command_psql(tmp_path, admin, known, m
         await admin.script(server.dsn, "CREATE DATABASE copy")
         dsn = dsns.parse(server.dsn)
         tool = await pgtools.find("pg_dump", at_least=15, purpose="a test")
-        environment = pgtools.environment(dsn, application_name="test", connect_timeout_s=5)
+        environment = pgtools.environment(dsn, application_name="test")
         run = pgtools.Run(tool, ["--format=custom"], environment, dsn.secrets, lambda *_, **__: None)
         fd = os.memfd_create("archive")
         os.write(fd, await pgtools.output(run))
@@ -557,7 +557,6 @@ async def test_names_in_an_archive_do_not_command_psql(tmp_path, admin, known, m
                 place,
                 lambda *_, **__: None,
                 application_name="test",
-                connect_timeout_s=5,
             )
         finally:
             os.close(fd)

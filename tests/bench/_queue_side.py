@@ -50,7 +50,6 @@ class Ours:
             worker_id="bench",
             concurrency=CONCURRENCY,
             lease_s=30,
-            connect_timeout_s=5,
             emit=lambda *told, **facts: print(told, facts, file=sys.stderr),
             redact=lambda text: text,
         )

@@ -36,8 +36,9 @@ with open(path, "w") as file:
     json.dump({"code": code, "read": sorted(read)}, file)
 """
 NAMES = {variable.field: {variable.name} for variable in VARIABLES if variable.field} | {
-    "command_wait_s": {"DB_WAIT_TIMEOUT", "DB_CONNECT_TIMEOUT"},
-    "migration_database": {"DATABASE_URL", "MIGRATION_DATABASE_URL"},
+    # The time for a connection is bound into the DSN.
+    "database": {"DATABASE_URL", "DB_CONNECT_TIMEOUT"},
+    "migration_database": {"DATABASE_URL", "MIGRATION_DATABASE_URL", "DB_CONNECT_TIMEOUT"},
 }
 # What is read later, or with an option: when a backup is taken, by --embedded, by a built-in job.
 SOMETIMES = {

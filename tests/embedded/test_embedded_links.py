@@ -5,7 +5,8 @@ import os
 
 import pytest
 
-from orchestrator.embedded.server import EmbeddedServerError, embedded_postgres
+from orchestrator.embedded.errors import EmbeddedServerError
+from orchestrator.embedded.server import embedded_postgres
 
 
 @pytest.mark.parametrize("how", ["symlink", "hard link", "fifo", "another's"])

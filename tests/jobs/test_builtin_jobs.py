@@ -96,7 +96,7 @@ async def test_backup_analyze_prune_and_verify_do_what_they_say(orchestrator, da
         await admin(
             database_url,
             "INSERT INTO orchestrator.job_attempts (job_id, attempt, outcome)"
-            " SELECT id, 1, 'succeeded' FROM orchestrator.jobs WHERE name = 'old'",
+            " SELECT id, 1, 'failed' FROM orchestrator.jobs WHERE name = 'old'",
         )
         pruned = await run_job(database_url, "jobs.prune")
         assert pruned["state"] == "succeeded", pruned["error"]

@@ -122,7 +122,6 @@ def work(queue_url):
             worker_id=worker_id,
             concurrency=concurrency,
             lease_s=lease_s,
-            connect_timeout_s=5,
             emit=lambda name, **facts: events.append((name, facts)),
             redact=lambda text: text.replace("s3cr3t", "***"),
         )
@@ -161,7 +160,7 @@ def finished(db, wait_until):
 
 
 async def attempts_of(db, job_id):
-    return await db.fetch("SELECT * FROM orchestrator.job_attempts WHERE job_id = $1 ORDER BY attempt", job_id)
+    return await db.fetch("SELECT * FROM orchestrator.attempts WHERE job_id = $1 ORDER BY attempt", job_id)
 
 
 # ----------------------------------------------------------------------------------------------------------- handlers
@@ -548,7 +547,7 @@ async def test_no_more_than_a_name_s_concurrency_runs_at_a_time_over_all_workers
             lambda: db.fetchval("SELECT count(*) = 260 FROM orchestrator.jobs WHERE state = 'succeeded'"), 20
         )
     assert 2 <= most <= 3
-    assert await db.fetchval("SELECT count(*) FROM orchestrator.job_attempts") == 260
+    assert await db.fetchval("SELECT count(*) FROM orchestrator.attempts") == 260
 
 
 async def test_a_stale_worker_s_finish_is_rejected(db, work, finished, wait_until):
@@ -652,7 +651,7 @@ async def test_what_belongs_to_a_job_goes_with_it(db, work, finished):
     async with work(registry):
         await finished(made.id)
     await db.execute("DELETE FROM orchestrator.jobs")
-    assert await db.fetchval("SELECT count(*) FROM orchestrator.job_attempts") == 0
+    assert await db.fetchval("SELECT count(*) FROM orchestrator.attempts") == 0
     assert await db.fetchval("SELECT count(*) FROM orchestrator.job_logs") == 0
 
 

@@ -336,7 +336,7 @@ async def test_a_stop_while_a_module_of_handlers_hangs_at_import_is_a_clean_one(
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "declares no handler"),
+        ("", "does not declare a handler"),
         ("import asyncio\nimport nowhere_to_be_found\n", "line 2"),
         ("\n\n1 / 0\n", "line 3"),
         ("def x(:\n", "line 1"),

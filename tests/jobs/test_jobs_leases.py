@@ -330,7 +330,6 @@ async def test_every_connection_of_the_jobs_notices_a_peer_that_vanished_within_
         dsn.parse(database_url),
         kind="handlers",
         max_size=1,
-        connect_timeout_s=5,
         application_name="test",
         silence_s=9.0,
     )

@@ -50,7 +50,7 @@ CASES = {
     "CREATE TABLE t (a vector(3))": ["extension vector", "in the schema extensions", "write extensions.vector"],
     "CREATE TABLE t (a modd)": ["the nearest that does is mood"],
     "CREATE TABLE t (a citext)": ["comes from the extension citext", "EXTENSIONS=citext"],
-    "CREATE TABLE t (a geometry)": ["no files of the extension postgis", "use an image that ships it"],
+    "CREATE TABLE t (a geometry)": ["no files of the extension postgis", "use an image that includes it"],
     "CREATE TABLE t (a wholly_unknown)": ["the type wholly_unknown does not exist, and nothing of a like name"],
     "GRANT SELECT ON orders TO nobody_of_this_name": ["Roles belong to the whole server"],
     "ALTER TABLE orders OWNER TO nobody_of_this_name": ["Roles belong to the whole server"],
@@ -93,7 +93,7 @@ CASES = {
     "SET LOCAL statement_timeout = '50ms';\nSELECT pg_sleep(5)": ["The file's own statement_timeout (line 1)"],
     "SELECT pg_cancel_backend(pg_backend_pid()), pg_sleep(5)": ["Somebody cancelled the statement"],
     # an extension that the server does not have
-    "CREATE EXTENSION postgi": ["no files of the extension postgi", "use an image that ships it"],
+    "CREATE EXTENSION postgi": ["no files of the extension postgi", "use an image that includes it"],
     "CREATE EXTENSION pgvector": ["the nearest that it has is vector", "no files of the extension pgvector"],
 }
 
@@ -110,9 +110,7 @@ def refused(make_database, admin, write, tmp_path):
         ]
         life = Lifecycle(now=time.time, monotonic=time.monotonic)
         async with (
-            connected(
-                parse(url), life, wait_timeout_s=5, connect_timeout_s=5, application_name="t", kind="migration"
-            ) as connection,
+            connected(parse(url), life, wait_timeout_s=5, application_name="t", kind="migration") as connection,
             migration_lock(connection, life, timeout_s=5),
         ):
             with pytest.raises(MigrationError) as raised:

@@ -19,7 +19,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
-from orchestrator.embedded.server import DataDirectoryInUseError, embedded_postgres
+from orchestrator.embedded.errors import DataDirectoryInUseError
+from orchestrator.embedded.server import embedded_postgres
 
 BREAK = "\n--> statement-breakpoint\n"
 # In full, the work takes most of a run, so that most instants fall into it.

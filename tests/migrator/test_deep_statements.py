@@ -91,3 +91,12 @@ async def test_what_is_too_deep_for_the_server_too_is_the_files_error(orchestrat
     folder = write(tmp_path / "m", ("0000_t", "SELECT " + "+".join(["1"] * 70_000) + ";"))
     result = await orchestrator("migrate", env={"DATABASE_URL": database_url, "MIGRATIONS_DIR": str(folder)})
     assert (result.returncode, result.events[-1].get("sqlstate")) == (70, "54001"), result.stderr[-2000:]
+
+
+async def test_what_the_grammar_finds_too_deep_the_server_judges_and_the_file_is_told(
+    orchestrator, database_url, tmp_path, write
+):
+    folder = write(tmp_path / "m", ("0000_t", "SELECT 1;\nSELECT " + "NOT " * 50_000 + "true;"))
+    result = await orchestrator("migrate", env={"DATABASE_URL": database_url, "MIGRATIONS_DIR": str(folder)})
+    assert (result.returncode, result.events[-1].get("line")) == (70, 2), result.stderr[-2000:]
+    assert "memory exhausted" in result.events[-1]["error"]

@@ -169,7 +169,7 @@ async def test_the_error_of_a_later_file_names_the_earlier_files_set(migrate, tm
     place = f"{tmp_path / 'm' / '0001_m.sql'}:2"
     assert told["earlier_setting"] == f"{place}: SET search_path = s"
     assert place in told["remedy"]
-    assert "drizzle's would hold on within one run" in told["remedy"]
+    assert "where drizzle's would hold on within one run" in told["remedy"]
 
 
 async def test_standard_conforming_strings_of_a_database_are_honoured(migrate, admin, database_url):
@@ -229,3 +229,15 @@ async def test_nothing_of_ours_in_the_migrations_session_calls_what_others_have_
     result = await migrate(*files, "CREATE TABLE e AS SELECT now() AS at;")
     assert result.returncode == 0, result.stderr
     assert [row[0] for row in await admin(database_url, "SELECT DISTINCT what FROM public.called")] == ["now"]
+
+
+async def test_no_plan_of_ours_is_compiled_and_a_file_may_want_its_own_to_be(migrate, admin, database_url):
+    name = urlsplit(database_url).path[1:]
+    await admin.script(database_url, f"ALTER DATABASE {name} SET jit = on")
+    result = await migrate(
+        "CREATE TABLE t AS SELECT current_setting('jit') AS v;",
+        "SET jit = on; INSERT INTO t SELECT current_setting('jit');",
+        "INSERT INTO t SELECT current_setting('jit');",
+    )
+    assert result.returncode == 0, result.stderr
+    assert [row["v"] for row in await admin(database_url, "SELECT v FROM t")] == ["off", "on", "off"]

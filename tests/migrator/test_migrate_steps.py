@@ -272,3 +272,9 @@ async def test_a_deferred_constraint_that_fails_at_the_files_own_commit_is_its_f
     )
     told = result.events[-1]
     assert (result.returncode, told["sqlstate"], told["statements_done"]) == (70, "23503", 3)
+
+
+async def test_no_look_of_ours_finds_a_type_that_stands_on_the_files_path(apply, admin, database_url):
+    await admin.script(database_url, f'{TABLE} CREATE DOMAIN public."char" AS int;')
+    result = await apply("SET search_path = public, pg_catalog", "REINDEX SCHEMA CONCURRENTLY public")
+    assert result.returncode == 0, result.stderr

@@ -60,7 +60,7 @@ class Look:
 
     async def outcomes(self, job_id):
         rows = await self.connection.fetch(
-            "SELECT outcome FROM orchestrator.job_attempts WHERE job_id = $1 ORDER BY attempt", job_id
+            "SELECT outcome FROM orchestrator.attempts WHERE job_id = $1 ORDER BY attempt", job_id
         )
         return [row[0] for row in rows]
 

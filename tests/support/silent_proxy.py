@@ -8,7 +8,8 @@ class SilentProxy:
     """A TCP proxy whose open connections can be dropped without a word, while new ones are served.
 
     `drop()`: nothing more passes in either direction, and nobody is told. `hold_replies()`: what the client sends
-    arrives, and nothing comes back. `cut()`: those connections end.
+    arrives, and nothing comes back. `cut()`: those connections end. `part()`: the same as `drop()`, and new connections
+    are accepted and lead nowhere until `join()`.
     """
 
     def __init__(self, connect):
@@ -16,6 +17,8 @@ class SilentProxy:
         self._links: list[dict] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._listener = None
+        self._open = asyncio.Event()
+        self._open.set()
         self.port = 0
 
     def dsn(self, dsn: str) -> str:
@@ -38,6 +41,13 @@ class SilentProxy:
         for link in self._links:
             link["up"] = link["down"] = False
 
+    def part(self):
+        self._open.clear()
+        self.drop()
+
+    def join(self):
+        self._open.set()
+
     def hold_replies(self):
         for link in self._links:
             link["down"] = False
@@ -53,6 +63,7 @@ class SilentProxy:
         self._tasks.add(task)
         link = {"up": True, "down": True, "writers": [writer]}
         try:
+            await self._open.wait()
             answers, upstream = await self._connect()
             link["writers"].append(upstream)
             self._links.append(link)

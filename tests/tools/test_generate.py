@@ -372,7 +372,7 @@ async def test_what_may_be_a_rename_is_not_run_until_somebody_says(project):
     ]
     new = await project.generate(after, renames=["*"], allow_drops=True)
     assert 'DROP COLUMN "name"' in new.files[0][1]
-    with pytest.raises(GenerateError, match="nothing of that name was dropped"):
+    with pytest.raises(GenerateError, match="nothing with that name was dropped"):
         await project.generate(after, renames=["users.nam=title"])
 
 

@@ -89,6 +89,13 @@ async def test_what_sqlalchemy_refuses_is_told_as_its_own(make_database, made, s
         await generate(dsn.parse(await make_database()), [], metadata, ask=None)
 
 
+async def test_a_table_of_alembics_name_is_a_table(make_database):
+    metadata = sa.MetaData()
+    sa.Table("alembic_version", metadata, sa.Column("version_num", sa.String(32), primary_key=True))
+    found = await generate(dsn.parse(await make_database()), [], metadata, ask=None)
+    assert found.files[0][1].startswith('CREATE TABLE "alembic_version"')
+
+
 async def test_tables_can_be_left_out_by_name(make_database):
     metadata = sa.MetaData()
     sa.Table("geo_place", metadata, sa.Column("id", sa.Integer, primary_key=True), sa.Column("shape", Unwritable))

@@ -86,7 +86,7 @@ async def test_what_is_pending_runs_on_a_copy_with_rows_and_tells_its_locks(run,
     told = await run("rehearse")
     assert told.returncode == 0, told.stdout
     assert "AccessExclusiveLock on public.a, stops reads and writes" in told.stdout
-    assert "It would go well." in told.stdout
+    assert "The migrations would succeed." in told.stdout
     assert (await state(admin, database_url), await scratches(admin, database_url)) == (before, [])
 
 
@@ -107,7 +107,7 @@ async def test_a_migration_that_fails_there_fails_with_the_words_of_the_real_run
     real = (await run("migrate")).named("service.failed")[0]
     assert (told["error"], told["sqlstate"], told["line"]) == (real["error"], real["sqlstate"], real["line"])
     shown = await run("rehearse", "--with-data")
-    assert (shown.returncode, "It would fail." in shown.stdout) == (70, True)
+    assert (shown.returncode, "The migrations would fail." in shown.stdout) == (70, True)
 
 
 async def test_what_a_migration_leaves_half_done_is_a_finding(run, admin, database_url, tmp_path, write):

@@ -1,4 +1,4 @@
-"""The status page at `/` for browsers: one HTML, one CSS, and an ES module for each part. Reads its own files.
+"""The status page at `/` for browsers: one HTML, two CSS, and an ES module for each part. Reads its own files.
 
 It is served from the first moment, needs no token, and asks for nothing from outside: what it shows it gets from
 `/health/events` and from the API.
@@ -25,23 +25,34 @@ _POLICY = (
 )
 _TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 
+STYLES = ("page.css", "dashboard.css")
 # The page's modules: what may be asked for, without a look into the directory before anybody asks.
 MODULES = (
     "actions.js",
+    "add_job.js",
     "chain.js",
+    "chart.js",
+    "cron_words.js",
+    "data.js",
     "dom.js",
     "failure.js",
+    "failures.js",
     "glyph.js",
     "headline.js",
     "job_lists.js",
+    "job_page.js",
     "jobs_feed.js",
+    "migration_page.js",
     "migrations.js",
     "model.js",
     "page.js",
+    "parts.js",
     "queues.js",
     "ready.js",
+    "router.js",
     "schedules.js",
     "start_feed.js",
+    "starts.js",
     "transport.js",
     "words.js",
 )
@@ -95,4 +106,4 @@ def files() -> Mapping[str, Handler]:
     async def file(request: web.Request) -> web.Response:
         return _answer(request.path.rpartition("/")[2], request)
 
-    return {f"/page/{name}": file for name in ("page.css", *MODULES)}
+    return {f"/page/{name}": file for name in (*STYLES, *MODULES)}

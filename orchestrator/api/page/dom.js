@@ -4,7 +4,7 @@ import { now } from "./model.js";
 
 export const SVG = "http://www.w3.org/2000/svg";
 
-const SVG_TAGS = new Set(["svg", "g", "path", "circle", "rect", "line", "polyline", "title"]);
+const SVG_TAGS = new Set(["svg", "g", "path", "circle", "rect", "line", "polyline", "text", "title"]);
 
 // C0 but tab and line feed, DEL, C1, and what turns the direction of text or breaks lines: as orchestrator/printable.py.
 const STEERING = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]/g;
@@ -62,7 +62,7 @@ export function patch(parent, wanted) {
 function dress(node, { props, children }) {
   const attributes = {};
   for (const [name, value] of Object.entries(props)) {
-    if (["key", "on", "vars", "timer", "open"].includes(name) || value === null || value === undefined) continue;
+    if (["key", "on", "vars", "timer", "open", "value"].includes(name) || value === null || value === undefined) continue;
     if (value === false) continue;
     // What is edited or sent keeps its characters.
     attributes[name] = value === true ? "" : ["title", "aria-label"].includes(name) ? printable(value) : String(value);
@@ -87,6 +87,11 @@ function dress(node, { props, children }) {
       node.removeAttribute("data-timer");
     }
     patch(node, children);
+  }
+  // A field's value is what the view says until a person changes it, and again when the view says another.
+  if (props.value !== undefined && node.orchValue !== props.value) {
+    node.orchValue = props.value;
+    node.value = props.value;
   }
 }
 

@@ -51,10 +51,20 @@ export function glyph(shape, part) {
   }
 }
 
-export function favicon(shape, part) {
+/** The state's shape and colour; the first letter of the instance's name, and a dot where jobs have failed. */
+export function favicon(shape, part, { name, fails }) {
+  const letter = /^[\p{L}\p{N}]/u.exec(name)?.[0].toUpperCase();
+  const bad = getComputedStyle(document.documentElement).getPropertyValue("--bad").trim();
+  const more = [
+    ...(letter && shape === "ready"
+      ? [`<text x="16" y="22" font-family="sans-serif" font-weight="700" font-size="17" text-anchor="middle" fill="currentColor">${letter}</text>`]
+      : []),
+    ...(fails ? [`<circle cx="25" cy="7" r="7" fill="${bad}"/>`] : []),
+  ];
   const colour = getComputedStyle(document.documentElement).getPropertyValue("--accent").trim();
-  // Only our own shapes and numbers go into this markup, nothing that the server said.
+  // Only our own shapes, numbers and one letter go into this markup, nothing else that the server said.
   const inside = glyph(shape, part)
+    .slice(0, letter && shape === "ready" ? 1 : undefined)
     .map(
       ([tag, attributes]) =>
         `<${tag} ${Object.entries(attributes)
@@ -62,7 +72,7 @@ export function favicon(shape, part) {
           .join(" ")}/>`,
     )
     .join("");
-  const svg = `<svg xmlns="${SVG}" viewBox="0 0 32 32" color="${colour}">${inside}</svg>`;
+  const svg = `<svg xmlns="${SVG}" viewBox="0 0 32 32" color="${colour}">${inside}${more.join("")}</svg>`;
   const url = `data:image/svg+xml,${encodeURIComponent(svg)}`;
   const node = document.querySelector("link[rel=icon]");
   if (node.href !== url) node.href = url;

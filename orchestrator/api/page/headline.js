@@ -2,7 +2,13 @@
 
 import { h } from "./dom.js";
 import { PHASES, model } from "./model.js";
-import { age, ago, count, plural, since, span, timer } from "./words.js";
+import { CAUSES, age, ago, count, plural, sentence, since, span, timer, words } from "./words.js";
+
+// What database/connect_errors.py calls the ways in which no connection comes about.
+const LOSSES = new Set([
+  ...["refused", "name_not_resolved", "no_socket", "timeout", "unreachable", "starting_up", "stopping", "closed"],
+  ...["too_many_connections", "out_of_resources", "lost", "connection_lost"],
+]);
 
 /** One word for colour and shape, the headline, and the lines below it. */
 export function describe() {
@@ -28,11 +34,14 @@ export function describe() {
     };
   }
   if (phase === "connecting" && start.status === "unavailable") {
+    const { cause, hint } = start.checks.database ?? {};
     return {
       state: "bad",
       shape: "lost",
-      title: "The database is lost",
+      // Only a connection can be lost: a database that is another one, or that cannot be written to, is there.
+      title: !cause || LOSSES.has(cause) ? "The database is lost" : (CAUSES[cause] ?? sentence(words(cause)).slice(0, -1)),
       sub: [
+        cause && !LOSSES.has(cause) ? hint : null,
         h(
           "span",
           null,

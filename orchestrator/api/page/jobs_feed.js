@@ -1,24 +1,21 @@
-// Everything behind the token: read whole at a wake, and again when an event says that something changed.
+// Everything behind the token: what the views want (data.js) is read at a wake, and again when an event says so.
 
-import { TOKEN, changed, model, token } from "./model.js";
-import { HttpError, POLL_S, ask, retry_s, sleep, stream } from "./transport.js";
-
-const JOBS_EVERY_S = 15; // live; without the stream every POLL_S × 2
+import { forget, nextDue_s, onWanted, outdate, refresh } from "./data.js";
+import { changed, forgetKeptToken, model, token } from "./model.js";
+import { HttpError, POLL_S, retry_s, sleep, stream } from "./transport.js";
 
 const JOBS_GAP_MS = 700;
 
-/** Everything behind the gate: read whole at a wake, and again when an event says that something changed. */
 export const jobs = {
   again: null,
   timer: 0,
   loading: false,
   following: false,
   isStale: false,
-  slowAt: 0, // when schedules and starts were read
 
   wake() {
     model.wants_token = false;
-    this.slowAt = 0;
+    forget();
     this.soon(0);
     if (!this.following) this.follow();
   },
@@ -43,26 +40,18 @@ export const jobs = {
     if (!this.mayRead() || this.isStale) return;
     this.loading = true;
     try {
-      // What seldom changes is not asked for at every event.
-      const isSlowDue = Date.now() - this.slowAt > 10_000;
-      const [queues, runs, failed, schedules, starts] = await Promise.all([
-        ask("api/queues"),
-        ask("api/jobs?state=running&limit=20"),
-        ask("api/jobs?state=failed&limit=10"),
-        isSlowDue ? ask("api/schedules") : model.jobs.schedules,
-        isSlowDue ? ask("api/starts?limit=12") : model.jobs.starts,
-      ]);
-      if (isSlowDue) this.slowAt = Date.now();
-      if (!this.mayRead()) return; // the token was forgotten meanwhile
-      model.jobs = { queues, running: runs, failed, schedules, starts };
-      model.jobs_error = null;
+      await refresh();
+      if (!this.mayRead()) forget(); // the token was forgotten meanwhile
     } catch (error) {
-      if (!(error instanceof HttpError || error instanceof TypeError)) throw error;
-      if (error.status === 401) refuseToken();
-      else model.jobs_error = error instanceof TypeError ? "no answer" : error.message;
+      if (error.status !== 401) throw error;
+      refuseToken();
     } finally {
       this.loading = false;
-      this.again = setTimeout(() => this.load(), (model.jobs_link === "live" ? JOBS_EVERY_S : POLL_S * 2) * 1000);
+      const every_s = model.jobs_link === "live" ? nextDue_s() : Math.min(nextDue_s(), POLL_S * 2);
+      this.again = setTimeout(() => {
+        if (model.jobs_link !== "live") outdate();
+        this.load();
+      }, every_s * 1000);
       if (this.isStale) this.soon();
       changed();
     }
@@ -76,7 +65,9 @@ export const jobs = {
         await stream("api/events", (event) => {
           misses = model.jobs_misses = 0;
           model.jobs_link = "live";
-          if (event !== "phase") this.soon();
+          if (event === "phase") return;
+          outdate();
+          this.soon();
         });
       } catch (error) {
         if (error.status === 401) refuseToken();
@@ -93,21 +84,11 @@ export const jobs = {
   },
 };
 
-/** The whole of a job, for its trace: read when somebody opens it. */
-export async function readJob(id) {
-  if (model.whole.get(id)) return;
-  model.whole.set(id, {});
-  try {
-    model.whole.set(id, await ask(`api/jobs/${encodeURIComponent(id)}`));
-  } catch (error) {
-    if (!(error instanceof HttpError || error instanceof TypeError)) throw error;
-    model.whole.set(id, { problem: error.message });
-  }
-  changed();
-}
+onWanted(() => jobs.soon(0));
 
 export function refuseToken() {
-  if (token()) sessionStorage.removeItem(TOKEN);
+  if (token()) forgetKeptToken();
   model.wants_token = true;
+  forget();
   changed();
 }

@@ -11,12 +11,9 @@ export const model = {
   misses: 0,
   ended: null, // the last snapshot of a process that has said good-bye
   failure: null, // { facts, at, phase, started_at }: kept over the process's end
-  jobs: { queues: null, running: null, failed: null, schedules: null, starts: null },
   jobs_link: "away",
   jobs_misses: 0, // streams of job events that brought nothing, in a row
-  jobs_error: null,
   wants_token: false,
-  whole: new Map(), // job id → the job with its trace
   busy: new Set(),
   toast: null,
 };
@@ -30,9 +27,20 @@ export const ms = (iso) => (iso ? Date.parse(iso) : null);
 
 export const isSameProcess = (a, b) => Math.abs(ms(a) - ms(b)) < 1000;
 
-export const TOKEN = "orchestrator.token";
+const TOKEN = "orchestrator.token";
 
-export const token = () => sessionStorage.getItem(TOKEN) ?? "";
+/** The token of this tab, else the one that this browser keeps. */
+export const token = () => sessionStorage.getItem(TOKEN) ?? localStorage.getItem(TOKEN) ?? "";
+
+export function keepToken(given, inBrowser) {
+  sessionStorage.setItem(TOKEN, given);
+  if (inBrowser) localStorage.setItem(TOKEN, given);
+}
+
+export function forgetKeptToken() {
+  sessionStorage.removeItem(TOKEN);
+  localStorage.removeItem(TOKEN);
+}
 
 const listeners = [];
 

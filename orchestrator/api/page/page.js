@@ -3,29 +3,32 @@
 // Whatever comes from the server becomes text nodes and attributes (`h`, `patch`), never markup; the policy of the page
 // (trusted types) holds that together. State flows one way: feeds → `model` → `draw()` → DOM.
 
-import { askToken, forgetToken } from "./actions.js";
+import { askToken, forgetToken, guarded } from "./actions.js";
 import { chain } from "./chain.js";
+import { beginDrawing } from "./data.js";
 import { h, patch, printable, say } from "./dom.js";
 import { failurePanel } from "./failure.js";
+import { failedCount } from "./failures.js";
 import { favicon, glyph } from "./glyph.js";
 import { describe } from "./headline.js";
 import { jobs } from "./jobs_feed.js";
 import { isSameProcess, model, onChange, token } from "./model.js";
-import { ready, warnings } from "./ready.js";
+import { gate, nav, ready, viewName, warnings } from "./ready.js";
+import { route } from "./router.js";
 import { followStart } from "./start_feed.js";
 import { POLL_S } from "./transport.js";
 import { ago, timer } from "./words.js";
 
 function bar(start) {
   const asked = Boolean(start?.access?.token) && start?.phase === "ready";
-  const isJobless = start?.phase === "ready" && model.jobs.queues && model.jobs_misses > 2;
+  const isJobless = start?.phase === "ready" && jobs.mayRead() && model.jobs_misses > 2;
   const linked = {
     live: isJobless ? `Live; jobs every ${2 * POLL_S} s` : "Live",
     poll: `Asking every ${POLL_S} s`,
     away: model.ended ? "Ended" : model.start || model.misses > 1 ? "Cut off" : "Connecting",
   }[model.link];
   return [
-    h("span", { class: "name" }, "orchestrator", start ? h("small", null, start.version) : null),
+    h("span", { class: "name" }, instance(start), start ? h("small", null, start.version) : null),
     h(
       "span",
       {
@@ -44,18 +47,22 @@ function bar(start) {
   ];
 }
 
+/** What the operator calls this one; the program's name where it has none. */
+const instance = (start) => start?.instance || "orchestrator";
+
 function content(shown) {
   const { start } = model;
+  const isOverview = start?.phase !== "ready" || Boolean(gate(start)) || route().view === "overview";
   const hero = h(
     "section",
-    { class: "hero", key: "hero", "aria-label": "State" },
+    { class: isOverview ? "hero" : "hero small", key: "hero", "aria-label": "State" },
     h(
       "svg",
       { class: "glyph", viewBox: "0 0 32 32", "aria-hidden": "true" },
       glyph(shown.shape, shown.part ?? 0).map(([tag, attributes]) => h(tag, attributes)),
     ),
     h("h1", null, shown.title),
-    shown.sub.filter(Boolean).map((line) => h("p", { class: "sub" }, line)),
+    isOverview ? shown.sub.filter(Boolean).map((line) => h("p", { class: "sub" }, line)) : null,
   );
   if (!start) return [hero];
   const isReady = start.phase === "ready";
@@ -78,11 +85,14 @@ function content(shown) {
         )
       : h("section", { class: "failure", key: "failure", "aria-label": "Why it failed" }, failurePanel(model.failure));
   return [
+    isReady && !gate(start) ? nav() : null,
     hero,
-    panel,
-    warnings(start),
+    isOverview ? panel : null,
+    isOverview ? warnings(start) : null,
     isReady ? ready(start) : null,
-    isReady
+    isReady && !isOverview
+      ? null
+      : isReady
       ? h(
           "section",
           { class: "part", key: "start" },
@@ -101,8 +111,9 @@ function foot(start) {
   const isReady = start?.phase === "ready";
   return [
     h("a", { href: "health" }, "/health"),
-    isReady ? h("a", { href: "openapi.json" }, "/openapi.json") : null,
-    isReady ? h("a", { href: "metrics" }, "/metrics") : null,
+    isReady ? guarded("openapi.json", "/openapi.json") : null,
+    isReady ? guarded("metrics", "/metrics") : null,
+    h("span", null, `Times are in ${Intl.DateTimeFormat().resolvedOptions().timeZone}`),
     start && model.link !== "away"
       ? h("span", { class: "end" }, "Process started ", timer(ago(start.started_at)))
       : null,
@@ -121,10 +132,12 @@ function schedule() {
 }
 
 function draw() {
+  beginDrawing();
   const shown = describe();
   const { start } = model;
+  const isOpen = start?.phase === "ready" && !gate(start);
   document.documentElement.dataset.state = shown.state;
-  document.body.classList.toggle("wide", start?.phase === "ready" && Boolean(model.jobs.queues));
+  document.body.classList.toggle("wide", isOpen);
   patch(document.getElementById("bar"), bar(start).filter(Boolean));
   patch(document.getElementById("main"), content(shown).flat(Infinity).filter(Boolean));
   patch(document.getElementById("foot"), foot(start).filter(Boolean));
@@ -133,9 +146,10 @@ function draw() {
     start?.phase === "migrating" && start.migrations.total
       ? ` ${start.migrations.applied}/${start.migrations.total}`
       : "";
-  const title = printable(`${shown.title}${of} · orchestrator`);
+  const view = isOpen && viewName();
+  const title = printable(`${view ? `${view} · ` : ""}${shown.title}${of} · ${instance(start)}`);
   if (document.title !== title) document.title = title;
-  favicon(shown.shape, shown.part ?? 0);
+  favicon(shown.shape, shown.part ?? 0, { name: start?.instance ?? "", fails: isOpen && Boolean(failedCount()) });
   speak(shown, start);
 }
 

@@ -1,50 +1,63 @@
-// Queues and their throughput.
+// Queues: what waits, runs and failed, how much ends; and workers.
 
+import { button } from "./actions.js";
+import { chart } from "./chart.js";
+import { get } from "./data.js";
 import { h } from "./dom.js";
+import { link, missing, part, tag } from "./parts.js";
 import { age, count, plural } from "./words.js";
 
-export function part(key, title, aside, ...body) {
-  return h(
-    "section",
-    { class: "part", key, "aria-labelledby": `h-${key}` },
-    h("div", { class: "head" }, h("h2", { id: `h-${key}` }, title), aside ? h("p", null, aside) : null),
-    body,
-  );
-}
-
-export function queuesPart({ queues, workers }) {
-  const alive = (workers ?? []).filter((one) => one.is_alive !== false);
-  const slots = alive.reduce((sum, one) => sum + (one.concurrency ?? 0), 0);
+export function queuesPart() {
+  const one = get("api/queues", { every_s: 5 });
+  const { queues = [], workers = [] } = one.data ?? {};
+  const alive = workers.filter((worker) => worker.is_alive);
+  const slots = alive.reduce((sum, worker) => sum + worker.concurrency, 0);
+  const aside = !one.data
+    ? null
+    : alive.length
+      ? `${plural(alive.length, "worker")}, ${plural(slots, "slot")}`
+      : h("span", { class: queues.some((queue) => queue.counts.queued) ? "bad" : null }, "No worker is there");
   return part(
     "queues",
     "Queues",
-    workers
-      ? alive.length
-        ? `${plural(alive.length, "worker")}, ${plural(slots, "slot")}`
-        : h("span", { class: queues?.some((one) => one.counts.queued) ? "bad" : null }, "No worker is there")
-      : null,
-    queues?.length
-      ? h("div", { class: "cards" }, queues.map(card))
-      : h("p", { class: "empty" }, "No queue has had a job yet."),
+    aside,
+    missing(one) ??
+      (queues.length
+        ? h("div", { class: "cards" }, queues.map(card))
+        : h("p", { class: "empty" }, "No queue has had a job yet.")),
   );
 }
 
-function card({ name, counts, oldest_queued_s: oldest_s, throughput_per_s: rate, ended_per_minute: minutes }) {
+/** How fast it goes; a queue where much waits and nothing ends is no idle one. */
+function pace({ counts, throughput_per_s: rate, paused_at: paused }) {
+  if (rate >= 1) return `${count(Math.round(rate))} a second`;
+  if (rate) return `${count(Math.round(rate * 60))} a minute`;
+  if (paused) return "paused";
+  if (counts.running) return "none ended in the last minute";
+  if (counts.queued) return h("span", { class: "warn" }, "nobody takes these jobs");
+  return "idle";
+}
+
+function card(queue) {
+  const { name, counts, oldest_queued_s: oldest_s, ended_per_minute: minutes, paused_at: paused } = queue;
   const shown = [
     ["queued", "waiting"],
     ["running", "running"],
     ["scheduled", "later"],
     ["failed", "failed"],
   ];
-  const rated = !rate
-    ? "idle for a minute"
-    : rate >= 1
-      ? `${count(Math.round(rate))} a second`
-      : `${count(Math.round(rate * 60))} a minute`;
+  const path = `api/queues/${encodeURIComponent(name)}`;
   return h(
     "article",
-    { class: "card", key: name, "aria-label": `Queue ${name}` },
-    h("h3", null, name),
+    { class: `card${paused ? " paused" : ""}`, key: name, "aria-label": `Queue ${name}` },
+    h(
+      "div",
+      { class: "top" },
+      h("h3", null, link(["jobs"], { queue: name }, name)),
+      paused
+        ? [tag("paused"), button(`resume-q-${name}`, "Resume", `${path}/resume`, `${name} goes on.`, `queue ${name}`)]
+        : button(`pause-q-${name}`, "Pause", `${path}/pause`, `${name} is paused: what runs goes on.`, `queue ${name}`, { kind: "plain" }),
+    ),
     h(
       "dl",
       { class: "counts" },
@@ -53,34 +66,11 @@ function card({ name, counts, oldest_queued_s: oldest_s, throughput_per_s: rate,
           "div",
           { class: !counts[state] ? "zero" : state === "failed" ? "bad" : "" },
           h("dt", null, label),
-          h("dd", null, count(counts[state] ?? 0)),
+          h("dd", null, link(["jobs"], { queue: name, state }, count(counts[state] ?? 0), { "aria-label": `${counts[state] ?? 0} ${label} in ${name}` })),
         ),
       ),
     ),
-    h(
-      "p",
-      { class: "more" },
-      h("span", null, oldest_s === null || oldest_s === undefined ? "nothing waits" : `oldest waits ${age(oldest_s)}`),
-      h("span", null, rated),
-    ),
-    spark(minutes ?? []),
-  );
-}
-
-/** Jobs that ended in each minute, as a line on its own area. */
-function spark(minutes) {
-  const frame = { class: "spark", viewBox: "0 0 100 48", preserveAspectRatio: "none" };
-  const most = Math.max(1, ...minutes);
-  const points = (minutes.length > 1 ? minutes : [0, 0]).map(
-    (n, i, all) => `${((100 * i) / (all.length - 1)).toFixed(2)} ${(46 - (42 * n) / most).toFixed(2)}`,
-  );
-  const total = minutes.reduce((sum, n) => sum + n, 0);
-  const label = `${plural(total, "job")} ended in ${minutes.length} minutes, at most ${count(Math.max(0, ...minutes))} in one`;
-  return h(
-    "svg",
-    { ...frame, role: "img", "aria-label": label },
-    h("title", null, label),
-    h("path", { class: "area", d: `M0 48 L${points.join(" L")} L100 48 Z` }),
-    h("path", { class: "line", d: `M${points.join(" L")}` }),
+    h("p", { class: "more" }, h("span", null, oldest_s === null ? "nothing waits" : `oldest waits ${age(oldest_s)}`), h("span", null, pace(queue))),
+    chart(`queue-${name}`, minutes, "job"),
   );
 }

@@ -151,7 +151,8 @@ OPERATIONS = (
         query=EventsQuery,
         refusals={503: "The database does not answer, or too many clients follow."},
         description=(
-            "`Last-Event-ID` goes on where the last stream ended, on any replica: nothing is lost, nothing told twice."
+            "`Last-Event-ID` continues where the last stream ended, on any replica: no event is lost, and none is"
+            " sent twice."
         ),
     ),
 )

@@ -12,6 +12,7 @@ from orchestrator.api.problems import Refusal, refuse_field
 from orchestrator.api.request_body import off_the_loop
 from orchestrator.jobs import queue
 from orchestrator.jobs.errors import PayloadError, UnknownHandlerError
+from orchestrator.jobs.listing import read_jobs
 from orchestrator.jobs.search import search_jobs
 from orchestrator.jobs.store import (
     ID_MAX,
@@ -23,7 +24,6 @@ from orchestrator.jobs.store import (
     LogPage,
     State,
     read_job,
-    read_jobs,
     read_log,
 )
 
@@ -158,8 +158,10 @@ async def add(call: Call) -> Reply[Added]:
     key = call.headers.idempotency_key
     if key and given.idempotency_key and key != given.idempotency_key:
         raise refuse_field("idempotency_key", "it differs from the header Idempotency-Key", status=409)
+    wanted = _new(given, key)
+    row = await off_the_loop(len(bytes(given.payload)), queue.row_of, wanted, call.backend.registry)
     async with call.connection() as connection:
-        (made,) = await queue.enqueue_many(connection, [_new(given, key)], registry=call.backend.registry)
+        (made,) = await queue.enqueue_rows(connection, [row])
     call.changed(job=made.id, name=given.name, created=made.created)
     headers = {"Location": f"/api/jobs/{made.id}"}
     if not made.created:
@@ -171,27 +173,25 @@ async def add_batch(call: Call) -> Reply[AddedAll]:
     """Add many jobs in one statement."""
     if "Idempotency-Key" in call.request.headers:
         raise Refusal(400, "a batch takes no Idempotency-Key: give each of its jobs an idempotency_key")
-    registry, given = call.backend.registry, call.body.jobs
-    wanted = await off_the_loop(sum(len(bytes(one.payload)) for one in given), _checked, given, registry)
+    given = call.body.jobs
+    rows = await off_the_loop(sum(len(bytes(one.payload)) for one in given), _checked, given, call.backend.registry)
     async with call.connection() as connection, connection.transaction():
-        made = await queue.enqueue_many(connection, wanted, registry=registry)
+        made = await queue.enqueue_rows(connection, rows)
     call.changed(jobs=len(made), first=made[0].id, names=sorted({one.name for one in given}))
     return Reply(AddedAll([Added(one.id, one.state, one.created) for one in made]))
 
 
-def _checked(jobs: list[NewJob], registry: Registry | None) -> list[queue.NewJob]:
-    """The jobs for the queue, checked one by one before anything is written: the queue cannot say which is wrong."""
-    wanted = []
+def _checked(jobs: list[NewJob], registry: Registry | None) -> list[queue.Row]:
+    """The jobs for the queue; the first that is wrong is refused by its number."""
+    rows = []
     for number, given in enumerate(jobs):
         try:
-            if registry is not None:
-                registry.get(given.name).encode(given.payload)
+            rows.append(queue.row_of(_new(given), registry))
         except UnknownHandlerError as error:
             raise refuse_field(f"jobs[{number}].name", error.message) from None
         except PayloadError as error:
             raise refuse_field(f"jobs[{number}].payload{error.path.removeprefix('$')}", error.reason) from None
-        wanted.append(_new(given))
-    return wanted
+    return rows
 
 
 async def listing(call: Call) -> JobPage:
@@ -225,7 +225,8 @@ async def run_again(call: Call) -> Reply[Added]:
         job = existing(await read_job(connection, call.parameters.id), f"job {call.parameters.id}")
         payload = job.payload if given.payload is msgspec.UNSET else given.payload
         wanted = queue.NewJob(job.name, payload, queue=job.queue, priority=job.priority, timeout_s=job.timeout_s)
-        (made,) = await queue.enqueue_many(connection, [wanted], registry=call.backend.registry)
+        row = await off_the_loop(len(bytes(payload)), queue.row_of, wanted, call.backend.registry)
+        (made,) = await queue.enqueue_rows(connection, [row])
     call.changed(job=made.id, name=job.name, like=job.id)
     return Reply(Added(made.id, made.state, made.created), headers={"Location": f"/api/jobs/{made.id}"})
 
@@ -236,6 +237,13 @@ async def cancel(call: Call) -> Reply[Changed]:
         state = await queue.cancel(connection, call.parameters.id)
     call.changed(job=call.parameters.id, state=state)
     return Reply(Changed(call.parameters.id, state))
+
+
+async def discard(call: Call) -> None:
+    """Remove it, if it is finished."""
+    async with call.connection() as connection:
+        await queue.discard(connection, call.parameters.id)
+    call.changed(job=call.parameters.id)
 
 
 async def retry(call: Call) -> Reply[Changed]:
@@ -305,6 +313,16 @@ OPERATIONS = (
         parameters=JobPath,
         query=LogQuery,
         refusals=_NOT_FOUND,
+    ),
+    Operation(
+        "DELETE",
+        _JOB,
+        discard,
+        "Remove a finished job, with its attempts and its log",
+        "jobs",
+        {204: Answer("It is gone.")},
+        parameters=JobPath,
+        refusals={**_NOT_FOUND, 409: "It is not finished."},
     ),
     Operation(
         "POST",

@@ -182,7 +182,7 @@ OPERATIONS = (
         "GET",
         "/api/migrations",
         migrations,
-        "Migrations: applied, pending, and not straight",
+        "Migrations: applied, pending, and where files and ledger differ",
         "starts",
         {200: Answer("Both folders, compared with their ledgers now.")},
     ),

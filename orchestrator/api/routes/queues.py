@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime  # noqa: TC003 msgspec reads the annotations
 from typing import Any
 
 import msgspec
@@ -9,7 +10,8 @@ import msgspec
 from orchestrator.api.operations import Answer, Call, Operation
 from orchestrator.api.problems import Refusal
 from orchestrator.jobs.bulk import pause_queue, resume_queue
-from orchestrator.jobs.store import Name, Queues  # noqa: TC001 the type of a body, read from the annotation
+from orchestrator.jobs.figures import Queues  # noqa: TC001 the type of a body, read from the annotation
+from orchestrator.jobs.store import Name  # noqa: TC001 as above
 
 
 class HandlerFacts(msgspec.Struct, frozen=True):
@@ -96,7 +98,41 @@ def _changed(call: Call, *, paused: bool, changed: bool) -> Paused:
 
 _QUEUE = "/api/queues/{name}"
 
+
+class Overview(msgspec.Struct, frozen=True):
+    """What no other route tells: the newest good backup, None where none is known, and the schedule that makes them."""
+
+    backup_at: datetime | None
+    backup_size_bytes: int
+    backup_schedule: str | None
+
+
+_BACKUPS = """
+SELECT b.taken_at, b.size_bytes,
+    (SELECT name FROM orchestrator.schedules
+        WHERE job = 'database.backup' AND enabled ORDER BY name LIMIT 1) AS schedule
+FROM (SELECT true) one LEFT JOIN LATERAL (
+    SELECT taken_at, size_bytes FROM orchestrator.backups ORDER BY taken_at DESC LIMIT 1
+) b ON true
+"""
+
+
+async def overview(call: Call) -> Overview:
+    """The newest backup."""
+    async with call.connection() as connection:
+        row = await connection.fetchrow(_BACKUPS)
+    return Overview(row["taken_at"], row["size_bytes"] or 0, row["schedule"])
+
+
 OPERATIONS = (
+    Operation(
+        "GET",
+        "/api/overview",
+        overview,
+        "The newest good backup, and the schedule that makes them",
+        "queues",
+        {200: Answer("As it is now.")},
+    ),
     Operation(
         "POST",
         f"{_QUEUE}/pause",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import time
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
@@ -19,20 +19,21 @@ from orchestrator.api.problems import Refusal
 from orchestrator.api.routes.jobs import HandlerName  # noqa: TC001 msgspec reads the annotations
 from orchestrator.jobs import queue, schedules
 from orchestrator.jobs.errors import PayloadError, UnknownHandlerError
+from orchestrator.jobs.listing import ResultRow, read_results
 from orchestrator.jobs.store import (
     PAGE_MAX,
     Id,
     Name,
-    NameFigures,
-    ResultRow,
     ScheduleRow,
     State,
     read_job,
-    read_results,
     read_schedule,
     read_schedules,
     read_unfinished_ids,
 )
+
+if TYPE_CHECKING:
+    from orchestrator.jobs.figures import NameFigures
 
 Status = Literal["processing", "completed", "failed"]
 _RESULTS_SHOWN = 10

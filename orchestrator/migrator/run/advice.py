@@ -211,7 +211,7 @@ class Cause:
             return None  # it was refused for another reason
         near = nearest(extension, await self._names.available_extensions())
         meant = f"; the nearest that it has is {near}" if near else ""
-        return f"{words}This server has no files of the extension {extension}{meant}: use an image that ships it"
+        return f"{words}This server has no files of the extension {extension}{meant}: use an image that includes it"
 
     async def _unknown_setting(self, ref: Ref) -> str:
         version = self._names.major

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import msgspec
 
-from orchestrator.database.connect import on_notice
 from orchestrator.database.connect_errors import CONNECTION_ERRORS, StandbyError, is_connection_loss
 from orchestrator.database.sessions import SET_OUR_PATH
 from orchestrator.errors import MigrationError
@@ -30,6 +29,7 @@ from orchestrator.migrator.run.errors import (
 )
 from orchestrator.migrator.run.execution import Execution
 from orchestrator.migrator.run.losses import Losses, ended
+from orchestrator.migrator.run.notices import Notices
 from orchestrator.migrator.run.progress import watched
 from orchestrator.migrator.run.report import announce, count
 from orchestrator.migrator.run.session import Session, joined
@@ -37,14 +37,14 @@ from orchestrator.migrator.run.transactional import KEPT_PARSED_BYTES, FileRun, 
 from orchestrator.migrator.state import survey
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     from orchestrator.lifecycle import Lifecycle
     from orchestrator.migrator.folder import Migration
     from orchestrator.migrator.run.options import Options
     from orchestrator.migrator.run.progress import Watch
     from orchestrator.migrator.sources import Source
-    from orchestrator.migrator.sql.statements import Statement
+    from orchestrator.migrator.sql.statements import SqlSyntaxError, Statement
     from orchestrator.migrator.state import Survey
 
 
@@ -83,7 +83,8 @@ async def migrate(
         StandbyError: something is pending, and the server is a read-only standby.
         asyncpg errors that mean that the session is gone (`is_connection_loss`).
     """
-    connection.add_log_listener(on_notice(life))
+    notices = Notices(life)
+    connection.add_log_listener(notices)
     session = await Session.begin(connection, options)
     surveys = [await survey(connection, source, policy=options.policy, ahead=options.ahead) for source in sources]
     announce(surveys, life)
@@ -95,11 +96,11 @@ async def migrate(
         return []
     if await connection.fetchval("SELECT pg_catalog.pg_is_in_recovery()"):
         raise StandbyError
-    parsed = await _parse_all(surveys, options)
+    parsed = await _parse_all(session, surveys, options)
     count(surveys, life)
     life.migrations.started_at = time.monotonic()
     async with watched(connection, life, connect_second, lock_timeout_s=options.ddl_lock_timeout_s) as watch:
-        run = Run(session, options, life, watch, losses or Losses())
+        run = Run(session, options, life, watch, losses or Losses(), notices)
         try:
             for one in surveys:
                 await run.source(one, parsed)
@@ -123,39 +124,58 @@ def _is_settled(one: Survey) -> bool:
     return one.ledger.exists and not one.plan.pending and one.plan.names is None
 
 
-def _parse(migration: Migration) -> tuple[Statement, ...]:
+def _parse(migration: Migration, *, escapes: bool) -> tuple[Statement, ...]:
     # Late: the grammar loads 14 MB, and most starts have nothing pending.
     from orchestrator.migrator.sql.statements import statements
 
-    return statements(migration.read(), path=str(migration.path))
+    return statements(migration.read(), path=str(migration.path), escapes=escapes)
 
 
-async def _parse_all(surveys: Sequence[Survey], options: Options) -> dict[tuple[str, str], tuple[Statement, ...]]:
-    """Parse every pending file with Postgres's own grammar, in a thread; keep what is small."""
+async def _parse_all(
+    session: Session, surveys: Sequence[Survey], options: Options
+) -> dict[tuple[str, str], tuple[Statement, ...]]:
+    """Parse every pending file with Postgres's own grammar, in a thread; keep what is small.
+
+    What the grammar refuses is put to the server, and kept.
+    """
     pending = [(s.source.table.key, m) for s in surveys for m in s.plan.pending]
-    if not pending:
-        return {}
+    kept: dict[tuple[str, str], tuple[Statement, ...]] = {}
 
-    def parse() -> dict[tuple[str, str], tuple[Statement, ...]]:
-        kept: dict[tuple[str, str], tuple[Statement, ...]] = {}
+    def parse() -> Iterator[tuple[str, Migration, SqlSyntaxError]]:
+        from orchestrator.migrator.sql.statements import SqlSyntaxError
+
         for key, migration in pending:
-            parsed = _parse(migration)
+            try:
+                parsed = _parse(migration, escapes=session.escapes)
+            except SqlSyntaxError as error:
+                yield key, migration, error
+                continue
             if options.transaction == "all":
                 refuse_in_single_transaction(migration, parsed)
             if migration.size_bytes <= KEPT_PARSED_BYTES:
                 kept[key, migration.name] = parsed
-        return kept
 
-    return await asyncio.to_thread(parse)
+    refusals = parse()
+    while (refused := await asyncio.to_thread(next, refusals, None)) is not None:
+        from orchestrator.migrator.run.second_opinion import ask_server
+
+        key, migration, error = refused
+        parsed = await ask_server(session.connection, migration, migration.read(), error, escapes=session.escapes)
+        if options.transaction == "all":
+            refuse_in_single_transaction(migration, parsed)
+        kept[key, migration.name] = parsed
+    return kept
 
 
 class Run:
     """One run on one session: what was applied, and how each kind of file is applied."""
 
-    def __init__(self, session: Session, options: Options, life: Lifecycle, watch: Watch, losses: Losses) -> None:
+    def __init__(
+        self, session: Session, options: Options, life: Lifecycle, watch: Watch, losses: Losses, notices: Notices
+    ) -> None:
         self._at_work = Execution(session, options, life, watch)
         self._session, self._connection = session, session.connection
-        self._options, self._life, self._losses = options, life, losses
+        self._options, self._life, self._losses, self._notices = options, life, losses, notices
         self.applied: list[AppliedMigration] = []
         self._items = {(item.source, item.name): item for item in life.migrations.items}
         self._said_session = False
@@ -242,6 +262,8 @@ class Run:
         if name != message[0].name:
             text = text_of(message)
         self._running = key, message[0]
+        await self._session.read_as_before()
+        self._notices.shared = f"{message[0].name} to {message[-1].name}"
         sending = asyncio.create_task(self._send_together(text, message))
         try:
             await asyncio.sleep(0)  # it is under way
@@ -256,6 +278,7 @@ class Run:
             await sending
         finally:
             await self._ended(sending)
+            self._notices.shared = None
         durations: dict[str, float] = {}
         await self._session.ours()
         for record, name, duration_s in await records.newer_records(self._connection, key, self._newest_record):
@@ -325,8 +348,9 @@ class Run:
             is_last = True  # for it is to be on the disk before the next one begins
             await self._losses.before(self._connection, file.source.table.key, migration)
         if parsed is None:
-            parsed = await asyncio.to_thread(_parse, migration)
+            parsed = await asyncio.to_thread(_parse, migration, escapes=self._session.escapes)
         raw = parsed_bytes(migration, parsed)
+        await self._session.read_as_before()
         began = self._begin(file.source, migration, parsed)
         interrupted = one.unfinished.get(migration.name)
         # What was begun in steps goes on in steps, also where the grammar sees no reason for them.
@@ -369,9 +393,10 @@ class Run:
                 for migration in pending:
                     statements = parsed.get((file.source.table.key, migration.name))
                     if statements is None:
-                        statements = await asyncio.to_thread(_parse, migration)
+                        statements = await asyncio.to_thread(_parse, migration, escapes=self._session.escapes)
                     raw = parsed_bytes(migration, statements)
                     every += [s for s in statements if not s.leaves_nothing][:1]
+                    await self._session.read_as_before()
                     opening = (*(file.fresh_inside if durations else ()), self._at_work.local_lock_timeout)
                     began = self._begin(file.source, migration, statements)
                     await file.statements_and_row(migration, raw, statements, began, resumed=True, opening=opening)

@@ -28,15 +28,16 @@ _NOT_SINGLE = "Set MIGRATION_TRANSACTION=each (the default), or take the stateme
 # What to do next, by SQLSTATE (PostgreSQL manual, appendix A), where that has one cause; `causes` tells the others.
 _REMEDIES: dict[str, str] = {
     "42501": "Grant the user of DATABASE_URL what it lacks, or give MIGRATION_DATABASE_URL a user that has it",
+    "22021": "Text holds bytes that its encoding has not: a file is UTF-8, so take out a SET client_encoding",
     "53100": "The server's disk is full: free some space or enlarge the volume",
     "53200": "The server ran out of memory: give it more",
-    "55P03": "A lock was not to be had: stop what holds the table",
+    "55P03": "The lock was not granted: end the session that holds it",
     "40P01": "Another session and the migration waited for each other: stop that session",
     "25006": "The session is read-only: check default_transaction_read_only of the role and of the database",
-    "23505": "The data holds duplicates that the migration forbids: mend them",
-    "23502": "The data holds NULLs that the migration forbids: mend them",
-    "23503": "The data holds references to nothing: mend them",
-    "23514": "The data breaks a check that the migration adds: mend it",
+    "23505": "The data holds duplicates, which the migration forbids: correct them",
+    "23502": "The data holds NULLs, which the migration forbids: fill them",
+    "23503": "The data refers to rows that do not exist: correct it",
+    "23514": "The data violates a check that the migration adds: correct it",
 }
 
 
@@ -160,7 +161,7 @@ def blocked(
     error: MigrationError, blockers: Sequence[Mapping[str, object]], *, attempts: int, waited_s: float
 ) -> MigrationError:
     """Locks were not to be had for as long as MIGRATION_DDL_RETRY_FOR allows."""
-    names = "; ".join(describe_blocker(one) for one in blockers) or "nobody who is visible to this user"
+    names = "; ".join(describe_blocker(one) for one in blockers) or "no session that this user can see"
     tries = "once" if attempts == 1 else f"{attempts} times in {waited_s:.0f} s"
     pids = [one["pid"] for one in blockers if one.get("pid")]
     stop = " or ".join(f"SELECT pg_terminate_backend({pid})" for pid in pids[:3])
@@ -169,7 +170,7 @@ def blocked(
     state = error.remedy.partition("; then start again; ")[2]
     return MigrationError(
         f"{error.message}; tried {tries}, blocked by: {names}",
-        remedy=f"Let it end, or stop it{f': {stop}' if stop else ''}; or raise MIGRATION_DDL_RETRY_FOR{_AGAIN}"
+        remedy=f"Wait for it to end, or stop it{f': {stop}' if stop else ''}; or raise MIGRATION_DDL_RETRY_FOR{_AGAIN}"
         f"{f'; {state}' if state else '.'}",
         facts={**error.facts, "blockers": list(blockers), "attempts": attempts, "waited_s": round(waited_s, 1)},
     )
@@ -239,7 +240,7 @@ def transaction_was_ended(migration: Migration) -> MigrationError:
     """Something in the file ended the transaction around it, unseen by the grammar."""
     return MigrationError(
         f"{migration.path}: a statement ended the transaction around the migration; its ledger row was not written",
-        remedy="Write the COMMIT as a statement of its own, so that it is seen; then mend what was applied.",
+        remedy="Write the COMMIT as a statement of its own, so that it is seen; then correct what was applied.",
         facts={"migration": migration.name, "file": str(migration.path)},
     )
 
@@ -258,6 +259,6 @@ def invalid_index(migration: Migration, statement: Statement, name: str) -> Migr
     """CREATE INDEX CONCURRENTLY ended and the index is not valid."""
     return MigrationError(
         f"{migration.path}:{statement.line}: the index {name} was built and is not valid; no ledger row was written",
-        remedy="Start again: it is dropped and built anew. If it stays so, look for duplicates in the data.",
+        remedy="Start again: it is dropped and built again. If it stays invalid, look for duplicates in the data.",
         facts={"migration": migration.name, "file": str(migration.path), "line": statement.line, "index": name},
     )

@@ -5,6 +5,7 @@ What one file is run with, whether it is one transaction or goes statement by st
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.database.connect_errors import CONNECTION_ERRORS
@@ -60,7 +61,18 @@ class Execution:
             self.watch.end()
         return tag
 
+    async def roll_back(self) -> None:
+        """End the transaction that is open, if there is one; what it fails with is not told: an error is on its way."""
+        if self.is_in_transaction:
+            await self.clear("ROLLBACK")
+
+    async def clear(self, text: str) -> None:
+        """Run SQL of ours that clears up behind an error; a session that is lost needs none."""
+        if not self.connection.is_closed():
+            with contextlib.suppress(*CONNECTION_ERRORS):
+                await self.connection.execute(text)
+
     @property
     def is_in_transaction(self) -> bool:
         """What the server said last about the transaction."""
-        return bool(self.connection.is_in_transaction())
+        return not self.connection.is_closed() and bool(self.connection.is_in_transaction())

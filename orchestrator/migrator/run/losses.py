@@ -179,7 +179,8 @@ def _statement(migration: Migration, number: int | None) -> Statement | None:
     """The statement of that number, which an earlier process has left word of."""
     from orchestrator.migrator.sql.statements import statements
 
-    parsed = statements(migration.read(), path=str(migration.path)) if number else ()
+    # The file was read before: what the grammar here refuses the server has accepted.
+    parsed = statements(migration.read(), path=str(migration.path), keywords=frozenset()) if number else ()
     return next((statement for statement in parsed if statement.index == number), None)
 
 

@@ -15,6 +15,7 @@ from orchestrator.migrator.run.session import DISCARD, joined
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from orchestrator.migrator.sql.parser import Parsed
     from orchestrator.migrator.sql.statements import ConcurrentIndex, Statement
 
 _INDEX = (
@@ -107,15 +108,24 @@ async def _create(connection: Any, index: ConcurrentIndex, before: frozenset[int
     return Look(is_done=len(made) > len(invalid), leftovers=_drops(invalid), known=before)
 
 
+def tree_of(statement: Statement) -> Parsed | None:
+    """The statement's tree; None where the grammar here does not know it, and the server does."""
+    from orchestrator.migrator.sql import parser
+
+    try:
+        (parsed,) = parser.parse(statement.text.encode())
+    except (parser.GrammarError, ValueError):  # ValueError: it is not one statement
+        return None
+    return parsed
+
+
 async def calls_an_end(connection: Any, statement: Statement) -> bool:
     """Whether a CALL may run COMMIT or ROLLBACK: a procedure of that name says so, or calls others, which may.
 
     False for what is no CALL, and for languages whose text does not tell: then the server refuses it in a transaction.
     """
-    from orchestrator.migrator.sql import parser
-
-    (parsed,) = parser.parse(statement.text.encode())
-    if parsed.node != "CallStmt":
+    parsed = tree_of(statement)
+    if parsed is None or parsed.node != "CallStmt":
         return False
     name = parsed.fields()["funccall"]["funcname"][-1]["String"]["sval"]
     return bool(await _fetch(connection, _ENDING_PROCEDURE, name))
@@ -128,11 +138,9 @@ def stops_others(statement: Statement) -> bool:
     """
     if statement.kind != "VACUUM":
         return statement.kind in {"CLUSTER", "REINDEX"}
-    from orchestrator.migrator.sql import parser
-
-    (parsed,) = parser.parse(statement.text.encode())
-    names = {option.get("DefElem", {}).get("defname") for option in parsed.fields().get("options", ())}
-    return "full" in names
+    parsed = tree_of(statement)
+    options = parsed.fields().get("options", ()) if parsed is not None else ()
+    return "full" in {option.get("DefElem", {}).get("defname") for option in options}
 
 
 async def invalid_after(connection: Any, statement: Statement, known: frozenset[int]) -> str | None:
@@ -167,7 +175,8 @@ async def half_reindexed(connection: Any, index: ConcurrentIndex) -> list[Any]:
         owners = await _fetch(
             connection,
             "SELECT c.oid FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
-            " WHERE c.relkind = ANY ('{r,m,t}'::\"char\"[]) AND ($1::pg_catalog.text IS NULL OR n.nspname = $1)",
+            " WHERE c.relkind = ANY ('{r,m,t}'::pg_catalog.\"char\"[])"
+            " AND ($1::pg_catalog.text IS NULL OR n.nspname = $1)",
             index.schema,
         )
     rows: list[Any] = await _fetch(
@@ -186,7 +195,10 @@ def _drops(found: Sequence[Any]) -> tuple[str, ...]:
 
 
 async def _fetch(connection: Any, sql: str, *arguments: object) -> list[Any]:
-    """The rows. The names of the file's objects are looked up by the role's path, and no operator is."""
+    """The rows. Only the names of the file's objects are looked up by the path that the file has set.
+
+    Each table, function, type and operator of ours is qualified.
+    """
     rows: list[Any] = await connection.fetch(
         sql.replace(" = ", " OPERATOR(pg_catalog.=) ").replace(" ~ ", " OPERATOR(pg_catalog.~) "), *arguments
     )
@@ -225,12 +237,10 @@ async def _indexes_of(connection: Any, index: ConcurrentIndex) -> list[Any]:
 
 
 async def _other(connection: Any, statement: Statement) -> Look:
-    from orchestrator.migrator.sql import parser
-
-    (parsed,) = parser.parse(statement.text.encode())
-    if parsed.node == "AlterTableStmt":
+    parsed = tree_of(statement)
+    if parsed is not None and parsed.node == "AlterTableStmt":
         return await _detach(connection, parsed.fields())
-    if parsed.node not in _EXISTS:
+    if parsed is None or parsed.node not in _EXISTS:
         return Look()  # VACUUM, ALTER SYSTEM, CLUSTER, REINDEX …: once more does no harm
     name_field, query, is_done_if_there = _EXISTS[parsed.node]
     name = parsed.fields().get(name_field, "")

@@ -53,7 +53,7 @@ def announce(surveys: Sequence[Survey], life: Lifecycle) -> None:
                 "migration.unlisted",
                 source=one.source.label,
                 files=list(folder.unlisted),
-                decision="passed over: the journal does not name them",
+                decision="ignored: the journal does not name them",
                 remedy="Add them to meta/_journal.json (drizzle-kit generate), or delete them; where they are folders"
                 " of drizzle 1.0, convert the whole folder (drizzle-kit up) and delete the journal.",
             )

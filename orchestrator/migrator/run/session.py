@@ -94,7 +94,7 @@ class Message:
 
 
 class Session:
-    """The one session that migrates."""
+    """The one session that migrates. `login` is its user; `escapes`: its standard_conforming_strings is off."""
 
     def __init__(self, connection: Any, options: Options) -> None:
         self.connection = connection
@@ -104,6 +104,8 @@ class Session:
             f"SET statement_timeout = {options.statement_timeout_ms}",
         )
         self.login = ""
+        self.escapes = False
+        self._reading = ("", "")
 
     @classmethod
     async def begin(cls, connection: Any, options: Options) -> Session:
@@ -113,15 +115,17 @@ class Session:
         with contextlib.suppress(asyncpg.PostgresError):
             await connection.execute("SET client_connection_check_interval = '500ms'")
             session._settings += ("SET client_connection_check_interval = '500ms'",)
-        role, path, session.login = await connection.fetchrow(
+        role, path, session.login, strings = await connection.fetchrow(
             "SELECT current_user::pg_catalog.text, pg_catalog.current_setting('search_path'),"
-            " session_user::pg_catalog.text"
+            " session_user::pg_catalog.text, pg_catalog.current_setting('standard_conforming_strings')"
         )
+        session.escapes = strings == "off"
         if role == SERVICE_SCHEMA:  # what a user's file makes unqualified belongs where drizzle would have put it
             session._settings += (
                 f"SELECT pg_catalog.set_config('search_path', {literal(_USER.sub('', path))}, false)",
             )
         await session.ours()
+        session._reading = session._read_by()
         return session
 
     def fresh(self, *, is_service: bool) -> tuple[str, ...]:
@@ -130,6 +134,18 @@ class Session:
         They are part of the transaction that a BEGIN behind them in the message opens: send them with each try.
         """
         return (*DISCARD, *self._settings, *((f"SET search_path = {OUR_PATH}",) if is_service else ()))
+
+    async def read_as_before(self) -> None:
+        """Undo what decides how the server reads a message, before it comes to the commands in it.
+
+        Call it where a file begins: the commands of `fresh` would be read by what the file before it has set.
+        """
+        if self._reading != self._read_by():
+            await self.ours()
+
+    def _read_by(self) -> tuple[str, str]:
+        settings = self.connection.get_settings()  # as the server reports them
+        return settings.client_encoding, settings.standard_conforming_strings
 
     async def ours(self) -> None:
         """Give the session to our own SQL, until the next file begins."""

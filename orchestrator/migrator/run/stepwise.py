@@ -10,7 +10,6 @@ is run again where a lock was not to be had, and what a crash loses at most.
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -98,7 +97,7 @@ class Steps:
                     if await self._piece():
                         return
                 except MigrationError as error:
-                    await self._roll_back()
+                    await self._run.roll_back()
                     self._done, self._wrapped = place.done, place.wrapped
                     self._chained, self._own_timeout = place.chained, place.own_timeout
                     if len(self._refused) == refused:
@@ -107,17 +106,12 @@ class Steps:
                     patience = self._run.patience(self._statements, **facts)
         except BaseException as error:
             if not is_connection_loss(error):
-                await self._roll_back()
+                await self._run.roll_back()
             raise
 
     @property
     def _in_block(self) -> bool:
-        return bool(self._connection.is_in_transaction())
-
-    async def _roll_back(self) -> None:
-        if not self._connection.is_closed() and self._in_block:
-            with contextlib.suppress(asyncpg.PostgresError, OSError, asyncpg.InterfaceError):
-                await self._connection.execute("ROLLBACK")
+        return self._run.is_in_transaction
 
     async def _resume(self, interrupted: records.Unfinished | None) -> None:
         if interrupted is None or not interrupted.is_begun:
@@ -251,9 +245,8 @@ class Steps:
             try:
                 await self._execute(statement)
             finally:
-                if is_limited and not self._connection.is_closed():
-                    with contextlib.suppress(asyncpg.PostgresError, OSError, asyncpg.InterfaceError):
-                        await self._connection.execute("SET lock_timeout = 0")
+                if is_limited:
+                    await self._run.clear("SET lock_timeout = 0")
             return
         await self._sent(found.instead, statement)
         if statement.kind == "DISCARD ALL":
@@ -298,7 +291,7 @@ class Steps:
         except asyncpg.PostgresError as error:
             if is_connection_loss(error):
                 raise
-            await self._roll_back()
+            await self._run.roll_back()
             raise failed_statement(error, self._migration, None, "COMMIT", done=self._noted) from error
 
     async def _execute(self, statement: Statement) -> None:
@@ -312,16 +305,14 @@ class Steps:
         except asyncpg.PostgresError as error:
             if is_connection_loss(error):
                 raise
-            await self._roll_back()
+            await self._run.roll_back()
             raise failed_statement(error, self._migration, self._raw, statement, done=self._noted) from error
 
 
 def _sets_lock_timeout(statement: Statement) -> bool:
     """Whether a statement that changes the session's settings changes how long it waits for locks."""
-    from orchestrator.migrator.sql import parser
-
-    (parsed,) = parser.parse(statement.text.encode())
-    if parsed.node == "VariableSetStmt":
+    parsed = recovery.tree_of(statement)
+    if parsed is not None and parsed.node == "VariableSetStmt":
         fields = parsed.fields()
         return fields.get("name") == "lock_timeout" or fields["kind"] == "VAR_RESET_ALL"
     return "lock_timeout" in statement.text

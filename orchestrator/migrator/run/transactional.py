@@ -6,7 +6,6 @@ A file that cannot be one transaction is handed to `stepwise`.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from typing import TYPE_CHECKING
 
@@ -144,6 +143,9 @@ class FileRun:
         last one: the way to the server and back is most of what a small migration costs.
         """
         large = len(raw) > KEPT_PARSED_BYTES
+        # What we write is UTF-8, and the server reads a message by what was set before it.
+        recodes = b"client_encoding" in raw.lower()
+        apart = large or recodes
         packing = asyncio.create_task(asyncio.to_thread(records.compress, raw)) if large else None
         message = Message().ours(OPENING, *opening)
         try:
@@ -151,9 +153,12 @@ class FileRun:
             for number, batch in enumerate(batches, start=1):
                 for statement in batch:
                     message.add(statement)
-                if number < len(batches) or large:
+                if number < len(batches) or apart:
                     await self._send(migration, raw, message, batch[0])
                     message = Message()
+            if recodes:
+                await self._send(migration, raw, message.ours(RECORD, "SET LOCAL client_encoding = 'UTF8'"), None)
+                message = Message()
             if packing is not None and (packed := await packing) is not None:
                 duration_s = time.monotonic() - began
                 await self._send(migration, raw, message.ours(RECORD, *AS_OURSELVES), None)
@@ -162,15 +167,13 @@ class FileRun:
             else:
                 packed = None
             self._close(message, migration, raw, began, is_recorded=packed is not None, resumed=resumed)
-            tag = await self._send(migration, raw, message, batches[-1][0] if batches and not large else None)
+            tag = await self._send(migration, raw, message, batches[-1][0] if batches and not apart else None)
             if not self._run.is_in_transaction:
                 raise transaction_was_ended(migration)
             if tag != "INSERT 0 1":
                 raise lock_was_lost(migration)
         except (MigrationError, asyncpg.PostgresError):
-            if not self._run.connection.is_closed() and self._run.is_in_transaction:
-                with contextlib.suppress(asyncpg.PostgresError, OSError, asyncpg.InterfaceError):
-                    await self._run.connection.execute("ROLLBACK")
+            await self._run.roll_back()
             raise
         finally:
             if packing is not None:

@@ -37,6 +37,8 @@ _Result = TypeVar("_Result")
 _LIBRARY_NAMES = {"darwin": "libpg_query.dylib", "win32": "pg_query.dll"}
 # pg_query.proto, enum Token.
 _SQL_COMMENT, _C_COMMENT = 275, 276
+# pg_query.h, PG_QUERY_DISABLE_STANDARD_CONFORMING_STRINGS.
+_BACKSLASH_ESCAPES = 32
 
 
 class GrammarError(Exception):
@@ -75,20 +77,21 @@ class Parsed(NamedTuple):
         return fields
 
 
-def parse(sql: bytes) -> list[Parsed]:
+def parse(sql: bytes, *, escapes: bool = False) -> list[Parsed]:
     """The statements of `sql` with their trees; empty ones are left out. About 10 bytes of JSON to a byte of SQL.
 
-    `sql` is UTF-8 without NUL bytes.
+    `sql` is UTF-8 without NUL bytes. `escapes`: a backslash escapes in plain strings, as it does where
+    standard_conforming_strings is off.
 
     Raises:
         GrammarError: for the first error in it.
     """
-    return _on_a_large_stack(_parse, sql)
+    return _on_a_large_stack(functools.partial(_parse, options=_BACKSLASH_ESCAPES if escapes else 0), sql)
 
 
-def _parse(sql: bytes) -> list[Parsed]:
+def _parse(sql: bytes, options: int) -> list[Parsed]:
     library = _library()
-    result = library.pg_query_parse(sql)
+    result = library.pg_query_parse_opts(sql, options)
     try:
         _raise_error(result.error)
         try:
@@ -128,14 +131,12 @@ def tokens(sql: bytes) -> Iterator[tuple[int, int]]:
     Raises:
         GrammarError: the text ends inside a string or a comment.
     """
-    library = _library()
-    result = library.pg_query_scan(sql)
-    try:
-        _raise_error(result.error)
-        packed = ctypes.string_at(result.tokens.data, result.tokens.length)
-    finally:
-        library.pg_query_free_scan_result(result)
-    return _unpack_tokens(packed)
+    return _tokens(sql, lambda token, _: token not in {_SQL_COMMENT, _C_COMMENT})
+
+
+def keywords(sql: bytes) -> Iterator[tuple[int, int]]:
+    """(offset, end) in bytes of each keyword of `sql`, reserved or not; raises as `tokens`."""
+    return _tokens(sql, lambda _, keyword_kind: keyword_kind != 0)
 
 
 def plpgsql(function: bytes) -> Any:
@@ -159,6 +160,10 @@ def _plpgsql(function: bytes) -> Any:
 
 def comments(sql: bytes) -> list[tuple[int, int]]:
     """(offset, end) in bytes of each comment of `sql`; raises as `tokens`."""
+    return list(_tokens(sql, lambda token, _: token in {_SQL_COMMENT, _C_COMMENT}))
+
+
+def _tokens(sql: bytes, is_wanted: Callable[[int, int], bool]) -> Iterator[tuple[int, int]]:
     library = _library()
     result = library.pg_query_scan(sql)
     try:
@@ -166,11 +171,11 @@ def comments(sql: bytes) -> list[tuple[int, int]]:
         packed = ctypes.string_at(result.tokens.data, result.tokens.length)
     finally:
         library.pg_query_free_scan_result(result)
-    return list(_unpack_tokens(packed, comments=True))
+    return _unpack_tokens(packed, is_wanted)
 
 
-def _unpack_tokens(packed: bytes, *, comments: bool = False) -> Iterator[tuple[int, int]]:
-    """Read pg_query.proto's ScanResult {version = 1; repeated ScanToken tokens = 2 {start = 1, end = 2, token = 4}}."""
+def _unpack_tokens(packed: bytes, is_wanted: Callable[[int, int], bool]) -> Iterator[tuple[int, int]]:
+    """Read pg_query.proto's ScanResult: version = 1, tokens = 2, each {start 1, end 2, token 4, keyword_kind 5}."""
     position, size = 0, len(packed)
     while position < size:
         tag, position = _varint(packed, position)
@@ -182,7 +187,7 @@ def _unpack_tokens(packed: bytes, *, comments: bool = False) -> Iterator[tuple[i
         while position < end:
             tag, position = _varint(packed, position)
             fields[tag >> 3], position = _varint(packed, position)
-        if (fields.get(4) in {_SQL_COMMENT, _C_COMMENT}) is comments:
+        if is_wanted(fields.get(4, 0), fields.get(5, 0)):
             yield fields.get(1, 0), fields.get(2, 0)
 
 
@@ -360,7 +365,7 @@ def _library() -> ctypes.CDLL:
         )
     library = ctypes.CDLL(str(found))
     for function, free, result in (
-        ("pg_query_parse", "pg_query_free_parse_result", _ParseResult),
+        ("pg_query_parse_opts", "pg_query_free_parse_result", _ParseResult),
         ("pg_query_split_with_parser", "pg_query_free_split_result", _SplitResult),
         ("pg_query_scan", "pg_query_free_scan_result", _ScanResult),
         ("pg_query_parse_plpgsql", "pg_query_free_plpgsql_parse_result", _PlpgsqlResult),
@@ -369,4 +374,5 @@ def _library() -> ctypes.CDLL:
         getattr(library, function).restype = result
         getattr(library, free).argtypes = [result]
         getattr(library, free).restype = None
+    library.pg_query_parse_opts.argtypes = [c_char_p, c_int]
     return library

@@ -6,6 +6,7 @@ Everything is decided by Postgres's own grammar (`parser.py`), never by a patter
 from __future__ import annotations
 
 import codecs
+import functools
 import hashlib
 import re
 import unicodedata
@@ -16,6 +17,7 @@ import msgspec
 from orchestrator.errors import MigrationError
 from orchestrator.migrator.sql import parser
 from orchestrator.migrator.sql.blocks import EndsTransactions, ends_transactions
+from orchestrator.migrator.sql.dialect import pieces
 from orchestrator.migrator.sql.effects import leaves_nothing
 from orchestrator.migrator.sql.options import has_option, is_on
 from orchestrator.redaction import HIDDEN, MASK, masked
@@ -60,6 +62,7 @@ class Statement(msgspec.Struct, frozen=True, gc=False):
     `transaction_control` says what it does to the transaction around it; PREPARE TRANSACTION ends it like a commit.
     `changes_session` is True for what outlives the transaction in the session's settings; into a DO block nobody sees.
     `leaves_nothing` is True for what a roll back undoes to the last (`effects`).
+    `is_known` is False for what the grammar here refuses and the server has not judged yet (`dialect`).
     `ends_transactions` says whether a CALL or DO commits or rolls back inside, which the server refuses in a block.
     `parsed` is its tree, where `statements` was asked to keep the trees.
     """
@@ -77,6 +80,7 @@ class Statement(msgspec.Struct, frozen=True, gc=False):
     concurrent_index: ConcurrentIndex | None
     leaves_nothing: bool
     ends_transactions: EndsTransactions = "no"
+    is_known: bool = True
     parsed: parser.Parsed | None = None
 
     def __repr__(self) -> str:
@@ -99,10 +103,16 @@ class Statement(msgspec.Struct, frozen=True, gc=False):
 
 
 class SqlSyntaxError(MigrationError):
-    """A migration file is not SQL that can be sent. Facts: path, line, column, near, reason, byte_offset."""
+    """A migration file is not SQL that can be sent. Facts: path, line, column, near, reason, byte_offset.
 
-    def __init__(self, raw: bytes, *, path: str, byte_offset: int, reason: str, hint: str = "") -> None:
-        self.path, self.reason, self.hint = path, _bounded(reason), hint
+    `is_grammar`: it is the grammar here that refuses it, and a server of another release may not.
+    """
+
+    def __init__(
+        self, raw: bytes, *, path: str, byte_offset: int, reason: str, hint: str = "", is_grammar: bool = False
+    ) -> None:
+        self.path, self.reason, self.hint, self.is_grammar = path, _bounded(reason), hint, is_grammar
+        self.byte_offset = byte_offset
         self.line, self.column = _line_and_column(raw, byte_offset)
         self.near = excerpt(raw, self.line, self.column)
         super().__init__(
@@ -119,8 +129,18 @@ class SqlSyntaxError(MigrationError):
         )
 
 
-def statements(raw: bytes, *, path: str, keep_trees: bool = False) -> tuple[Statement, ...]:
+def statements(
+    raw: bytes,
+    *,
+    path: str,
+    keep_trees: bool = False,
+    escapes: bool = False,
+    keywords: frozenset[str] | None = None,
+) -> tuple[Statement, ...]:
     """The statements of a migration file, in order; comments and empty chunks yield none.
+
+    `escapes`: the session's standard_conforming_strings is off. With `keywords`, those of the server, a chunk that the
+    grammar here refuses is no error: its statements are told apart by their tokens, and some may not be `is_known`.
 
     The file is cut into Drizzle's chunks first, and each chunk must be whole statements. Needs a few MB beside the
     result, for a file of any size with statements of ordinary size; with `keep_trees` ten times the file's size.
@@ -132,7 +152,9 @@ def statements(raw: bytes, *, path: str, keep_trees: bool = False) -> tuple[Stat
     _check_encoding(raw, path)
     found: list[Statement] = []
     at, line, column = 0, 1, 1
-    for window_offset, classified in _windows(raw, path, _classify_window):
+    read = functools.partial(_classify_window, escapes=b"\\'" in raw and _escapes(raw, default=escapes))
+    refused = None if keywords is None else functools.partial(_classify_pieces, keywords=keywords)
+    for window_offset, classified in _windows(raw, path, read, refused):
         for offset, end, kind, parsed in classified:
             here = window_offset + offset
             # Lines and columns are counted on from the last statement: each byte is looked at once.
@@ -159,6 +181,7 @@ def statements(raw: bytes, *, path: str, keep_trees: bool = False) -> tuple[Stat
                     concurrent_index=kind.concurrent_index,
                     leaves_nothing=kind.leaves_nothing,
                     ends_transactions=kind.ends_transactions,
+                    is_known=kind.is_known,
                     parsed=parsed if keep_trees else None,
                 )
             )
@@ -236,13 +259,15 @@ def _chunks(raw: bytes) -> Iterator[tuple[int, int]]:
     yield start, len(raw)
 
 
-def _windows(raw: bytes, path: str, read: Callable[[bytes], _Read]) -> Iterator[tuple[int, _Read]]:
+def _windows(
+    raw: bytes, path: str, read: Callable[[bytes], _Read], refused: Callable[[bytes], _Read] | None = None
+) -> Iterator[tuple[int, _Read]]:
     """Cut `raw` into windows of whole statements, each within one chunk, and yield (offset, what `read` makes of it).
 
     A window ends after a semicolon. If the text up to there is complete, so it is for the file's own parse: a prefix
     that the scanner and the LR parser accept is read the same way whatever follows. If not (the semicolon stands in a
     string or a body, or the text is wrong), the window grows, at last to the end of the chunk, whose error is the
-    file's.
+    file's; `refused`, if it is given, reads what has one.
     """
     for chunk_start, chunk_end in _chunks(raw):
         start, size = chunk_start, _WINDOW_BYTES
@@ -255,7 +280,13 @@ def _windows(raw: bytes, path: str, read: Callable[[bytes], _Read]) -> Iterator[
                 if end < chunk_end:
                     size *= 2
                     continue
-                raise _syntax_error(raw, path, start, window, error) from None
+                wrong = _syntax_error(raw, path, start, window, error)
+                if refused is None or not wrong.is_grammar:
+                    raise wrong from None
+                try:
+                    result = refused(window)
+                except parser.GrammarError as unfinished:
+                    raise _syntax_error(raw, path, start, window, unfinished) from None
             del window
             yield start, result
             start, size = end, _WINDOW_BYTES
@@ -289,18 +320,22 @@ class _Kind(msgspec.Struct, frozen=True):
     copies_from_client: bool = False
     leaves_nothing: bool = False
     ends_transactions: EndsTransactions = "no"
+    is_known: bool = True
 
+
+_Classified = tuple[int, int, _Kind, "parser.Parsed | None"]
 
 # In what the grammar has accepted, nothing else starts with these six letters, and they start nothing else.
 _DATA = {word.encode(): _Kind(word) for word in ("INSERT", "UPDATE", "DELETE")}
 
 
-def _classify_window(window: bytes) -> list[tuple[int, int, _Kind, parser.Parsed | None]]:
+def _classify_window(window: bytes, *, escapes: bool) -> list[_Classified]:
     """(offset, end, kind, tree) of each statement of `window`; plain data in what is long has no tree."""
     sets_config = b"set_config" in window.lower()
-    found: list[tuple[int, int, _Kind, parser.Parsed | None]]
-    if len(window) <= _WINDOW_BYTES:
-        found = [(one.offset, one.end, _classify(one, sets_config=sets_config), one) for one in parser.parse(window)]
+    found: list[_Classified]
+    if escapes or len(window) <= _WINDOW_BYTES:
+        parsed = parser.parse(window, escapes=escapes)
+        found = [(one.offset, one.end, _classify(one, sets_config=sets_config), one) for one in parsed]
     else:
         # JSON trees would halve the speed: in what is more than a window long, only what is not plain data gets one.
         found = []
@@ -311,6 +346,31 @@ def _classify_window(window: bytes) -> list[tuple[int, int, _Kind, parser.Parsed
                 kind = _classify(one, sets_config=sets_config)
             found.append((offset, end, kind, one))
     return [(offset, _trimmed(window, end), kind, one) for offset, end, kind, one in found]
+
+
+def _classify_pieces(window: bytes, *, keywords: frozenset[str]) -> list[_Classified]:
+    """The same for a window that the grammar refuses; raises GrammarError where it cannot be cut into statements."""
+    sets_config = b"set_config" in window.lower()
+    found = []
+    for piece in pieces(window, keywords):
+        if piece.parsed is None:
+            ends: EndsTransactions = "maybe" if piece.words in {"CALL", "DO"} else "no"
+            kind = _Kind(piece.words, ends_transactions=ends, is_known=False)
+        else:
+            kind = _classify(piece.parsed, sets_config=sets_config)
+        found.append((piece.offset, piece.end, kind, piece.parsed))
+    return found
+
+
+_SETS_STRINGS = re.compile(
+    rb"standard_conforming_strings(?:\s*=|\s+to\b|'\s*,)\s*'?(off|false|no|0|on|true|yes|1)\b", re.IGNORECASE
+)
+
+
+def _escapes(raw: bytes, *, default: bool) -> bool:
+    """Whether a backslash escapes in the file's plain strings: it may say so itself, as pg_dump does at the top."""
+    said = _SETS_STRINGS.search(raw)
+    return said[1].lower() in {b"off", b"false", b"no", b"0"} if said else default
 
 
 def _trimmed(window: bytes, end: int) -> int:
@@ -654,7 +714,17 @@ def _syntax_error(raw: bytes, path: str, start: int, window: bytes, error: parse
         hint = _hint(window, before, error)
     if error.at_end:
         before = len(window[:before].rstrip())
-    return SqlSyntaxError(raw, path=path, byte_offset=start + before, reason=error.message, hint=hint)
+    return SqlSyntaxError(raw, path=path, byte_offset=start + before, reason=error.message, hint=hint, is_grammar=True)
+
+
+def refused_by_server(
+    raw: bytes, statement: Statement, path: str, message: str, position: int | None
+) -> SqlSyntaxError:
+    """The error of a statement that the server's own parser refuses, at its character `position`."""
+    window = raw[: statement.byte_end]
+    before = len(window[: statement.byte_offset].decode())
+    error = parser.GrammarError(message, before + position if position else 0)
+    return _syntax_error(raw, path, 0, window, error)
 
 
 def _copy_before(window: bytes, error_offset: int) -> int | None:

@@ -337,6 +337,11 @@ def test_the_log_of_job_server_is_json_lines_that_tell_the_start(healthy):
     assert applied[-len(FILES) :] == list(FILES)
 
 
+def test_commands_run_beside_the_service_and_in_a_container_of_their_own(healthy):
+    assert "applied" in healthy.compose("exec", "-T", "job-server", "orchestrator", "status")
+    assert "applied" in healthy.compose("run", "--rm", "-T", "job-server", "status")
+
+
 def test_the_extensions_are_there_and_public_holds_only_what_the_files_put_there(healthy):
     assert healthy.sql("SELECT extname FROM pg_extension WHERE extname <> 'plpgsql' ORDER BY 1") == [
         "uuid-ossp",

@@ -76,10 +76,10 @@ def test_no_variable_is_named_that_does_not_exist():
     known = (
         {v.name for v in VARIABLES}
         | {f"{v.name}_FILE" for v in VARIABLES}
-        | {"JOBS_TEST_OUTAGE_S", "CHAOS_SEED", "CHAOS_SECONDS"}
+        | {"JOBS_TEST_OUTAGE_S", "CHAOS_SEED", "CHAOS_SECONDS", "FAILOVER_ROUNDS"}
     )
     known |= {"POSTGRES_PASSWORD", "ON_ERROR_STOP", "IS_TEMPLATE", "TEST_DATABASE_URL", "CRASH_KILLS", "FUZZ_EXAMPLES"}
-    known |= {"ORCHESTRATOR_IMAGE", "IMAGE_SIZE", "XDG_DATA_HOME"}
+    known |= {"ORCHESTRATOR_IMAGE", "DATABASE_MEMORY", "IMAGE_SIZE", "XDG_DATA_HOME"}
     named = set(re.findall(r"\b(?:[A-Z]+_[A-Z_]*[A-Z]|API_TOKEN|JOBS|SCHEMA)\b", README))
     assert named <= known
 
@@ -309,7 +309,10 @@ def _check_compose(lines: list[str], env: dict[str, str]) -> None:
         assert words[3] in shipped
         assert words[4] in {"up", "port", "logs", "build", "exec"}
         if words[4] == "exec":
-            assert words[5:] == ["job-server", "cat", "/run/secrets/api_token"]
+            assert words[5:] in (
+                ["job-server", "cat", "/run/secrets/api_token"],
+                ["job-server", "orchestrator", "status"],
+            )
             continue
         assert set(words[5:]) <= {"--build", "--no-build", "--detach", "--wait", "job-server", "3005"}
     try:

@@ -240,7 +240,10 @@ def _scan_v1(path: Path) -> tuple[Folder, list[FolderProblem]]:
         except OSError as error:
             raise _unreadable(file, error) from error
     if not migrations and not problems:
-        text = f"{path} holds no migrations: no meta/_journal.json and no <14 digits>_name/migration.sql"
+        if not any(path.iterdir()):
+            text = f"{path} is empty: of a folder that is missing on the host, a container engine makes an empty mount"
+        else:
+            text = f"{path} holds no migrations: no meta/_journal.json and no <14 digits>_name/migration.sql"
         problems.append(FolderProblem("empty", text, str(path)))
     return Folder(path, "v1", tuple(migrations), tuple(unlisted)), problems
 

@@ -8,9 +8,12 @@ import { ago, count, plural, timer } from "./words.js";
 
 const SHOWN = 6;
 
+// It reads thousands of errors: by the clock, and not at every event of a busy queue.
+const failures = () => get("api/jobs/failures", { every_s: 5, live: false });
+
 /** How many jobs are given up, of all groups; null while that is not known. */
 export function failedCount() {
-  const { data } = get("api/jobs/failures");
+  const { data } = failures();
   return data && data.groups.reduce((sum, group) => sum + group.failed, 0);
 }
 
@@ -58,7 +61,7 @@ function group(one) {
 
 /** The part with the groups, all of them or the newest; an empty one takes a line. */
 export function failuresPart({ all = false } = {}) {
-  const one = get("api/jobs/failures");
+  const one = failures();
   const groups = one.data?.groups ?? [];
   const failed = groups.reduce((sum, g) => sum + g.failed, 0);
   const retrying = groups.reduce((sum, g) => sum + g.retrying, 0);

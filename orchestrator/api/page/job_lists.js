@@ -128,7 +128,7 @@ function options(values, empty) {
 
 function filters(query) {
   const names = (get("api/handlers", { every_s: 300, live: false }).data?.handlers ?? []).map((one) => one.name);
-  const queues = (get("api/queues").data?.queues ?? []).map((one) => one.name);
+  const queues = (get("api/queues", { every_s: 5 }).data?.queues ?? []).map((one) => one.name);
   const schedules = (get("api/schedules", { live: false }).data?.schedules ?? []).map((one) => one.name);
   const known = (list, name) => [...new Set([...list, ...(query.get(name) ? [query.get(name)] : [])])].sort();
   const set = (name, value) => {
@@ -182,7 +182,7 @@ function bulk(which) {
     .filter(([, [, , states]]) => !which.state || states.includes(which.state))
     .filter(([action]) => !which.retrying || action !== "discard")
     .map(([action, [label, done]]) => {
-      const { data } = get(`api/jobs/count?${query}&action=${action}`);
+      const { data } = get(`api/jobs/count?${query}&action=${action}`, { every_s: 5, live: false });
       if (!data?.count) return null;
       if (data.more) return h("span", { class: "soft" }, `${label}: more than ${count(data.count)}, narrow the filter`);
       return button(

@@ -56,7 +56,7 @@ export function warnings(start) {
 function glance(start) {
   const { database } = start.checks;
   const backup = get("api/overview", { every_s: 30, live: false }).data;
-  const workers = get("api/queues").data?.workers?.filter((one) => one.is_alive);
+  const workers = get("api/queues", { every_s: 5 }).data?.workers?.filter((one) => one.is_alive);
   const failed = failedCount();
   const { applied, total } = start.migrations;
   const rows = [

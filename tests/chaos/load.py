@@ -90,8 +90,11 @@ class Load:
         """Add jobs, some in transactions that are rolled back; cancel a few."""
         connection = await self._connect()
         add = (
-            "INSERT INTO orchestrator.jobs (name, state, payload) VALUES ($1, 'queued', jsonb_build_object('seconds',"
-            " $2::float8)) RETURNING id"
+            "WITH made AS (INSERT INTO orchestrator.jobs (name, state, payload)"
+            " VALUES ($1, 'queued', jsonb_build_object('seconds', $2::float8)) RETURNING id, name, queue, state),"
+            # Jobs are counted by their events.
+            " told AS (INSERT INTO orchestrator.job_events (job_id, attempt, name, queue, state)"
+            " SELECT id, 0, name, queue, state FROM made) SELECT id FROM made"
         )
         while True:
             name = chance.choice(["work", "work", "limited", "threaded"])

@@ -73,7 +73,7 @@ def told(database_url, admin, write, tmp_path):
         path = write(tmp_path / "m", *((f"{n:04}_m", text) for n, text in enumerate(files)))
         source = Source("user", read_folder(path), LedgerTable("drizzle", "__drizzle_migrations"))
         async with (
-            own_session(parse(database_url), wait_timeout_s=5, connect_timeout_s=5, application_name="t") as connection,
+            own_session(parse(database_url), application_name="t") as connection,
             connection.transaction(readonly=True, isolation="repeatable_read"),
         ):
             report, _ = await lint_with_ledger(

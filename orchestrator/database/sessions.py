@@ -14,13 +14,15 @@ Each kind has TCP keep-alives on the server's side: it notices a client that van
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import asyncpg
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Coroutine
 
 Kind = Literal["ours", "migration", "handlers"]
 
@@ -64,6 +66,16 @@ _MEANING = {
 _NO_COMPILATION = {"jit": "off"}
 _FIRST_WITH_TRANSACTION_TIMEOUT = 17
 _ALONE = ("CREATE DATABASE", "DROP DATABASE", "ALTER DATABASE", "VACUUM")
+
+
+_CANCEL_LIMIT_S = 5.0
+# The loop itself holds tasks weakly.
+_CANCELLING: set[asyncio.Task[None]] = set()
+
+
+async def _sent(request: Coroutine[Any, Any, None]) -> None:
+    with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):  # of no consequence
+        await asyncio.wait_for(request, _CANCEL_LIMIT_S)
 
 
 class Connection(asyncpg.Connection):  # type: ignore[misc] # asyncpg has no types
@@ -115,6 +127,25 @@ class Connection(asyncpg.Connection):  # type: ignore[misc] # asyncpg has no typ
     @property
     def _needs_settings(self) -> bool:
         return self.is_shared and self.kind == "ours" and not self.is_in_transaction()
+
+    def terminate(self) -> None:
+        """Cut the connection; the cancel request of a statement that was given up still goes out, within seconds.
+
+        Without it the server's side of a commit that waits for a lost standby would stay for ever, one for each try:
+        there it looks neither at its client nor at a time limit.
+        """
+        if self._cancellations and not self.is_closed():
+            request = asyncpg.connect_utils._cancel(  # noqa: SLF001  # has no public door
+                loop=self._loop,
+                addr=self._addr,
+                params=self._params,
+                backend_pid=self.get_server_pid(),
+                backend_secret=self._protocol.backend_secret,
+            )
+            task = self._loop.create_task(_sent(request))
+            _CANCELLING.add(task)
+            task.add_done_callback(_CANCELLING.discard)
+        super().terminate()
 
     async def execute(self, query: str, *args: object, timeout: float | None = None) -> str:  # noqa: ASYNC109
         """As asyncpg's, whose signature it is."""

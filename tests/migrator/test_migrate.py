@@ -151,7 +151,7 @@ async def test_a_broken_folder_fails_before_it_waits_for_anything(orchestrator, 
 
 async def test_an_empty_folder_is_refused_since_a_wrong_mount_looks_like_it(orchestrator, database_url, tmp_path):
     result = await orchestrator("migrate", env={"DATABASE_URL": database_url, "MIGRATIONS_DIR": str(tmp_path)})
-    assert (result.returncode, "holds no migrations" in failure(result)["error"]) == (70, True)
+    assert (result.returncode, "is empty: of a folder that is missing" in failure(result)["error"]) == (70, True)
 
 
 HISTORIES = {

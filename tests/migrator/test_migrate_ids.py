@@ -80,9 +80,9 @@ async def test_with_event_triggers_nothing_that_they_do_is_done_twice(migrate, a
         database_url,
         "CREATE SEQUENCE seen; CREATE FUNCTION look() RETURNS event_trigger LANGUAGE plpgsql AS"
         " $$ BEGIN PERFORM nextval('public.seen'); END $$;"
-        " CREATE EVENT TRIGGER look ON ddl_command_end WHEN TAG IN ('CREATE VIEW') EXECUTE FUNCTION look()",
+        " CREATE EVENT TRIGGER look ON ddl_command_end WHEN TAG IN ('CREATE DOMAIN') EXECUTE FUNCTION look()",
     )
-    files = [f"CREATE VIEW v{n} AS SELECT {n} AS n;" for n in range(4)]
+    files = [f"CREATE DOMAIN d{n} AS int;" for n in range(4)]
     result = await migrate(*files[:2], files[2] + BREAK + "DROP TABLE missing;", files[3])
     assert result.returncode == 70
     assert await admin.value(database_url, "SELECT last_value FROM seen") == 3

@@ -228,7 +228,7 @@ async def _renamed(pair: ScratchPair, answers: _Answers) -> Catalogue:
             break
     if unused := sorted(answers.given - {"*"}):
         raise GenerateError(
-            f"--rename {' '.join(unused)}: nothing of that name was dropped with something like it added",
+            f"--rename {' '.join(unused)}: nothing with that name was dropped with something like it added",
             remedy="Write it as table=new_table, table.column=new_column, type.value=new_value or schema.table="
             "other.table; --check shows what differs.",
             facts={"renames": unused},

@@ -162,7 +162,8 @@ function again(job) {
 }
 
 export function jobView(id) {
-  const one = get(`api/jobs/${encodeURIComponent(id)}`);
+  // Who asked for a change is written a moment after it, and no event tells of that.
+  const one = get(`api/jobs/${encodeURIComponent(id)}`, { every_s: 3 });
   if (missing(one)) return part("job", `Job #${id}`, null, missing(one));
   const job = one.data;
   const { done, total, note } = job.progress ?? {};

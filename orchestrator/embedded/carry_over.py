@@ -101,6 +101,7 @@ async def _copied(dump: asyncio.subprocess.Process, fill: asyncio.subprocess.Pro
         fill.stdin.close()
     except (BrokenPipeError, ConnectionResetError):  # psql has ended, and says why
         _kill(dump)
+        await dump.stdout.read()  # its end is not seen before its pipe is read to the end
 
 
 def _kill(process: asyncio.subprocess.Process) -> None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from orchestrator.jobs.parameters import WorkerParameters
     from orchestrator.jobs.session import Session
 
+_DECODED_AT_ONCE_BYTES = 64 * 1024
 _INSIST_EVERY_S = 5.0
 _OUTPUT_BYTES_MAX = 1 << 20
 _POOL_SIZE = 10
@@ -197,7 +198,9 @@ class Worker:
             if run.timeout_s is not None:
                 run.timer = asyncio.get_running_loop().call_later(run.timeout_s, self.stop_run, run, "timed_out")
             try:
-                payload = handler.decoder.decode(run.payload)
+                decode = handler.decoder.decode
+                is_long = len(run.payload) > _DECODED_AT_ONCE_BYTES  # the loop also answers probes
+                payload = await asyncio.to_thread(decode, run.payload) if is_long else decode(run.payload)
             except msgspec.DecodeError:
                 run.is_unreadable = True
                 raise
